@@ -1,0 +1,3 @@
+//! The command `realize`.
+
+fn main() {}
