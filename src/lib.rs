@@ -1,10 +1,23 @@
 //! Moves files from one host to another and never loses one.
 //!
 //! A source file is deleted only after the target holds the same bytes, verified and durable, under
-//! the final name. `docs/design.md` tells how and why; imports point down this list only.
+//! the final name. `docs/design.md` tells how and why. A module uses only what stands above it here.
 
+pub mod limits;
 pub mod model;
+pub mod planted;
 
 pub mod clock;
+pub mod digest;
+pub mod filter;
 pub mod fs;
 pub mod net;
+
+pub mod service;
+
+pub mod plan;
+pub mod store;
+
+pub mod server;
+
+pub mod algo;

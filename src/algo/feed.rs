@@ -1,0 +1,218 @@
+//! The listings of all sources, merged in path order.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::{
+    MoveError, MoveOptions, ServiceStub, Side, Source, Why,
+    calls::{self, flat},
+};
+use crate::{
+    model::{Entry, Kind, RelPath},
+    plan::{Nesting, Reason},
+    service::{Claim, Cursor},
+};
+
+/// Something at the source.
+#[derive(Debug)]
+pub struct Found {
+    /// Its path at the target.
+    pub to: RelPath,
+    /// Which sources have it, each with its state there. At least one.
+    pub entries: Vec<(usize, Entry)>,
+}
+
+impl Found {
+    /// Whether it is a directory, in every source that has it.
+    pub fn is_dir(&self) -> bool {
+        self.entries.iter().all(|(_, entry)| entry.kind == Kind::Dir)
+    }
+
+    /// Whether several sources have it and it can't be merged.
+    pub fn collides(&self) -> bool {
+        self.entries.len() > 1 && !self.is_dir()
+    }
+}
+
+/// A page of the merged listing.
+#[derive(Debug, Default)]
+pub struct FeedPage {
+    /// In path order.
+    pub found: Vec<Found>,
+    /// What can't be moved at all, by the directory it is in.
+    pub troubles: BTreeMap<RelPath, Vec<(RelPath, Why)>>,
+    /// Whether this was the last.
+    pub is_last: bool,
+}
+
+/// The merged listing.
+pub struct Feed<'a, S> {
+    streams: Vec<Stream<'a, S>>,
+    target_claim: Option<&'a Claim>,
+    one_host: bool,
+    page_entries: usize,
+    /// Names that a crash left set aside get their places back as they are met.
+    restore: bool,
+}
+
+struct Stream<'a, S> {
+    source: &'a Source<S>,
+    buffer: VecDeque<(RelPath, Entry)>,
+    next: Next,
+}
+
+enum Next {
+    List(Option<Cursor>),
+    /// Files by name, from this one on: the path at the target, then that at the source.
+    Files(VecDeque<(RelPath, RelPath)>),
+    End,
+}
+
+impl<'a, S: ServiceStub> Feed<'a, S> {
+    /// The merged listing of `sources`. `target_claim` tells what must not be met
+    /// in it; on one host by device and inode as well.
+    pub fn new(
+        sources: &'a [Source<S>],
+        options: &MoveOptions,
+        target_claim: Option<&'a Claim>,
+        one_host: bool,
+    ) -> Self {
+        let stream = |source: &'a Source<S>| {
+            let next = match &source.files {
+                None => Next::List(None),
+                Some(files) => {
+                    let mut files: Vec<_> = files.iter().map(|(from, to)| (to.clone(), from.clone())).collect();
+                    files.sort_unstable();
+                    Next::Files(files.into())
+                }
+            };
+            Stream {
+                source,
+                buffer: VecDeque::new(),
+                next,
+            }
+        };
+        Self {
+            streams: sources.iter().map(stream).collect(),
+            target_claim,
+            one_host,
+            page_entries: options.limits.page_entries,
+            restore: !options.dry_run && !options.copy,
+        }
+    }
+
+    /// The next page.
+    pub async fn next_page(&mut self) -> Result<FeedPage, MoveError> {
+        let mut page = FeedPage::default();
+        while page.found.len() < self.page_entries {
+            for index in 0..self.streams.len() {
+                self.fill(index, &mut page).await?;
+            }
+            let heads = self.streams.iter().filter_map(|stream| stream.buffer.front());
+            let Some(to) = heads.map(|(to, _)| to).min().cloned() else {
+                page.is_last = true;
+                return Ok(page);
+            };
+            let mut entries = Vec::new();
+            for (index, stream) in self.streams.iter_mut().enumerate() {
+                while let Some((_, entry)) = stream.buffer.pop_front_if(|(path, _)| *path == to) {
+                    entries.push((index, entry));
+                }
+            }
+            page.found.push(Found { to, entries });
+        }
+        Ok(page)
+    }
+
+    /// Passes over what is below `dir`, as far as it has not been listed yet.
+    pub fn skip_below(&mut self, dir: &RelPath) {
+        for stream in &mut self.streams {
+            stream.buffer.retain(|(path, _)| !path.is_within(dir));
+            if let Next::List(Some(cursor)) = &mut stream.next
+                && cursor.after.is_within(dir)
+            {
+                *cursor = Cursor {
+                    after: dir.clone(),
+                    skip_below: true,
+                };
+            }
+        }
+    }
+
+    /// Sees to it that a stream has a first entry, unless it is at its end.
+    async fn fill(&mut self, index: usize, page: &mut FeedPage) -> Result<(), MoveError> {
+        while self.streams[index].buffer.is_empty() {
+            match &self.streams[index].next {
+                Next::End => return Ok(()),
+                Next::List(_) => self.list(index, page).await?,
+                Next::Files(_) => self.stat_files(index, page).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn list(&mut self, index: usize, page: &mut FeedPage) -> Result<(), MoveError> {
+        let stream = &mut self.streams[index];
+        let Next::List(cursor) = std::mem::replace(&mut stream.next, Next::End) else {
+            return Ok(());
+        };
+        let Source { service, dir, .. } = stream.source;
+        let listed = flat(service.list(calls::context(), dir.clone(), cursor, self.restore)).await;
+        let listed = listed.map_err(|error| MoveError::Side(Side::Source, error))?;
+        if let Some(claim) = self.target_claim {
+            let is_target = |entry: &Entry| {
+                self.one_host
+                    && entry.kind == Kind::Dir
+                    && (entry.version.dev, entry.version.ino) == (claim.version.dev, claim.version.ino)
+            };
+            let marked = listed
+                .tokens
+                .iter()
+                .any(|(_, token)| Some(token) == claim.token.as_ref());
+            if marked || listed.entries.iter().any(is_target) {
+                return Err(MoveError::Nested(Nesting::TargetInside));
+            }
+        }
+        for (path, error) in &listed.failed {
+            page.trouble(path.clone(), Why::Source(error.clone()));
+        }
+        for path in listed.reserved {
+            page.trouble(path, Why::Reason(Reason::Reserved));
+        }
+        let failed: std::collections::BTreeSet<_> = listed.failed.into_iter().map(|(path, _)| path).collect();
+        let entries = listed.entries.into_iter().filter(|entry| !failed.contains(&entry.path));
+        stream.buffer.extend(entries.map(|entry| (entry.path.clone(), entry)));
+        stream.next = listed.next.map_or(Next::End, |cursor| Next::List(Some(cursor)));
+        Ok(())
+    }
+
+    async fn stat_files(&mut self, index: usize, page: &mut FeedPage) -> Result<(), MoveError> {
+        let stream = &mut self.streams[index];
+        let Next::Files(files) = &mut stream.next else {
+            return Ok(());
+        };
+        let some: Vec<_> = files.drain(..files.len().min(self.page_entries)).collect();
+        if files.is_empty() {
+            stream.next = Next::End;
+        }
+        let Source { service, dir, .. } = stream.source;
+        let paths = some.iter().map(|(_, from)| from.clone()).collect();
+        let states = flat(service.stat(calls::context(), dir.clone(), paths, self.restore)).await;
+        let states = states.and_then(|states| calls::check_count(states, some.len()));
+        let states = states.map_err(|error| MoveError::Side(Side::Source, error))?;
+        for ((to, _), state) in some.into_iter().zip(states) {
+            match state {
+                Ok(Some(entry)) => stream.buffer.push_back((to, entry)),
+                Ok(None) => page.trouble(to, Why::Source(crate::service::ServiceError::NotFound)),
+                Err(error) => page.trouble(to, Why::Source(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FeedPage {
+    fn trouble(&mut self, path: RelPath, why: Why) {
+        let dir = path.parent().unwrap_or_default();
+        self.troubles.entry(dir).or_default().push((path, why));
+    }
+}

@@ -1,0 +1,286 @@
+//! Large files, chunk by chunk.
+
+use futures::{StreamExt, stream::FuturesUnordered};
+
+use super::{
+    Event, How, Item, ServiceStub, Shared, Why,
+    calls::{self, flat},
+};
+use crate::{
+    digest::{CHUNK_BYTES, ChunkHash, FileHasher, chunk_count, chunk_len},
+    model::{Digest, RelPath},
+    plan::{self, Outcome},
+    service::{Delete, Expected, Finish, Finished, Handle, OpenFor, ServiceError},
+};
+
+/// A source file that is open, and its chunk hashes as they become known.
+struct Reading {
+    handle: Handle,
+    size: u64,
+    hasher: FileHasher,
+}
+
+impl Reading {
+    fn new(handle: Handle, size: u64, ahead_max: usize) -> Self {
+        Self {
+            handle,
+            size,
+            hasher: FileHasher::new(size, ahead_max),
+        }
+    }
+
+    fn add(&mut self, index: u64, hash: ChunkHash) -> Result<(), Why> {
+        self.hasher
+            .add(index, hash)
+            .map_err(|error| Why::Source(ServiceError::BadRequest(error.to_string())))
+    }
+
+    fn digest(self) -> Result<Digest, Why> {
+        self.hasher.digest().ok_or(Why::Source(ServiceError::Internal))
+    }
+}
+
+impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
+    /// Moves one large file; with `compare` the target has one of its size.
+    pub(super) async fn move_large(&self, item: &Item, compare: bool) -> (RelPath, Outcome) {
+        let handle = match self.open_source(item).await {
+            Ok(handle) => handle,
+            Err(why) => return self.stays(item, why),
+        };
+        let safe = self.bring_over(item, handle, compare).await;
+        let (digest, how) = match safe {
+            Ok(safe) => safe,
+            Err(why) => {
+                self.close(item.source, vec![handle]).await;
+                return self.stays(item, why);
+            }
+        };
+        if self.options.copy {
+            self.close(item.source, vec![handle]).await;
+            return self.deleted(item, how, Ok(()));
+        }
+        let deleted = self
+            .delete_files(
+                item.source,
+                vec![Delete {
+                    handle,
+                    digest: Some(digest),
+                }],
+            )
+            .await;
+        let deleted = calls::for_each(deleted, 1).pop().unwrap_or(Err(ServiceError::Internal));
+        self.deleted(item, how, deleted)
+    }
+
+    async fn open_source(&self, item: &Item) -> Result<Handle, Why> {
+        let source = &self.sources[item.source];
+        let (path, version) = (item.entry.path.clone(), item.entry.version);
+        let opened = source
+            .service
+            .open(calls::context(), source.dir.clone(), path, OpenFor::Read(version));
+        let opened = flat(opened).await.map_err(Why::Source)?;
+        if let Err(reason) = self.check_losses(item, &opened.held.uncarried, opened.held.leased) {
+            self.close(item.source, vec![opened.held.handle]).await;
+            return Err(reason.into());
+        }
+        Ok(opened.held.handle)
+    }
+
+    /// Gets the content to its final name at the target; its digest.
+    async fn bring_over(&self, item: &Item, source: Handle, compare: bool) -> Result<(Digest, How), Why> {
+        if compare
+            && let Expected::Version(version) = item.expected
+            && let Some(digest) = self.confirm(item, source, OpenFor::Confirm(version)).await?
+        {
+            return Ok((digest, How::Verified));
+        }
+        let size = item.entry.version.size;
+        let (target, found_len) = self.open_target(item, OpenFor::Write { size }).await?;
+        let copied = self.fill_and_finish(item, source, target, found_len).await;
+        self.close_target(target).await;
+        Ok((copied?, How::Copied))
+    }
+
+    async fn open_target(&self, item: &Item, open_for: OpenFor) -> Result<(Handle, u64), Why> {
+        let dir = self.target.dir.clone().ok_or(Why::Target(ServiceError::NotFound))?;
+        let opened = self
+            .target
+            .service
+            .open(calls::context(), dir, item.to.clone(), open_for);
+        let opened = flat(opened).await.map_err(Why::Target)?;
+        Ok((opened.held.handle, opened.len))
+    }
+
+    async fn close_target(&self, handle: Handle) {
+        // Whatever comes of it, the session's end closes it too.
+        flat(self.target.service.close(calls::context(), vec![handle]))
+            .await
+            .ok();
+    }
+
+    /// The digest when the target's final has the source's content; it is durable then.
+    async fn confirm(&self, item: &Item, source: Handle, open_for: OpenFor) -> Result<Option<Digest>, Why> {
+        let (target, _) = self.open_target(item, open_for).await?;
+        (self.observer)(Event::Checking(&item.to));
+        let confirmed = self.confirm_open(item, source, target).await;
+        self.close_target(target).await;
+        confirmed
+    }
+
+    async fn confirm_open(&self, item: &Item, source: Handle, target: Handle) -> Result<Option<Digest>, Why> {
+        let size = item.entry.version.size;
+        let mut reading = Reading::new(source, size, self.options.limits.hashes_ahead);
+        let mut first = 0;
+        while first < chunk_count(size) {
+            let count = (chunk_count(size) - first).min(self.compare_at_once());
+            let equal = self.compare_page(item, &mut reading, target, first, count).await?;
+            if equal.contains(&false) {
+                return Ok(None);
+            }
+            first += count;
+        }
+        let digest = reading.digest()?;
+        self.finish(item, target, digest).await?;
+        self.advanced(size);
+        Ok(Some(digest))
+    }
+
+    /// How many chunks are compared in one call: few enough that the answer comes soon.
+    fn compare_at_once(&self) -> u64 {
+        const SECONDS_OF_HASHING: u64 = 256;
+        SECONDS_OF_HASHING.min(self.options.limits.page_hashes as u64)
+    }
+
+    /// Which of `count` chunks from `first` on the target has.
+    async fn compare_page(
+        &self,
+        item: &Item,
+        reading: &mut Reading,
+        target: Handle,
+        first: u64,
+        count: u64,
+    ) -> Result<Vec<bool>, Why> {
+        let service = &self.sources[item.source].service;
+        let hashes = flat(service.hashes(calls::context(), reading.handle, first, count)).await;
+        let hashes = hashes
+            .and_then(|hashes| calls::check_count(hashes, count as usize))
+            .map_err(Why::Source)?;
+        let equal = flat(
+            self.target
+                .service
+                .compare(calls::context(), target, first, hashes.clone()),
+        )
+        .await;
+        let equal = equal
+            .and_then(|equal| calls::check_count(equal, hashes.len()))
+            .map_err(Why::Target)?;
+        for ((index, hash), _) in (first..).zip(hashes).zip(&equal).filter(|(_, equal)| **equal) {
+            reading.add(index, hash)?;
+        }
+        Ok(equal)
+    }
+
+    /// Completes the partial: what is right stays, what is wrong or missing is sent.
+    async fn fill_and_finish(&self, item: &Item, source: Handle, target: Handle, found: u64) -> Result<Digest, Why> {
+        let size = item.entry.version.size;
+        let mut reading = Reading::new(source, size, self.options.limits.hashes_ahead);
+        let found_chunks = if found == 0 { 0 } else { chunk_count(found.min(size)) };
+        if found_chunks > 0 {
+            (self.observer)(Event::Checking(&item.to));
+        }
+        let mut first = 0;
+        while first < found_chunks {
+            let count = (found_chunks - first).min(self.compare_at_once());
+            let equal = self.compare_page(item, &mut reading, target, first, count).await?;
+            let kept = (first..)
+                .zip(&equal)
+                .filter(|(_, equal)| **equal)
+                .map(|(index, _)| index);
+            self.advanced(kept.map(|index| chunk_len(size, index).unwrap_or(0) as u64).sum());
+            let wrong = (first..).zip(equal).filter(|(_, equal)| !equal).map(|(index, _)| index);
+            self.send_chunks(item, &mut reading, target, wrong).await?;
+            first += count;
+        }
+        self.send_chunks(item, &mut reading, target, found_chunks..chunk_count(size))
+            .await?;
+        let digest = reading.digest()?;
+        self.finish(item, target, digest).await?;
+        Ok(digest)
+    }
+
+    /// Reads chunks from the source and sends them to the target, several at once.
+    async fn send_chunks(
+        &self,
+        item: &Item,
+        reading: &mut Reading,
+        target: Handle,
+        chunks: impl Iterator<Item = u64>,
+    ) -> Result<(), Why> {
+        let at_once = (self.options.limits.file_window_bytes / CHUNK_BYTES).max(1) as usize;
+        let (source, size) = (reading.handle, reading.size);
+        let mut in_flight = FuturesUnordered::new();
+        let mut chunks = chunks.peekable();
+        while chunks.peek().is_some() || !in_flight.is_empty() {
+            while in_flight.len() < at_once
+                && let Some(index) = chunks.next()
+            {
+                in_flight.push(self.send_chunk(item, source, target, size, index));
+            }
+            if let Some(sent) = in_flight.next().await {
+                let (index, hash) = sent?;
+                reading.add(index, hash)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn send_chunk(
+        &self,
+        item: &Item,
+        source: Handle,
+        target: Handle,
+        size: u64,
+        index: u64,
+    ) -> Result<(u64, ChunkHash), Why> {
+        let len = chunk_len(size, index).ok_or(Why::Source(ServiceError::Internal))?;
+        let permits = (CHUNK_BYTES >> 10) as u32;
+        // The semaphore is never closed.
+        let _window = self
+            .window
+            .acquire_many(permits)
+            .await
+            .map_err(|_| Why::Source(ServiceError::Internal))?;
+        let service = &self.sources[item.source].service;
+        let chunk = flat(service.read(calls::context(), source, index))
+            .await
+            .map_err(Why::Source)?;
+        if chunk.data.len() != len {
+            return Err(Why::Source(ServiceError::Changed));
+        }
+        let sent = self
+            .target
+            .service
+            .send(calls::context(), target, index, chunk.data, chunk.sparse);
+        flat(sent).await.map_err(Why::Target)?;
+        self.report.borrow_mut().bytes_sent += len as u64;
+        self.advanced(len as u64);
+        Ok((index, chunk.hash))
+    }
+
+    async fn finish(&self, item: &Item, target: Handle, digest: Digest) -> Result<(), Why> {
+        let finish = Finish {
+            digest,
+            meta: plan::meta(&item.entry),
+            expected: item.expected,
+        };
+        for _ in 0..self.options.limits.finish_answers {
+            let finished = flat(self.target.service.finish(calls::context(), target, finish.clone())).await;
+            match finished {
+                Ok(Finished::Done) => return Ok(()),
+                Ok(Finished::Working) => {}
+                Err(error) => return Err(Why::Target(error)),
+            }
+        }
+        Err(Why::Target(ServiceError::NoAnswer("finishing takes too long".into())))
+    }
+}

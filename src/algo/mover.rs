@@ -1,0 +1,332 @@
+//! Feeds what the sources hold to the work, page by page, each entry compared with the target first.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::{StreamExt, stream};
+
+use super::{
+    Event, Item, MoveError, MoveOptions, MoveReport, ServiceStub, Shared, Side, Source, Target, Why,
+    calls::{self, flat},
+    claims::Ground,
+    dirs::DirJob,
+    feed::{Feed, Found},
+    work::Work,
+};
+use crate::{
+    model::{Entry, RelPath},
+    plan::{self, Nesting, Reason, Step},
+    service::{Answer, Expected, ServiceError, Swept},
+};
+
+/// How many directories of the target are looked through at once.
+const SWEEPS_AT_ONCE: usize = 8;
+
+/// Entries of a page that can't be moved, by the directory each is in.
+type Troubles = BTreeMap<RelPath, Vec<(RelPath, Why)>>;
+
+/// One move.
+pub struct Mover<'a, S, T> {
+    feed: Feed<'a, S>,
+    ground: &'a Ground,
+    work: Work<'a, S, T>,
+    /// The last directory that was refused: nothing below it is tried.
+    refused: Option<RelPath>,
+    /// The last directory that was excluded: nothing below it is looked at.
+    excluded: Option<RelPath>,
+    /// Directories of the target, among those being gone through, that hold partials.
+    with_partials: BTreeSet<RelPath>,
+}
+
+impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
+    /// A move over claimed ground.
+    pub fn new(
+        sources: &'a [Source<S>],
+        target: &'a Target<T>,
+        ground: &'a Ground,
+        options: &'a MoveOptions,
+        observer: &'a dyn Fn(Event<'_>),
+    ) -> Self {
+        let must_not_meet = ground.target_claim.as_ref();
+        Self {
+            feed: Feed::new(sources, options, must_not_meet, ground.one_host),
+            ground,
+            work: Work::new(
+                Shared::new(sources, target, ground.target_owner, options, observer),
+                ground,
+            ),
+            refused: None,
+            excluded: None,
+            with_partials: BTreeSet::new(),
+        }
+    }
+
+    /// Moves everything; what is under way comes to its end whatever happens.
+    pub async fn run(mut self) -> Result<MoveReport, MoveError> {
+        let fed = self.feed_all().await;
+        self.work.end(fed.is_ok()).await;
+        fed?;
+        if self.with_partials.contains(&RelPath::root()) {
+            self.work.shared.remove_orphans(&RelPath::root()).await;
+        }
+        Ok(self.work.shared.report.take())
+    }
+
+    async fn feed_all(&mut self) -> Result<(), MoveError> {
+        self.sweep(vec![RelPath::root()]).await?;
+        while !self.work.shared.is_stopped() {
+            let mut page = self.work.run_while(self.feed.next_page()).await?;
+            let wanted = self.take_wanted(page.found, &mut page.troubles);
+            self.deal_with(wanted, &mut page.troubles).await?;
+            if page.is_last {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves out what is excluded.
+    fn take_wanted(&mut self, found: Vec<Found>, troubles: &mut Troubles) -> Vec<Found> {
+        let filter = &self.work.shared.options.filter;
+        let mut wanted = Vec::with_capacity(found.len());
+        for found in found {
+            if self.excluded.as_ref().is_some_and(|dir| found.to.is_within(dir)) {
+                continue;
+            }
+            if filter.excludes(&found.to, found.is_dir()) {
+                if found.is_dir() {
+                    self.feed.skip_below(&found.to);
+                    self.excluded = Some(found.to.clone());
+                }
+                self.work.shared.report.borrow_mut().excluded += 1;
+                // Not to be dealt with, but its directory has to know.
+                wanted.push(Found {
+                    entries: Vec::new(),
+                    ..found
+                });
+            } else {
+                wanted.push(found);
+            }
+        }
+        if let Some(excluded) = &self.excluded {
+            troubles.retain(|dir, _| !dir.is_within(excluded));
+        }
+        for in_dir in troubles.values_mut() {
+            in_dir.retain(|(path, _)| !filter.excludes(path, false));
+        }
+        wanted
+    }
+
+    async fn deal_with(&mut self, found: Vec<Found>, troubles: &mut Troubles) -> Result<(), MoveError> {
+        let states = self.states_at_target(&found).await?;
+        let steps: Vec<_> = found
+            .iter()
+            .zip(states)
+            .map(|(found, state)| decide(found, state))
+            .collect();
+        self.sweep_existing(&found, &steps).await?;
+        let mut failed_dirs = self.make_dirs(&found, &steps).await?;
+        let known: Vec<_> = troubles
+            .keys()
+            .filter(|dir| self.work.tree.contains(dir))
+            .cloned()
+            .collect();
+        for dir in known {
+            self.say_troubles(troubles, &dir);
+        }
+        for (found, step) in found.into_iter().zip(steps) {
+            if self.work.shared.is_stopped() {
+                return Ok(());
+            }
+            self.work.listing_at(&found.to);
+            if found.entries.is_empty() {
+                self.work.tree.stays(&found.to);
+                continue;
+            }
+            if self.refused.as_ref().is_some_and(|dir| found.to.is_within(dir)) {
+                self.refuse(found, Reason::DirFailed.into());
+                continue;
+            }
+            match step {
+                Ok(Step::MakeDir | Step::EnterDir) => match failed_dirs.remove(&found.to) {
+                    Some(error) => self.refuse(found, Why::Target(error)),
+                    None => {
+                        let path = found.to.clone();
+                        self.enter_dir(found);
+                        self.say_troubles(troubles, &path);
+                    }
+                },
+                Ok(Step::Leave(reason)) => self.refuse(found, reason.into()),
+                Err(error) => self.refuse(found, Why::Target(error)),
+                Ok(Step::Copy(expected)) => self.queue(found, expected, false).await,
+                Ok(Step::Compare(expected)) => self.queue(found, expected, true).await,
+            }
+        }
+        Ok(())
+    }
+
+    fn say_troubles(&mut self, troubles: &mut Troubles, dir: &RelPath) {
+        for (path, why) in troubles.remove(dir).unwrap_or_default() {
+            self.work.tree.stays(&path);
+            self.work.shared.leave(&path, why);
+        }
+    }
+
+    /// Leaves an entry; what is below it, if it is a directory, is left too.
+    fn refuse(&mut self, found: Found, why: Why) {
+        self.work.tree.stays(&found.to);
+        self.work.shared.leave(&found.to, why);
+        if found.is_dir() && !self.refused.as_ref().is_some_and(|dir| found.to.is_within(dir)) {
+            self.refused = Some(found.to);
+        }
+    }
+
+    fn enter_dir(&mut self, found: Found) {
+        let options = self.work.shared.options;
+        let Some((_, entry)) = found.entries.first() else {
+            return;
+        };
+        let job = DirJob {
+            to: found.to.clone(),
+            meta: plan::meta(entry),
+            sources: found
+                .entries
+                .iter()
+                .map(|(source, entry)| (*source, entry.path.clone()))
+                .collect(),
+            stays: options.keep_dirs || options.copy,
+            has_partials: self.with_partials.remove(&found.to),
+        };
+        self.work.tree.enter(found.to, job);
+    }
+
+    async fn queue(&mut self, found: Found, expected: Expected, compare: bool) {
+        let Some((source, entry)) = found.entries.into_iter().next() else {
+            return;
+        };
+        self.work.shared.found(&entry);
+        self.work
+            .queue(
+                Item {
+                    source,
+                    entry,
+                    to: found.to,
+                    expected,
+                },
+                compare,
+            )
+            .await;
+    }
+
+    async fn states_at_target(&mut self, found: &[Found]) -> Result<Vec<Answer<Option<Entry>>>, MoveError> {
+        let Some(dir) = self.work.shared.target.dir.clone() else {
+            return Ok(vec![Ok(None); found.len()]);
+        };
+        if found.is_empty() {
+            return Ok(Vec::new());
+        }
+        let paths = found.iter().map(|found| found.to.clone()).collect();
+        let service = self.work.shared.target.service.clone();
+        let states = self
+            .work
+            .run_while(flat(service.stat(calls::context(), dir, paths, false)))
+            .await;
+        let states = states.and_then(|states| calls::check_count(states, found.len()));
+        states.map_err(|error| MoveError::Side(Side::Target, error))
+    }
+
+    /// Makes the directories that the target has not; those that could not be made.
+    async fn make_dirs(
+        &mut self,
+        found: &[Found],
+        steps: &[Answer<Step>],
+    ) -> Result<BTreeMap<RelPath, ServiceError>, MoveError> {
+        let new = found
+            .iter()
+            .zip(steps)
+            .filter(|(found, step)| !found.entries.is_empty() && **step == Ok(Step::MakeDir));
+        let paths: Vec<_> = new.map(|(found, _)| found.to.clone()).collect();
+        let target = self.work.shared.target;
+        let Some(dir) = target
+            .dir
+            .clone()
+            .filter(|_| !paths.is_empty() && !self.work.shared.options.dry_run)
+        else {
+            return Ok(BTreeMap::new());
+        };
+        let made = self
+            .work
+            .run_while(flat(target.service.make_dirs(calls::context(), dir, paths.clone())))
+            .await;
+        let made = made.and_then(|made| calls::check_count(made, paths.len()));
+        let made = made.map_err(|error| MoveError::Side(Side::Target, error))?;
+        Ok(paths
+            .into_iter()
+            .zip(made)
+            .filter_map(|(path, made)| Some((path, made.err()?)))
+            .collect())
+    }
+
+    /// Looks through directories of the target before anything arrives in them.
+    async fn sweep_existing(&mut self, found: &[Found], steps: &[Answer<Step>]) -> Result<(), MoveError> {
+        let there = found
+            .iter()
+            .zip(steps)
+            .filter(|(found, step)| !found.entries.is_empty() && **step == Ok(Step::EnterDir));
+        let dirs: Vec<_> = there.map(|(found, _)| found.to.clone()).collect();
+        self.sweep(dirs).await
+    }
+
+    async fn sweep(&mut self, dirs: Vec<RelPath>) -> Result<(), MoveError> {
+        let target = self.work.shared.target;
+        let Some(id) = target.dir.clone().filter(|_| !self.work.shared.options.dry_run) else {
+            return Ok(());
+        };
+        let sweeps = stream::iter(dirs.clone())
+            .map(|dir| flat(target.service.sweep(calls::context(), id.clone(), dir)))
+            .buffered(SWEEPS_AT_ONCE)
+            .collect::<Vec<_>>();
+        let swept = self.work.run_while(sweeps).await;
+        for (dir, swept) in dirs.into_iter().zip(swept) {
+            match swept {
+                // What can't be looked through shows again, with its error, when something is put there.
+                Err(_) => {}
+                Ok(swept) => self.take_swept(dir, swept)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn take_swept(&mut self, dir: RelPath, swept: Swept) -> Result<(), MoveError> {
+        let source_tokens: Vec<_> = self
+            .ground
+            .source_claims
+            .iter()
+            .flatten()
+            .filter_map(|c| c.token.as_ref())
+            .collect();
+        let own = self.ground.target_claim.as_ref().and_then(|claim| claim.token.as_ref());
+        let is_source = |token| source_tokens.contains(&token) && (Some(token) != own || !dir.is_root());
+        if swept.tokens.iter().any(is_source) {
+            return Err(MoveError::Nested(Nesting::SourceInside));
+        }
+        for leftover in swept.leftovers {
+            if let Ok(path) = dir.join(&leftover) {
+                self.work
+                    .shared
+                    .leave(&path, Why::Target(ServiceError::Leftover(leftover)));
+            }
+        }
+        if swept.partials > 0 {
+            self.with_partials.insert(dir);
+        }
+        Ok(())
+    }
+}
+
+fn decide(found: &Found, state: Answer<Option<Entry>>) -> Answer<Step> {
+    match found.entries.first() {
+        None => Ok(Step::Leave(Reason::DirFailed)),
+        Some(_) if found.collides() => Ok(Step::Leave(Reason::Collision)),
+        Some((_, entry)) => Ok(plan::step(entry, state?.as_ref())),
+    }
+}

@@ -1,0 +1,281 @@
+//! What a move tells: events as it goes, a report at its end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rustix::io::Errno;
+
+use super::{Item, Shared};
+use crate::{
+    model::{Entry, Kind, RelPath, Uncarried},
+    plan::{Loss, Nesting, Reason},
+    service::{Expected, ServiceError},
+};
+
+/// One end of a move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Where files come from.
+    Source,
+    /// Where they go.
+    Target,
+}
+
+impl std::fmt::Display for Side {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Source => "source",
+            Self::Target => "target",
+        })
+    }
+}
+
+/// Why something stays.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Why {
+    /// It was so decided.
+    #[error("{0}")]
+    Reason(#[from] Reason),
+    /// The source failed.
+    #[error("at the source: {0}")]
+    Source(#[source] ServiceError),
+    /// The target failed.
+    #[error("at the target: {0}")]
+    Target(#[source] ServiceError),
+}
+
+/// Something that stays at the source though nobody asked for that.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path} stays: {why}")]
+pub struct Failure {
+    /// Its path at the target.
+    pub path: RelPath,
+    /// Why.
+    pub why: Why,
+}
+
+/// How something got to the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// Its bytes were sent.
+    Copied,
+    /// It was there already and was verified.
+    Verified,
+    /// It was renamed.
+    Renamed,
+}
+
+/// What happens while a move goes on.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A file or link was found that is to be moved.
+    Found {
+        /// Its size in bytes.
+        bytes: u64,
+    },
+    /// The content of a large file that the target has some of is being compared.
+    Checking(&'a RelPath),
+    /// So many bytes have been dealt with: copied, or found there.
+    Advanced {
+        /// How many more than before.
+        bytes: u64,
+    },
+    /// A file or link is safe at the target and gone from the source (still there with `copy`).
+    Moved {
+        /// Its path at the target.
+        path: &'a RelPath,
+        /// How it got there.
+        how: How,
+    },
+    /// A dry run: this would be moved, or compared first where `compare`.
+    WouldMove {
+        /// Its path at the target.
+        path: &'a RelPath,
+        /// Its size in bytes.
+        bytes: u64,
+        /// Whether the target may have it already.
+        compare: bool,
+        /// Whether something else at the target would be replaced.
+        replace: bool,
+    },
+    /// Something stays.
+    Stays(&'a Failure),
+    /// The first file that loses something; said before its source is deleted.
+    Loses {
+        /// Which file.
+        path: &'a RelPath,
+        /// What.
+        loss: Loss,
+    },
+    /// No lease protects the sources, so quiet files alone are moved. Said once.
+    NoLeases {
+        /// The first such file.
+        path: &'a RelPath,
+    },
+}
+
+/// What a move did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MoveReport {
+    /// Files and links whose bytes were sent.
+    pub copied: u64,
+    /// Files that the target had already.
+    pub verified: u64,
+    /// Files and links that were renamed.
+    pub renamed: u64,
+    /// Bytes of the files of these three.
+    pub bytes: u64,
+    /// Bytes of content that were sent.
+    pub bytes_sent: u64,
+    /// Directories removed from the source.
+    pub dirs_removed: u64,
+    /// Entries left alone because they were excluded; what is below an excluded directory is not counted.
+    pub excluded: u64,
+    /// Entries that stay though nobody asked for that.
+    pub stays: u64,
+    /// Files of which something was not carried, by what.
+    pub losses: BTreeMap<Loss, u64>,
+    /// Partials of others that nobody continued, removed at the target.
+    pub orphans_removed: u64,
+    /// Files and links that a dry run would move.
+    pub would_move: u64,
+    /// Why the move ended before its end.
+    pub stopped: Option<Why>,
+}
+
+impl MoveReport {
+    /// Whether nothing was left behind but by option.
+    pub fn is_complete(&self) -> bool {
+        self.stays == 0 && self.stopped.is_none()
+    }
+}
+
+/// Why a move could not begin or go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MoveError {
+    /// Another run is moving the source; who that is.
+    #[error("the source is being moved by {0}")]
+    Locked(String),
+    /// One root is inside the other.
+    #[error("{}", nested_text(*.0))]
+    Nested(Nesting),
+    /// A call that everything depends on failed.
+    #[error("at the {0}: {1}")]
+    Side(Side, #[source] ServiceError),
+}
+
+fn nested_text(nesting: Nesting) -> &'static str {
+    match nesting {
+        Nesting::Same => "source and target are the same directory",
+        Nesting::SourceInside => "the source is inside the target",
+        Nesting::TargetInside => "the target is inside the source",
+        Nesting::Apart => "source and target are apart",
+    }
+}
+
+/// What has been said once and is not said again.
+#[derive(Debug, Default)]
+pub struct Notices {
+    losses: BTreeSet<Loss>,
+    no_leases: bool,
+}
+
+impl<S, T> Shared<'_, S, T> {
+    pub(super) fn found(&self, entry: &Entry) {
+        (self.observer)(Event::Found {
+            bytes: file_bytes(entry),
+        });
+    }
+
+    pub(super) fn advanced(&self, bytes: u64) {
+        (self.observer)(Event::Advanced { bytes });
+    }
+
+    pub(super) fn would_move(&self, item: &Item, compare: bool) {
+        self.report.borrow_mut().would_move += 1;
+        (self.observer)(Event::WouldMove {
+            path: &item.to,
+            bytes: file_bytes(&item.entry),
+            compare,
+            replace: item.expected != Expected::Absent,
+        });
+    }
+
+    pub(super) fn moved(&self, item: &Item, how: How) {
+        let bytes = file_bytes(&item.entry);
+        let mut report = self.report.borrow_mut();
+        match how {
+            How::Copied => report.copied += 1,
+            How::Verified => report.verified += 1,
+            How::Renamed => report.renamed += 1,
+        }
+        report.bytes += bytes;
+        drop(report);
+        (self.observer)(Event::Moved { path: &item.to, how });
+    }
+
+    /// Says that `path` stays; a failure that all others would share stops the move.
+    pub(super) fn leave(&self, path: &RelPath, why: Why) {
+        {
+            let mut report = self.report.borrow_mut();
+            report.stays += 1;
+            if report.stopped.is_none() && stops_all(&why) {
+                report.stopped = Some(why.clone());
+            }
+        }
+        (self.observer)(Event::Stays(&Failure {
+            path: path.clone(),
+            why,
+        }));
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.report.borrow().stopped.is_some()
+    }
+
+    /// Says what of `item` is not carried; the reason to leave it when nothing may be lost.
+    pub(super) fn check_losses(&self, item: &Item, uncarried: &Uncarried, leased: bool) -> Result<(), Reason> {
+        let owner = (item.entry.uid, item.entry.gid) != self.target_owner;
+        let losses = [
+            (uncarried.hard_links, Loss::HardLinks),
+            (uncarried.xattrs, Loss::Xattrs),
+            (uncarried.acl, Loss::Acls),
+            (uncarried.special_bits, Loss::SpecialBits),
+            (owner, Loss::Owner),
+        ];
+        let mut notices = self.notices.borrow_mut();
+        for (_, loss) in losses.into_iter().filter(|(lost, _)| *lost) {
+            if self.options.strict {
+                return Err(Reason::WouldLose(loss));
+            }
+            *self.report.borrow_mut().losses.entry(loss).or_default() += 1;
+            if notices.losses.insert(loss) {
+                (self.observer)(Event::Loses { path: &item.to, loss });
+            }
+        }
+        if !leased && item.entry.kind == Kind::File && !std::mem::replace(&mut notices.no_leases, true) {
+            (self.observer)(Event::NoLeases { path: &item.to });
+        }
+        Ok(())
+    }
+}
+
+/// Whether no other file would fare better.
+fn stops_all(why: &Why) -> bool {
+    match why {
+        Why::Target(ServiceError::Unsafe(_)) => true,
+        Why::Source(ServiceError::NoAnswer(_)) | Why::Target(ServiceError::NoAnswer(_)) => true,
+        Why::Target(error) => {
+            let full = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS].map(Errno::raw_os_error);
+            error.errno().is_some_and(|errno| full.contains(&errno))
+        }
+        _ => false,
+    }
+}
+
+pub(super) fn file_bytes(entry: &Entry) -> u64 {
+    if entry.kind == Kind::File {
+        entry.version.size
+    } else {
+        0
+    }
+}

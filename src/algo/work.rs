@@ -1,0 +1,298 @@
+//! The work of a move: a bounded number of tasks, and what waits for one.
+
+use std::{collections::VecDeque, future::Future, rc::Rc};
+
+use futures::{
+    StreamExt,
+    future::{Either, LocalBoxFuture, select},
+    stream::FuturesUnordered,
+};
+
+use super::{Item, ServiceStub, Shared, claims::Ground, dirs::DirJob};
+use crate::{
+    model::{Kind, RelPath},
+    plan::{DirTree, DoneDir, Outcome},
+    service::Expected,
+};
+
+/// Tasks under way, and what waits.
+pub struct Work<'a, S, T> {
+    /// What the tasks share.
+    pub shared: Rc<Shared<'a, S, T>>,
+    /// Directories that are not done.
+    pub tree: DirTree<DirJob>,
+    ready_dirs: Vec<DirJob>,
+    /// For each source, small files that wait for a batch to fill.
+    waiting: Vec<Waiting>,
+    large: VecDeque<(Item, bool)>,
+    small_tasks: usize,
+    large_tasks: usize,
+    tasks: FuturesUnordered<LocalBoxFuture<'a, Done>>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    copies: Batch,
+    compares: Batch,
+    renames: Batch,
+    /// Whether renames are tried.
+    may_rename: bool,
+}
+
+#[derive(Default)]
+struct Batch {
+    items: Vec<Item>,
+    bytes: u64,
+}
+
+impl Batch {
+    fn push(&mut self, item: Item) {
+        self.bytes += item.bytes();
+        self.items.push(item);
+    }
+
+    fn take(&mut self) -> Vec<Item> {
+        std::mem::take(self).items
+    }
+}
+
+/// What a task did.
+struct Done {
+    kind: TaskKind,
+    /// Dealt with: its path at the target, and whether it is gone from the source.
+    dealt_with: Vec<(RelPath, Outcome)>,
+    /// What a rename could not do and goes the ordinary way.
+    not_by_rename: Vec<Item>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TaskKind {
+    Small,
+    Large,
+    Dirs,
+}
+
+impl<'a, S: ServiceStub, T: ServiceStub> Work<'a, S, T> {
+    /// Nothing to do yet.
+    pub fn new(shared: Shared<'a, S, T>, ground: &Ground) -> Self {
+        let waiting = |may_rename: &bool| Waiting {
+            may_rename: *may_rename,
+            ..Waiting::default()
+        };
+        Self {
+            shared: Rc::new(shared),
+            tree: DirTree::default(),
+            ready_dirs: Vec::new(),
+            waiting: ground.may_rename.iter().map(waiting).collect(),
+            large: VecDeque::new(),
+            small_tasks: 0,
+            large_tasks: 0,
+            tasks: FuturesUnordered::new(),
+        }
+    }
+
+    /// The listing has come to `path`.
+    pub fn listing_at(&mut self, path: &RelPath) {
+        let done = self.tree.listing_at(path);
+        self.queue_dirs(done);
+    }
+
+    /// Takes an item, which `compare` says the target may have already, and waits until there is room for more.
+    pub async fn queue(&mut self, item: Item, compare: bool) {
+        if self.shared.options.dry_run {
+            self.shared.would_move(&item, compare);
+            return;
+        }
+        self.tree.add(&item.to);
+        let batch_files = self.shared.options.limits.batch_files;
+        let source = item.source;
+        let waiting = &mut self.waiting[source];
+        if waiting.may_rename && item.may_be_renamed() {
+            waiting.renames.push(item);
+            if waiting.renames.items.len() >= batch_files {
+                self.begin_renames(source);
+            }
+        } else {
+            self.queue_ordinary(item, compare);
+        }
+        self.begin_large();
+        let (small_max, large_max) = (
+            self.shared.options.limits.batches_in_flight,
+            self.shared.options.limits.files_in_flight,
+        );
+        while self.small_tasks >= small_max || self.large.len() >= large_max {
+            self.one_done().await;
+        }
+    }
+
+    /// Waits for `other` while the tasks go on.
+    pub async fn run_while<O>(&mut self, other: impl Future<Output = O>) -> O {
+        let mut other = std::pin::pin!(other);
+        while !self.tasks.is_empty() {
+            match select(other.as_mut(), self.tasks.next()).await {
+                Either::Left((value, _)) => return value,
+                Either::Right((done, _)) => self.take_done(done),
+            }
+        }
+        other.await
+    }
+
+    /// Ends the work: with `complete` everything that waits is done first, else only what is under way.
+    pub async fn end(&mut self, complete: bool) {
+        if complete && !self.shared.is_stopped() {
+            let done = self.tree.listing_ended();
+            self.queue_dirs(done);
+        }
+        loop {
+            if complete && !self.shared.is_stopped() {
+                self.begin_what_waits();
+            }
+            if self.tasks.is_empty() {
+                return;
+            }
+            self.one_done().await;
+        }
+    }
+
+    fn queue_ordinary(&mut self, item: Item, compare: bool) {
+        let limits = &self.shared.options.limits;
+        let source = item.source;
+        if item.entry.kind == Kind::File && item.entry.version.size > limits.small_file_bytes {
+            self.large.push_back((item, compare));
+            return;
+        }
+        let waiting = &mut self.waiting[source];
+        let batch = if compare {
+            &mut waiting.compares
+        } else {
+            &mut waiting.copies
+        };
+        batch.push(item);
+        if batch.bytes >= limits.batch_bytes || batch.items.len() >= limits.batch_files {
+            if compare {
+                self.begin_compares(source);
+            } else {
+                self.begin_copies(source);
+            }
+        }
+    }
+
+    fn begin(&mut self, task: LocalBoxFuture<'a, Done>, kind: TaskKind) {
+        match kind {
+            TaskKind::Small => self.small_tasks += 1,
+            TaskKind::Large => self.large_tasks += 1,
+            TaskKind::Dirs => {}
+        }
+        self.tasks.push(task);
+    }
+
+    fn begin_copies(&mut self, source: usize) {
+        let (shared, items) = (self.shared.clone(), self.waiting[source].copies.take());
+        let task = async move { Done::with(TaskKind::Small, shared.copy_small(source, items).await) };
+        self.begin(Box::pin(task), TaskKind::Small);
+    }
+
+    fn begin_compares(&mut self, source: usize) {
+        let (shared, items) = (self.shared.clone(), self.waiting[source].compares.take());
+        let task = async move { Done::with(TaskKind::Small, shared.compare_small(source, items).await) };
+        self.begin(Box::pin(task), TaskKind::Small);
+    }
+
+    fn begin_renames(&mut self, source: usize) {
+        let (shared, items) = (self.shared.clone(), self.waiting[source].renames.take());
+        let task = async move {
+            let (dealt_with, not_by_rename) = shared.rename(source, items).await;
+            Done {
+                not_by_rename,
+                ..Done::with(TaskKind::Small, dealt_with)
+            }
+        };
+        self.begin(Box::pin(task), TaskKind::Small);
+    }
+
+    fn begin_large(&mut self) {
+        while self.large_tasks < self.shared.options.limits.files_in_flight {
+            let Some((item, compare)) = self.large.pop_front() else {
+                return;
+            };
+            let shared = self.shared.clone();
+            let task = async move { Done::with(TaskKind::Large, vec![shared.move_large(&item, compare).await]) };
+            self.begin(Box::pin(task), TaskKind::Large);
+        }
+    }
+
+    /// Begins what waits for more that will not come.
+    fn begin_what_waits(&mut self) {
+        for source in 0..self.waiting.len() {
+            if !self.waiting[source].renames.items.is_empty() {
+                self.begin_renames(source);
+            }
+            if !self.waiting[source].copies.items.is_empty() {
+                self.begin_copies(source);
+            }
+            if !self.waiting[source].compares.items.is_empty() {
+                self.begin_compares(source);
+            }
+        }
+        self.begin_large();
+        self.begin_dirs(1);
+    }
+
+    fn queue_dirs(&mut self, done: impl IntoIterator<Item = DoneDir<DirJob>>) {
+        for dir in done {
+            // The root is not finished: it is neither removed nor given times.
+            if let Some(job) = dir.what {
+                self.ready_dirs.push(DirJob {
+                    stays: job.stays || dir.stays,
+                    ..job
+                });
+            }
+        }
+        self.begin_dirs(self.shared.options.limits.dirs_per_batch);
+    }
+
+    /// Finishes the directories that are done, once there are `at_least` so many.
+    fn begin_dirs(&mut self, at_least: usize) {
+        if self.ready_dirs.len() < at_least || self.shared.options.dry_run {
+            return;
+        }
+        let (shared, dirs) = (self.shared.clone(), std::mem::take(&mut self.ready_dirs));
+        let task = async move { Done::with(TaskKind::Dirs, shared.finish_dirs(dirs).await) };
+        self.begin(Box::pin(task), TaskKind::Dirs);
+    }
+
+    async fn one_done(&mut self) {
+        let done = self.tasks.next().await;
+        self.take_done(done);
+    }
+
+    fn take_done(&mut self, done: Option<Done>) {
+        let Some(done) = done else { return };
+        match done.kind {
+            TaskKind::Small => self.small_tasks -= 1,
+            TaskKind::Large => self.large_tasks -= 1,
+            TaskKind::Dirs => {}
+        }
+        for (path, outcome) in done.dealt_with {
+            let done = self.tree.dealt_with(&path, outcome);
+            self.queue_dirs(done);
+        }
+        for item in done.not_by_rename {
+            // Nothing in the way and yet impossible: another file system, so no use to try again.
+            self.waiting[item.source].may_rename &= item.expected != Expected::Absent;
+            let compare = item.seems_equal();
+            self.queue_ordinary(item, compare);
+        }
+        self.begin_large();
+    }
+}
+
+impl Done {
+    fn with(kind: TaskKind, dealt_with: Vec<(RelPath, Outcome)>) -> Self {
+        Self {
+            kind,
+            dealt_with,
+            not_by_rename: Vec::new(),
+        }
+    }
+}

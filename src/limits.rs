@@ -1,0 +1,73 @@
+//! Every bound of the core in one value, so that a simulation can run them short.
+
+use std::time::Duration;
+
+/// Sizes, counts and waits. All bytes are plain bytes.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Files up to this size travel whole, in batches. 64 KiB: above it a file fills the pipe alone.
+    pub small_file_bytes: u64,
+    /// A batch of small files is closed at this much data. 1 MiB: one frame, one group of syncs.
+    pub batch_bytes: u64,
+    /// A batch of small files is closed at this many files; also the most that one call takes.
+    pub batch_files: usize,
+    /// How many batches are under way at once: enough that reading, syncing and deleting overlap.
+    pub batches_in_flight: usize,
+    /// How many small files one job takes. A hop to a blocking thread costs 20 to 45 us; a sync far more, and those
+    /// of one batch should overlap.
+    pub job_files: usize,
+    /// Directories are finished together once so many are done.
+    pub dirs_per_batch: usize,
+    /// How many large files are under way at once.
+    pub files_in_flight: usize,
+    /// How much data of large files is in flight at once, read but not yet acknowledged.
+    pub window_bytes: u64,
+    /// How much of `window_bytes` one file may take.
+    pub file_window_bytes: u64,
+    /// Entries in a page of a listing.
+    pub page_entries: usize,
+    /// Chunk hashes in a page.
+    pub page_hashes: usize,
+    /// How far ahead of the first missing chunk hash others are kept (32 bytes each).
+    pub hashes_ahead: usize,
+    /// A partial is synced each time this much has been written, so that finishing is short.
+    pub sync_every_bytes: u64,
+    /// Open files and links that one session may hold.
+    pub open_handles: usize,
+    /// Directories remembered as durable; when full, all are forgotten and synced again.
+    pub synced_dirs: usize,
+    /// Where no lease can be had, a file must not have changed for this long.
+    pub quiet_without_lease: Duration,
+    /// How long a `finish` works before it answers that it is still at it.
+    pub finish_answer: Duration,
+    /// How often in a row a `finish` may make no progress before the mover gives up.
+    pub finish_answers: usize,
+    /// Partials that nobody wrote to for this long are removed.
+    pub orphan_age: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            small_file_bytes: 64 << 10,
+            batch_bytes: 1 << 20,
+            batch_files: 256,
+            batches_in_flight: 4,
+            job_files: 16,
+            dirs_per_batch: 64,
+            files_in_flight: 8,
+            window_bytes: 32 << 20,
+            file_window_bytes: 16 << 20,
+            page_entries: 1024,
+            page_hashes: 4096,
+            hashes_ahead: 8192,
+            sync_every_bytes: 64 << 20,
+            open_handles: 4096,
+            synced_dirs: 1 << 16,
+            quiet_without_lease: Duration::from_secs(3),
+            finish_answer: Duration::from_secs(10),
+            finish_answers: 60,
+            orphan_age: Duration::from_secs(7 * 24 * 3600),
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Bugs on purpose, to prove that the tests would find them.
+//!
+//! They exist only in a build with `--cfg realize_planted`, which must also have debug assertions; anywhere else
+//! [`planted`] is the constant `false`. At most one is on, for the thread that asked for it.
+
+#[cfg(all(realize_planted, not(debug_assertions)))]
+compile_error!("planted bugs lose files: they are for tests with debug assertions, never for a release");
+
+/// A way of breaking the law.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    /// The partial is not synced before the source goes.
+    DeleteBeforeSync,
+    /// The directory is not synced after the rename.
+    NoDirectorySync,
+    /// The answer comes before the rename.
+    AcknowledgeBeforeRename,
+    /// The digest of what was written is not compared.
+    SkipDigest,
+    /// The source is deleted without a look at whether it is still what was read.
+    NoSourceCheck,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Bug; 5] = [
+        Bug::DeleteBeforeSync,
+        Bug::NoDirectorySync,
+        Bug::AcknowledgeBeforeRename,
+        Bug::SkipDigest,
+        Bug::NoSourceCheck,
+    ];
+}
+
+#[cfg(realize_planted)]
+thread_local! {
+    static ON: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether `bug` is on.
+#[cfg(realize_planted)]
+pub fn planted(bug: Bug) -> bool {
+    ON.get() == Some(bug)
+}
+
+/// Whether `bug` is on.
+#[cfg(not(realize_planted))]
+#[inline(always)]
+pub const fn planted(_bug: Bug) -> bool {
+    false
+}
+
+/// Turns `bug` on for this thread, or all off.
+#[cfg(realize_planted)]
+pub fn plant(bug: Option<Bug>) {
+    ON.set(bug);
+}

@@ -1,0 +1,720 @@
+//! [`RealizeServer`]: the service over its stores, one session per peer.
+//!
+//! A call is checked, cut into jobs for [`Fs::offload`], and its results put back in order. Permits and locks
+//! are taken before a job begins; a job runs to its end even when its caller is gone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared, join_all},
+};
+use tarpc::context::Context;
+
+use crate::{
+    clock::{Clock, timeout},
+    digest::{CHUNK_BYTES, ChunkHash},
+    fs::Fs,
+    limits::Limits,
+    model::{Entry, RelPath, Uncarried},
+    planted::{Bug, planted},
+    service::{
+        Answer, Chunk, Claim, Cursor, Delete, DirId, DirMeta, FileRef, Finish, Finished, Got, Handle, Held, Hello,
+        NewFile, OpenFor, Opened, Page, RealizeService, RenameFile, Renamed, Role, RunId, SERVICE_VERSION, Same,
+        ServiceError, Swept,
+    },
+    store::{Confirm, Partial, Source, SourceFile, Store, Walk, parents},
+};
+
+/// The roots that a server serves. Shared by its sessions.
+pub struct Roots<F: Fs, C: Clock> {
+    fs: F,
+    clock: C,
+    limits: Limits,
+    server: [u8; 16],
+    stores: BTreeMap<DirId, Store<F>>,
+}
+
+impl<F: Fs, C: Clock> Roots<F, C> {
+    /// No roots yet. `server` is random, to tell this process from others.
+    pub fn new(fs: F, clock: C, limits: Limits, server: [u8; 16]) -> Self {
+        Self {
+            fs,
+            clock,
+            limits,
+            server,
+            stores: BTreeMap::new(),
+        }
+    }
+
+    /// Serves the directory at `path` of the host as `id`. With `accept_unsynced` it may be on a file system
+    /// that can't make names durable.
+    pub async fn add(&mut self, id: DirId, path: &Path, accept_unsynced: bool) -> std::io::Result<()> {
+        let (fs, path) = (self.fs.clone(), path.to_owned());
+        let root = self.fs.offload(async move { fs.open_root(&path).await }).await;
+        let root = root.map_err(std::io::Error::other)??;
+        self.stores
+            .insert(id, Store::new(root, self.limits.clone(), accept_unsynced));
+        Ok(())
+    }
+}
+
+/// The service for one peer. Cheap to clone; clones are the same session.
+pub struct RealizeServer<F: Fs, C: Clock> {
+    session: Arc<Session<F, C>>,
+}
+
+impl<F: Fs, C: Clock> Clone for RealizeServer<F, C> {
+    fn clone(&self) -> Self {
+        Self {
+            session: self.session.clone(),
+        }
+    }
+}
+
+struct Session<F: Fs, C: Clock> {
+    roots: Arc<Roots<F, C>>,
+    state: Mutex<State<F>>,
+}
+
+struct State<F: Fs> {
+    run: Option<RunId>,
+    next_handle: u64,
+    open: BTreeMap<Handle, Open<F>>,
+    claims: BTreeMap<DirId, crate::store::Claimed<F>>,
+    /// Where the last page of each root ended.
+    walks: BTreeMap<DirId, Walk<F>>,
+}
+
+enum Open<F: Fs> {
+    Source(Arc<Source<F>>),
+    Partial(Arc<OpenTarget<F, Partial<F>>>),
+    Confirm(Arc<OpenTarget<F, Confirm<F>>>),
+}
+
+impl<F: Fs> Clone for Open<F> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Source(source) => Self::Source(source.clone()),
+            Self::Partial(partial) => Self::Partial(partial.clone()),
+            Self::Confirm(confirm) => Self::Confirm(confirm.clone()),
+        }
+    }
+}
+
+struct OpenTarget<F: Fs, T> {
+    store: Store<F>,
+    file: T,
+    /// Shared by jobs that write, exclusive to the one that finishes: no late write lands in a final.
+    jobs: Arc<tokio::sync::RwLock<()>>,
+    finishing: Mutex<Option<Shared<BoxFuture<'static, Answer<()>>>>>,
+}
+
+impl<F: Fs, T> OpenTarget<F, T> {
+    fn new(store: Store<F>, file: T) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            file,
+            jobs: Arc::default(),
+            finishing: Mutex::new(None),
+        })
+    }
+}
+
+impl<F: Fs, C: Clock> RealizeServer<F, C> {
+    /// A session over `roots`.
+    pub fn new(roots: Arc<Roots<F, C>>) -> Self {
+        let state = State {
+            run: None,
+            next_handle: 0,
+            open: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            walks: BTreeMap::new(),
+        };
+        Self {
+            session: Arc::new(Session {
+                roots,
+                state: Mutex::new(state),
+            }),
+        }
+    }
+
+    /// Files, links and partials that are open now.
+    pub fn open_handles(&self) -> usize {
+        self.state().open.len()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<F>> {
+        // Nothing panics while it is held.
+        self.session.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.session.roots.limits
+    }
+
+    fn clock(&self) -> &C {
+        &self.session.roots.clock
+    }
+
+    /// The one place where a call's directory is looked up, and where its rights will be checked.
+    fn store(&self, dir: &DirId) -> Answer<Store<F>> {
+        self.session
+            .roots
+            .stores
+            .get(dir)
+            .cloned()
+            .ok_or(ServiceError::NotFound)
+    }
+
+    async fn job<T: Send + 'static>(&self, job: impl Future<Output = Answer<T>> + Send + 'static) -> Answer<T> {
+        self.session
+            .roots
+            .fs
+            .offload(job)
+            .await
+            .unwrap_or(Err(ServiceError::Internal))
+    }
+
+    /// Runs `work` over `items` in jobs of a few, all at once, and gives the results in order.
+    async fn jobs<I, T, W, J>(&self, items: Vec<I>, per_job: usize, work: W) -> Answer<Vec<Answer<T>>>
+    where
+        I: Send + 'static,
+        T: Send + 'static,
+        W: Fn(I) -> J + Clone + Send + 'static,
+        J: Future<Output = Answer<T>> + Send,
+    {
+        self.check_count(items.len(), self.limits().page_entries)?;
+        let mut groups = Vec::new();
+        let mut items = items.into_iter().peekable();
+        while items.peek().is_some() {
+            groups.push(items.by_ref().take(per_job).collect::<Vec<_>>());
+        }
+        let groups = groups.into_iter().map(|group| {
+            let (count, work) = (group.len(), work.clone());
+            let job = self.session.roots.fs.offload(async move {
+                let mut results = Vec::with_capacity(group.len());
+                for item in group {
+                    results.push(work(item).await);
+                }
+                results
+            });
+            job.map(move |results| {
+                results.unwrap_or_else(|_| (0..count).map(|_| Err(ServiceError::Internal)).collect())
+            })
+        });
+        Ok(join_all(groups).await.into_iter().flatten().collect())
+    }
+
+    fn check_count(&self, count: usize, max: usize) -> Answer<()> {
+        if count > max {
+            return Err(ServiceError::BadRequest(format!("{count} items, {max} is the most")));
+        }
+        Ok(())
+    }
+
+    fn keep(&self, open: Open<F>) -> Answer<Handle> {
+        let handles_max = self.limits().open_handles;
+        let mut state = self.state();
+        if state.open.len() >= handles_max {
+            return Err(ServiceError::Busy("too many files are open".into()));
+        }
+        let handle = Handle(state.next_handle);
+        state.next_handle += 1;
+        state.open.insert(handle, open);
+        Ok(handle)
+    }
+
+    fn hold(&self, source: Source<F>) -> Answer<Held> {
+        let (uncarried, leased) = match &source {
+            Source::File(file) => (file.uncarried, file.leased),
+            Source::Link { .. } => (Uncarried::default(), false),
+        };
+        Ok(Held {
+            handle: self.keep(Open::Source(Arc::new(source)))?,
+            uncarried,
+            leased,
+        })
+    }
+
+    fn find(&self, handle: Handle) -> Answer<Open<F>> {
+        self.state().open.get(&handle).cloned().ok_or(ServiceError::BadHandle)
+    }
+
+    fn find_source(&self, handle: Handle) -> Answer<Arc<Source<F>>> {
+        match self.find(handle)? {
+            Open::Source(source) => Ok(source),
+            _ => Err(ServiceError::BadHandle),
+        }
+    }
+
+    fn find_partial(&self, handle: Handle) -> Answer<Arc<OpenTarget<F, Partial<F>>>> {
+        match self.find(handle)? {
+            Open::Partial(partial) => Ok(partial),
+            _ => Err(ServiceError::BadHandle),
+        }
+    }
+
+    async fn get_files(&self, dir: DirId, files: Vec<FileRef>, with_data: bool) -> Answer<Vec<Answer<Got>>> {
+        let store = self.store(&dir)?;
+        let total_bytes = files
+            .iter()
+            .fold(0u64, |total, file| total.saturating_add(file.version.size));
+        if with_data && total_bytes > 2 * self.limits().batch_bytes {
+            return Err(ServiceError::BadRequest("too much for one answer".into()));
+        }
+        let wall = self.clock().wall();
+        let read = move |wanted: FileRef| {
+            let store = store.clone();
+            async move {
+                let source = store.open_source(&wanted, wall).await?;
+                let content = store.read_source(&source, with_data).await?;
+                Ok((source, content))
+            }
+        };
+        let read = self.jobs(files, self.limits().job_files, read).await?;
+        Ok(read
+            .into_iter()
+            .map(|read| {
+                read.and_then(|(source, content)| {
+                    Ok(Got {
+                        held: self.hold(source)?,
+                        content,
+                    })
+                })
+            })
+            .collect())
+    }
+
+    /// Makes the directories of all items that succeeded durable; when that fails, none has.
+    async fn durable(&self, store: &Store<F>, results: Vec<Answer<()>>, paths: &[RelPath]) -> Vec<Answer<()>> {
+        let done = results
+            .iter()
+            .zip(paths)
+            .filter(|(result, _)| result.is_ok())
+            .map(|(_, path)| path);
+        let dirs: Vec<_> = parents(done).into_iter().collect();
+        match self.sync_dirs(store, dirs).await {
+            Ok(()) => results,
+            Err(error) => results
+                .into_iter()
+                .map(|result| result.and(Err(error.clone())))
+                .collect(),
+        }
+    }
+
+    /// Syncs directories, a few a job and the jobs side by side, so that the disk can commit them together.
+    async fn sync_dirs(&self, store: &Store<F>, dirs: Vec<RelPath>) -> Answer<()> {
+        const DIRS_PER_JOB: usize = 8;
+        let syncs = dirs.chunks(DIRS_PER_JOB).map(|dirs| {
+            let (store, dirs) = (store.clone(), dirs.iter().cloned().collect::<BTreeSet<_>>());
+            self.job(async move { store.make_names_durable(dirs).await })
+        });
+        join_all(syncs).await.into_iter().collect()
+    }
+
+    /// Finishes a file, exclusive of every other job on it, and waits for that as long as an answer may take.
+    async fn finish_target<T: Finishable<F>>(&self, target: Arc<OpenTarget<F, T>>, finish: Finish) -> Answer<Finished> {
+        let running = {
+            let mut finishing = target.finishing.lock().unwrap_or_else(PoisonError::into_inner);
+            let begin = || self.finishing(target.clone(), finish).shared();
+            finishing.get_or_insert_with(begin).clone()
+        };
+        match timeout(self.clock(), self.limits().finish_answer, running).await {
+            None => Ok(Finished::Working),
+            Some(result) => {
+                // A call after this one begins anew, and finds what it wants.
+                *target.finishing.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                result.map(|()| Finished::Done)
+            }
+        }
+    }
+
+    fn finishing<T: Finishable<F>>(
+        &self,
+        target: Arc<OpenTarget<F, T>>,
+        finish: Finish,
+    ) -> BoxFuture<'static, Answer<()>> {
+        let fs = self.session.roots.fs.clone();
+        async move {
+            let alone = target.jobs.clone().write_owned().await;
+            let job = fs.offload(async move {
+                let _alone = alone;
+                target.file.finish(&target.store, &finish).await
+            });
+            job.await.unwrap_or(Err(ServiceError::Internal))
+        }
+        .boxed()
+    }
+}
+
+/// What a `finish` may be about.
+trait Finishable<F: Fs>: Send + Sync + 'static {
+    fn finish(&self, store: &Store<F>, finish: &Finish) -> impl Future<Output = Answer<()>> + Send;
+}
+
+impl<F: Fs> Finishable<F> for Partial<F> {
+    async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
+        Partial::finish(self, store, finish).await
+    }
+}
+
+impl<F: Fs> Finishable<F> for Confirm<F> {
+    async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
+        Confirm::finish(self, store, finish).await
+    }
+}
+
+fn as_file<F: Fs>(source: &Source<F>) -> Answer<&SourceFile<F>> {
+    match source {
+        Source::File(file) => Ok(file),
+        Source::Link { .. } => Err(ServiceError::BadHandle),
+    }
+}
+
+impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
+    async fn hello(self, _: Context, version: u32, run: RunId) -> Answer<Hello> {
+        if version != SERVICE_VERSION {
+            let text = format!("the mover speaks version {version}, this side {SERVICE_VERSION}: update the older one");
+            return Err(ServiceError::BadRequest(text));
+        }
+        self.state().run = Some(run);
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        Ok(Hello {
+            version: SERVICE_VERSION,
+            server: self.session.roots.server,
+            uid,
+            gid,
+        })
+    }
+
+    async fn configure(self, _: Context, _bytes_per_second: Option<u64>) -> Answer<()> {
+        Err(ServiceError::BadRequest("there is no connection here to limit".into()))
+    }
+
+    async fn claim(self, _: Context, dir: DirId, role: Role) -> Answer<Claim> {
+        let store = self.store(&dir)?;
+        let run = self
+            .state()
+            .run
+            .ok_or_else(|| ServiceError::BadRequest("hello comes first".into()))?;
+        let claimed = self.job(async move { store.claim(role, run).await }).await?;
+        let claim = claimed.claim.clone();
+        self.state().claims.insert(dir, claimed);
+        Ok(claim)
+    }
+
+    async fn release(self, _: Context, dir: DirId) -> Answer<()> {
+        let store = self.store(&dir)?;
+        let claimed = self.state().claims.remove(&dir);
+        match claimed {
+            None => Ok(()),
+            Some(claimed) => self.job(async move { store.release(&claimed.claim).await }).await,
+        }
+    }
+
+    async fn list(self, _: Context, dir: DirId, from: Option<Cursor>, restore: bool) -> Answer<Page> {
+        let store = self.store(&dir)?;
+        let kept = self.state().walks.remove(&dir);
+        let page_entries = self.limits().page_entries;
+        let filled = self.job(async move {
+            let mut page = Page::default();
+            let mut walk = match (kept, &from) {
+                (Some(mut walk), Some(from)) if walk.at().is_some_and(|at| at.after == from.after) => {
+                    if from.skip_below {
+                        walk.skip_below(&from.after);
+                    }
+                    walk
+                }
+                _ => Walk::begin(&store, from.as_ref(), restore, &mut page).await?,
+            };
+            walk.fill(&mut page, page_entries).await?;
+            Ok((page, walk))
+        });
+        let (page, walk) = filled.await?;
+        if page.next.is_some() {
+            self.state().walks.insert(dir, walk);
+        }
+        Ok(page)
+    }
+
+    async fn stat(
+        self,
+        _: Context,
+        dir: DirId,
+        paths: Vec<RelPath>,
+        restore: bool,
+    ) -> Answer<Vec<Answer<Option<Entry>>>> {
+        const STATS_PER_JOB: usize = 256;
+        let store = self.store(&dir)?;
+        let stat = move |path: RelPath| {
+            let store = store.clone();
+            async move { store.stat(&path, restore).await }
+        };
+        self.jobs(paths, STATS_PER_JOB, stat).await
+    }
+
+    async fn digests(self, _: Context, dir: DirId, files: Vec<FileRef>) -> Answer<Vec<Answer<Got>>> {
+        self.get_files(dir, files, false).await
+    }
+
+    async fn get(self, _: Context, dir: DirId, files: Vec<FileRef>) -> Answer<Vec<Answer<Got>>> {
+        self.get_files(dir, files, true).await
+    }
+
+    async fn open(self, _: Context, dir: DirId, path: RelPath, open_for: OpenFor) -> Answer<Opened> {
+        let store = self.store(&dir)?;
+        let bare = |handle| Held {
+            handle,
+            uncarried: Uncarried::default(),
+            leased: false,
+        };
+        match open_for {
+            OpenFor::Read(version) => {
+                let (wall, wanted) = (self.clock().wall(), FileRef { path, version });
+                let source = self.job(async move { store.open_source(&wanted, wall).await }).await?;
+                let len = as_file(&source)?.size();
+                Ok(Opened {
+                    held: self.hold(source)?,
+                    len,
+                })
+            }
+            OpenFor::Confirm(version) => {
+                let opened = store.clone();
+                let confirm = self
+                    .job(async move { opened.open_final(&path, &version).await })
+                    .await?;
+                let len = confirm.len();
+                Ok(Opened {
+                    held: bare(self.keep(Open::Confirm(OpenTarget::new(store, confirm)))?),
+                    len,
+                })
+            }
+            OpenFor::Write { size } => {
+                let opened = store.clone();
+                let partial = self.job(async move { opened.open_partial(&path, size).await }).await?;
+                let len = partial.found_len();
+                Ok(Opened {
+                    held: bare(self.keep(Open::Partial(OpenTarget::new(store, partial)))?),
+                    len,
+                })
+            }
+        }
+    }
+
+    async fn read(self, _: Context, handle: Handle, chunk: u64) -> Answer<Chunk> {
+        let source = self.find_source(handle)?;
+        self.job(async move { as_file(&source)?.read_chunk(chunk).await }).await
+    }
+
+    async fn hashes(self, _: Context, handle: Handle, first: u64, count: u64) -> Answer<Vec<ChunkHash>> {
+        self.check_count(count.try_into().unwrap_or(usize::MAX), self.limits().page_hashes)?;
+        let source = self.find_source(handle)?;
+        self.job(async move {
+            let mut hashes = Vec::new();
+            for index in first..first.saturating_add(count) {
+                hashes.push(as_file(&source)?.hash_chunk(index).await?);
+            }
+            Ok(hashes)
+        })
+        .await
+    }
+
+    async fn compare(self, _: Context, handle: Handle, first: u64, hashes: Vec<ChunkHash>) -> Answer<Vec<bool>> {
+        self.check_count(hashes.len(), self.limits().page_hashes)?;
+        match self.find(handle)? {
+            Open::Source(_) => Err(ServiceError::BadHandle),
+            Open::Partial(target) => {
+                let with_others = target.jobs.clone().read_owned().await;
+                self.job(async move {
+                    let _with_others = with_others;
+                    target.file.compare(first, &hashes).await
+                })
+                .await
+            }
+            Open::Confirm(target) => self.job(async move { target.file.compare(first, &hashes).await }).await,
+        }
+    }
+
+    async fn put(self, _: Context, dir: DirId, files: Vec<NewFile>) -> Answer<Vec<Answer<()>>> {
+        let store = self.store(&dir)?;
+        self.check_count(files.len(), self.limits().batch_files)?;
+        let paths: Vec<_> = files.iter().map(|file| file.path.clone()).collect();
+        let put = {
+            let store = store.clone();
+            move |file: NewFile| {
+                let store = store.clone();
+                async move { store.put(&file).await }
+            }
+        };
+        let results = self.jobs(files.clone(), self.limits().job_files, put).await?;
+        if planted(Bug::AcknowledgeBeforeRename) {
+            return Ok(results);
+        }
+        Ok(self.durable(&store, results, &paths).await)
+    }
+
+    async fn settle(self, _: Context, dir: DirId, files: Vec<Same>) -> Answer<Vec<Answer<()>>> {
+        let store = self.store(&dir)?;
+        let paths: Vec<_> = files.iter().map(|same| same.file.path.clone()).collect();
+        let settle = {
+            let store = store.clone();
+            move |same: Same| {
+                let store = store.clone();
+                async move { store.settle(&same).await }
+            }
+        };
+        let results = self.jobs(files, self.limits().job_files, settle).await?;
+        Ok(self.durable(&store, results, &paths).await)
+    }
+
+    async fn send(self, _: Context, handle: Handle, chunk: u64, data: Bytes, sparse: bool) -> Answer<()> {
+        if data.len() as u64 > CHUNK_BYTES {
+            return Err(ServiceError::BadRequest("more than a chunk".into()));
+        }
+        let target = self.find_partial(handle)?;
+        let with_others = target.jobs.clone().read_owned().await;
+        self.job(async move {
+            let _with_others = with_others;
+            target.file.write_chunk(&target.store, chunk, &data, sparse).await
+        })
+        .await
+    }
+
+    async fn truncate(self, _: Context, handle: Handle, len: u64) -> Answer<()> {
+        let target = self.find_partial(handle)?;
+        let with_others = target.jobs.clone().read_owned().await;
+        self.job(async move {
+            let _with_others = with_others;
+            target.file.truncate(len).await
+        })
+        .await
+    }
+
+    async fn finish(self, _: Context, handle: Handle, finish: Finish) -> Answer<Finished> {
+        match self.find(handle)? {
+            Open::Source(_) => Err(ServiceError::BadHandle),
+            Open::Partial(target) => self.finish_target(target, finish).await,
+            Open::Confirm(target) => self.finish_target(target, finish).await,
+        }
+    }
+
+    async fn close(self, _: Context, handles: Vec<Handle>) -> Answer<()> {
+        let mut closed = Vec::new();
+        {
+            let mut state = self.state();
+            closed.extend(handles.iter().filter_map(|handle| state.open.remove(handle)));
+        }
+        for open in &closed {
+            // A close waits for every job on the file.
+            if let Open::Partial(target) = open {
+                let _alone = target.jobs.write().await;
+            }
+        }
+        // Closing a descriptor may block.
+        self.job(async move {
+            drop(closed);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn sweep(self, _: Context, dir: DirId, path: RelPath) -> Answer<Swept> {
+        let store = self.store(&dir)?;
+        self.job(async move { store.sweep(&path).await }).await
+    }
+
+    async fn remove_orphans(self, _: Context, dir: DirId, path: RelPath) -> Answer<u64> {
+        let (store, wall) = (self.store(&dir)?, self.clock().wall());
+        self.job(async move { store.remove_orphans(&path, wall).await }).await
+    }
+
+    async fn make_dirs(self, _: Context, dir: DirId, paths: Vec<RelPath>) -> Answer<Vec<Answer<()>>> {
+        let store = self.store(&dir)?;
+        let one_job = paths.len().max(1);
+        // One job: a directory comes before what is below it.
+        let make = move |path: RelPath| {
+            let store = store.clone();
+            async move { store.make_dir(&path).await }
+        };
+        self.jobs(paths, one_job, make).await
+    }
+
+    async fn finish_dirs(self, _: Context, dir: DirId, dirs: Vec<DirMeta>) -> Answer<Vec<Answer<()>>> {
+        let store = self.store(&dir)?;
+        let finish = move |dir: DirMeta| {
+            let store = store.clone();
+            async move { store.finish_dir(&dir.path, dir.meta).await }
+        };
+        self.jobs(dirs, 8, finish).await
+    }
+
+    async fn remove_dirs(self, _: Context, dir: DirId, paths: Vec<RelPath>) -> Answer<Vec<Answer<()>>> {
+        let store = self.store(&dir)?;
+        let one_job = paths.len().max(1);
+        let remove = move |path: RelPath| {
+            let store = store.clone();
+            async move { store.remove_dir(&path).await }
+        };
+        self.jobs(paths, one_job, remove).await
+    }
+
+    async fn delete(self, _: Context, dir: DirId, files: Vec<Delete>) -> Answer<Vec<Answer<()>>> {
+        let store = self.store(&dir)?;
+        let files: Vec<_> = files
+            .into_iter()
+            .map(|file| (self.find_source(file.handle), file))
+            .collect();
+        let handles: Vec<_> = files.iter().map(|(_, file)| file.handle).collect();
+        let delete = move |(source, file): (Answer<Arc<Source<F>>>, Delete)| {
+            let store = store.clone();
+            async move { store.delete_source(&*source?, file.digest).await }
+        };
+        let results = self.jobs(files, self.limits().job_files, delete).await;
+        let closed: Vec<_> = {
+            let mut state = self.state();
+            handles.iter().filter_map(|handle| state.open.remove(handle)).collect()
+        };
+        self.job(async move {
+            drop(closed);
+            Ok(())
+        })
+        .await?;
+        results
+    }
+
+    async fn rename(self, _: Context, from: DirId, to: DirId, files: Vec<RenameFile>) -> Answer<Vec<Answer<Renamed>>> {
+        let (from, to, wall) = (self.store(&from)?, self.store(&to)?, self.clock().wall());
+        let mut from_paths = Vec::new();
+        let mut to_paths = Vec::new();
+        for file in &files {
+            from_paths.push(file.from.path.clone());
+            to_paths.push(file.to.clone());
+        }
+        let rename = {
+            let (from, to) = (from.clone(), to.clone());
+            move |file: RenameFile| {
+                let (from, to) = (from.clone(), to.clone());
+                async move { from.rename_into(&to, &file, wall).await }
+            }
+        };
+        let results = self.jobs(files, self.limits().job_files, rename).await?;
+        let renamed = |paths: &[RelPath]| -> Vec<RelPath> {
+            let done = results
+                .iter()
+                .zip(paths)
+                .filter(|(result, _)| matches!(result, Ok(Renamed::Done)));
+            parents(done.map(|(_, path)| path)).into_iter().collect()
+        };
+        let (to_dirs, from_dirs) = (renamed(&to_paths), renamed(&from_paths));
+        self.sync_dirs(&to, to_dirs).await?;
+        self.sync_dirs(&from, from_dirs).await?;
+        Ok(results)
+    }
+}

@@ -1,0 +1,466 @@
+//! The service between the mover and a root: the calls, what they carry and how they fail.
+//!
+//! Every call is small and bounded: lists come in pages, data in chunks. Each batch gives each of its items a
+//! result of its own. The server checks everything here that a peer could get wrong; the types check
+//! paths and names when they are decoded.
+
+use std::{fmt, io};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    digest::ChunkHash,
+    fs::Place,
+    model::{BadPath, Digest, Entry, Name, RelPath, Timestamp, Uncarried, Version},
+};
+
+/// The version of this service. Both sides must have the same.
+pub const SERVICE_VERSION: u32 = 1;
+
+/// A configured directory, by its name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct DirId(pub String);
+
+/// One run of the mover: random, the same for all its connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RunId(pub [u8; 16]);
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// An open file or link of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Handle(pub u64);
+
+/// How a call fails. Callers decide by kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum ServiceError {
+    /// No such file, directory or configured directory.
+    #[error("no such file or directory")]
+    NotFound,
+    /// It is not what was expected there: another version, or something where nothing should be.
+    #[error("changed meanwhile")]
+    Changed,
+    /// The bytes written are not those that were sent.
+    #[error("the digest differs")]
+    DigestMismatch,
+    /// Somebody has it open for writing, or another run is at it.
+    #[error("in use: {0}")]
+    Busy(String),
+    /// The directory still holds something.
+    #[error("directory not empty")]
+    NotEmpty,
+    /// Something of realize's own from an interrupted run is in the way and may be somebody's file.
+    #[error("{0} is in the way, left by an interrupted run: look at it, keep or remove it")]
+    Leftover(Name),
+    /// A sync failed earlier, so nothing on this root is confirmed any more by this process.
+    #[error("an earlier sync failed ({0}); check the disk, then run again")]
+    Unsafe(String),
+    /// The handle is not of this session, or of the wrong kind.
+    #[error("no such open file")]
+    BadHandle,
+    /// The request breaks a rule of the service.
+    #[error("bad request: {0}")]
+    BadRequest(String),
+    /// The peer may not do this.
+    #[error("not allowed")]
+    Denied,
+    /// The operating system says no.
+    #[error("cannot {doing}: {}", io::Error::from_raw_os_error(*errno))]
+    Io {
+        /// What was attempted, as a verb.
+        doing: String,
+        /// The operating system's number (Linux).
+        errno: i32,
+    },
+    /// The work broke off inside the server.
+    #[error("the server failed inside")]
+    Internal,
+    /// The answer did not come, so nothing is known.
+    #[error("no answer: {0}")]
+    NoAnswer(String),
+}
+
+impl ServiceError {
+    /// From an error of the operating system while `doing` something.
+    pub fn io(doing: &str, error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(errno) if error.kind() == io::ErrorKind::NotFound && errno != 0 => Self::NotFound,
+            Some(errno) => Self::Io {
+                doing: doing.into(),
+                errno,
+            },
+            None if error.kind() == io::ErrorKind::WriteZero => Self::Io {
+                doing: doing.into(),
+                errno: rustix::io::Errno::NOSPC.raw_os_error(),
+            },
+            None => Self::Io {
+                doing: doing.into(),
+                errno: rustix::io::Errno::IO.raw_os_error(),
+            },
+        }
+    }
+
+    /// The operating system's number, when this is its error.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Io { errno, .. } => Some(*errno),
+            _ => None,
+        }
+    }
+}
+
+impl From<BadPath> for ServiceError {
+    fn from(error: BadPath) -> Self {
+        Self::BadRequest(error.to_string())
+    }
+}
+
+/// A result on the wire.
+pub type Answer<T> = Result<T, ServiceError>;
+
+/// What the server says first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Hello {
+    /// Its [`SERVICE_VERSION`].
+    pub version: u32,
+    /// Random, the same for every session of one server process: two roots of one server may be
+    /// on one file system.
+    pub server: [u8; 16],
+    /// Owner of the files it makes.
+    pub uid: u32,
+    /// Group of the files it makes.
+    pub gid: u32,
+}
+
+/// What a root is to a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Files leave it. One run at a time.
+    Source,
+    /// Single files leave it, which others may do at the same time.
+    SourceOfFiles,
+    /// Files arrive. Shared by any number of runs.
+    Target,
+    /// Nothing is done to it: a dry run. Neither lock nor token.
+    Looked,
+}
+
+/// A root that is claimed for a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Claim {
+    /// The name of the file that marks the root for this run; `None` where none could be made
+    /// (the root can't be written to).
+    pub token: Option<Name>,
+    /// Where the root lies: see [`crate::fs::Dir::places`].
+    pub places: Vec<Place>,
+    /// Device and inode of the root.
+    pub version: Version,
+}
+
+/// A page of a listing.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Page {
+    /// Entries in path order.
+    pub entries: Vec<Entry>,
+    /// Names that are realize's own and no move takes, among them leftovers that could not be put back.
+    pub reserved: Vec<RelPath>,
+    /// Tokens met, with the directory that holds each. A directory's tokens come no later than its
+    /// first entry.
+    pub tokens: Vec<(RelPath, Name)>,
+    /// What could not be read: a directory, or the metadata of an entry.
+    pub failed: Vec<(RelPath, ServiceError)>,
+    /// Where the next page begins; `None` when this was the last.
+    pub next: Option<Cursor>,
+}
+
+/// A position in a listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// The last path dealt with.
+    pub after: RelPath,
+    /// Whether what is below `after` is passed over.
+    pub skip_below: bool,
+}
+
+/// A file or link at the source, and which state of it is meant.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FileRef {
+    /// Where it is.
+    pub path: RelPath,
+    /// What it must be.
+    pub version: Version,
+}
+
+/// A source file or link that is now open, with a lease where one could be had.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Held {
+    /// To name it by; ends with `delete` or `close`.
+    pub handle: Handle,
+    /// What a move would lose.
+    pub uncarried: Uncarried,
+    /// Whether a lease protects it.
+    pub leased: bool,
+}
+
+/// A source file or link, read whole.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Got {
+    /// The open file or link.
+    pub held: Held,
+    /// What is in it; a file's data is empty when only digests were asked for.
+    pub content: Content,
+}
+
+/// What is in a small file, or in a symbolic link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Content {
+    /// A regular file.
+    File {
+        /// All of it.
+        data: Bytes,
+        /// The digest of all of it.
+        digest: Digest,
+    },
+    /// The text of a symbolic link.
+    Symlink(Bytes),
+}
+
+/// What must be under a final name before it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Expected {
+    /// Nothing.
+    Absent,
+    /// Exactly this.
+    Version(Version),
+}
+
+/// Mode and mtime for a final name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Permission bits; what is beyond 0777 is dropped.
+    pub mode: u32,
+    /// Modification time.
+    pub mtime: Timestamp,
+}
+
+/// A whole small file or link to write.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NewFile {
+    /// Its final name.
+    pub path: RelPath,
+    /// What is in it.
+    pub content: Content,
+    /// Its mode and mtime.
+    pub meta: Meta,
+    /// What is there now.
+    pub expected: Expected,
+}
+
+/// A small file that the target seems to have already.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Same {
+    /// Its final name and the state that was seen there.
+    pub file: FileRef,
+    /// The source's digest.
+    pub digest: Digest,
+    /// The source's mode and mtime.
+    pub meta: Meta,
+}
+
+/// What a file is opened for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum OpenFor {
+    /// To be read and deleted: the source's side.
+    Read(Version),
+    /// To be confirmed as it is: a final that may be equal. Nothing is written but mode and mtime.
+    Confirm(Version),
+    /// To be written: the partial of a file of `size` bytes, made or continued.
+    Write {
+        /// Bytes of the whole file.
+        size: u64,
+    },
+}
+
+/// An opened large file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Opened {
+    /// The open file.
+    pub held: Held,
+    /// How many bytes are there already.
+    pub len: u64,
+}
+
+/// A chunk as it was read.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Chunk {
+    /// All of its bytes.
+    pub data: Bytes,
+    /// Whether holes are among them: then blocks of zeros need not be written.
+    pub sparse: bool,
+    /// Its hash.
+    pub hash: ChunkHash,
+}
+
+/// How far a `finish` is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Finished {
+    /// The file is durable under its final name.
+    Done,
+    /// Still at it: ask again.
+    Working,
+}
+
+/// What makes a partial final.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Finish {
+    /// The digest of the whole file, computed at the source.
+    pub digest: Digest,
+    /// Its mode and mtime.
+    pub meta: Meta,
+    /// What is under the final name now.
+    pub expected: Expected,
+}
+
+/// A directory and what becomes of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DirMeta {
+    /// Where it is.
+    pub path: RelPath,
+    /// Its final mode and mtime.
+    pub meta: Meta,
+}
+
+/// A source file to be deleted, its content being safe at the target.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Delete {
+    /// The open file or link.
+    pub handle: Handle,
+    /// The digest that the target confirmed; `None` for a symbolic link.
+    pub digest: Option<Digest>,
+}
+
+/// A file or link to be moved by a rename from one root of this server to another.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RenameFile {
+    /// What is moved.
+    pub from: FileRef,
+    /// Its final name in the other root.
+    pub to: RelPath,
+    /// What is there now.
+    pub expected: Expected,
+}
+
+/// What became of a file to be renamed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Renamed {
+    /// It is durable under its final name and gone from the source.
+    Done,
+    /// A rename can't do it (another file system, something to be replaced): move it the ordinary way.
+    Impossible,
+}
+
+/// What a look at a directory of the target found.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Swept {
+    /// Tokens of runs.
+    pub tokens: Vec<Name>,
+    /// Swapped-out files that may be somebody's: left alone.
+    pub leftovers: Vec<Name>,
+    /// How many partials there are.
+    pub partials: u64,
+}
+
+/// The service. `D` is the directory that a path is below; rights are named in brackets.
+#[tarpc::service]
+pub trait RealizeService {
+    /// Says who calls. \[no right\]
+    async fn hello(version: u32, run: RunId) -> Answer<Hello>;
+
+    /// Sets how many bytes per second the server may send on this connection at most, `None`
+    /// for no limit. Without a connection there is nothing to limit: `BadRequest`. \[no right\]
+    async fn configure(bytes_per_second: Option<u64>) -> Answer<()>;
+
+    /// Claims a root for this run: locks a source (`Busy` names the holder), marks it with a token.
+    /// \[read, or write for a target\]
+    async fn claim(dir: DirId, role: Role) -> Answer<Claim>;
+
+    /// Ends the claim: token and lock go.
+    async fn release(dir: DirId) -> Answer<()>;
+
+    /// A page of entries in path order from a cursor, all of them from `None` on. With `restore`,
+    /// sources that a crash left set aside for deletion get their names back first. \[read\]
+    async fn list(dir: DirId, from: Option<Cursor>, restore: bool) -> Answer<Page>;
+
+    /// The state of each path, `None` where there is nothing; `restore` as for `list`. \[read or write\]
+    async fn stat(dir: DirId, paths: Vec<RelPath>, restore: bool) -> Answer<Vec<Answer<Option<Entry>>>>;
+
+    /// Opens small files and links and gives their digests. \[read\]
+    async fn digests(dir: DirId, files: Vec<FileRef>) -> Answer<Vec<Answer<Got>>>;
+
+    /// Opens small files and links and gives what is in them. \[read\]
+    async fn get(dir: DirId, files: Vec<FileRef>) -> Answer<Vec<Answer<Got>>>;
+
+    /// Opens a large file. `Busy` when another writes to the same partial. \[read, or write\]
+    async fn open(dir: DirId, path: RelPath, open_for: OpenFor) -> Answer<Opened>;
+
+    /// Reads one chunk of a file open for reading. \[read\]
+    async fn read(handle: Handle, chunk: u64) -> Answer<Chunk>;
+
+    /// The hashes of up to a page of chunks of a file open for reading. \[read\]
+    async fn hashes(handle: Handle, first: u64, count: u64) -> Answer<Vec<ChunkHash>>;
+
+    /// Compares chunks of a partial or of a final with the source's hashes; those that are equal count as
+    /// sent. Only whole chunks are equal. \[write\]
+    async fn compare(handle: Handle, first: u64, hashes: Vec<ChunkHash>) -> Answer<Vec<bool>>;
+
+    /// Writes whole small files and links, each durable when the answer comes. One whose final holds
+    /// that very content already succeeds. \[write; replace where something is expected\]
+    async fn put(dir: DirId, files: Vec<NewFile>) -> Answer<Vec<Answer<()>>>;
+
+    /// Makes durable what is equal already: `DigestMismatch` where it is not. \[write\]
+    async fn settle(dir: DirId, files: Vec<Same>) -> Answer<Vec<Answer<()>>>;
+
+    /// Writes one whole chunk of a partial. `sparse`: blocks of zeros may become holes. \[write\]
+    async fn send(handle: Handle, chunk: u64, data: Bytes, sparse: bool) -> Answer<()>;
+
+    /// Cuts or extends a partial. \[write\]
+    async fn truncate(handle: Handle, len: u64) -> Answer<()>;
+
+    /// Makes a partial final, or confirms a final: synced, its digest compared, renamed, its directories
+    /// synced. `Working` after a while: ask again with the same arguments. \[write; replace\]
+    async fn finish(handle: Handle, finish: Finish) -> Answer<Finished>;
+
+    // Three calls repair a file by its differences ({#rsync}) and are still to come:
+    // calculate_signature [read], diff [read], apply_delta [write].
+
+    /// Closes open files and links; a partial stays to be continued.
+    async fn close(handles: Vec<Handle>) -> Answer<()>;
+
+    /// Looks through one directory of the target before files arrive in it: puts right what interrupted
+    /// runs left, finds tokens. `NotFound` when there is none. \[write\]
+    async fn sweep(dir: DirId, path: RelPath) -> Answer<Swept>;
+
+    /// Removes the partials in one directory that nobody wrote to for long; how many went. \[write\]
+    async fn remove_orphans(dir: DirId, path: RelPath) -> Answer<u64>;
+
+    /// Makes directories; one that is there already is fine. \[write\]
+    async fn make_dirs(dir: DirId, paths: Vec<RelPath>) -> Answer<Vec<Answer<()>>>;
+
+    /// Gives directories their mode and mtime and makes them durable. \[write\]
+    async fn finish_dirs(dir: DirId, dirs: Vec<DirMeta>) -> Answer<Vec<Answer<()>>>;
+
+    /// Removes empty directories, never the root; one that is gone is fine. \[delete\]
+    async fn remove_dirs(dir: DirId, paths: Vec<RelPath>) -> Answer<Vec<Answer<()>>>;
+
+    /// Deletes open source files, each only if it is still what was read; then closes them. One that is
+    /// gone is fine. \[delete\]
+    async fn delete(dir: DirId, files: Vec<Delete>) -> Answer<Vec<Answer<()>>>;
+
+    /// Moves files by renaming them from a root of this server to another. \[delete there, write here\]
+    async fn rename(from: DirId, to: DirId, files: Vec<RenameFile>) -> Answer<Vec<Answer<Renamed>>>;
+}

@@ -1,0 +1,368 @@
+//! One root: what can be done below it to one file or directory at a time, with the law kept.
+//!
+//! Every function here awaits nothing but [`crate::fs`], so that a caller may run it as one job. What a request
+//! may contain has been checked by the types; what the disk holds is checked here.
+
+mod listing;
+pub mod names;
+mod rename;
+mod source;
+mod target;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
+
+use rustix::io::Errno;
+
+pub use self::{
+    listing::Walk,
+    source::{Source, SourceFile},
+    target::{Confirm, Partial, parents},
+};
+use crate::{
+    fs::{Dir, File, Fs, Lock, Metadata, Rename},
+    limits::Limits,
+    model::{Entry, Kind, Name, RelPath},
+    planted::{Bug, planted},
+    service::{Answer, Claim, Meta, Role, RunId, ServiceError},
+};
+
+/// A root. Cheap to clone; clones are the same one.
+pub struct Store<F: Fs> {
+    inner: Arc<Inner<F>>,
+}
+
+impl<F: Fs> Clone for Store<F> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+        }
+    }
+}
+
+struct Inner<F: Fs> {
+    root: F::Dir,
+    limits: Limits,
+    accept_unsynced: bool,
+    /// The first sync that failed; set once and for all.
+    failed_sync: OnceLock<String>,
+    /// Directories whose own names are durable, with device and inode.
+    synced: Mutex<BTreeMap<RelPath, (u64, u64)>>,
+}
+
+/// A claimed root: the lock goes when this is dropped, the token by [`Store::release`].
+pub struct Claimed<F: Fs> {
+    /// What the run is told.
+    pub claim: Claim,
+    /// A handle of its own, for its lock.
+    _lock: F::Dir,
+    /// The token, locked for as long as the run lives: an unlocked one is a dead run's.
+    _token: Option<F::File>,
+}
+
+impl<F: Fs> Store<F> {
+    /// The store of the directory `root`. With `accept_unsynced` a file system that can't sync
+    /// directories is taken as it is.
+    pub fn new(root: F::Dir, limits: Limits, accept_unsynced: bool) -> Self {
+        let synced = Mutex::default();
+        Self {
+            inner: Arc::new(Inner {
+                root,
+                limits,
+                accept_unsynced,
+                failed_sync: OnceLock::new(),
+                synced,
+            }),
+        }
+    }
+
+    /// Claims the root for `run`.
+    pub async fn claim(&self, role: Role, run: RunId) -> Answer<Claimed<F>> {
+        // A handle of its own: the lock ends with it.
+        let lock_dir = self.inner.root.open_dir(&RelPath::root()).await;
+        let lock_dir = lock_dir.map_err(|e| ServiceError::io("open the directory", &e))?;
+        let lock = match role {
+            Role::Source => Some(Lock::Exclusive),
+            Role::SourceOfFiles => Some(Lock::Shared),
+            Role::Target | Role::Looked => None,
+        };
+        if let Some(lock) = lock
+            && let Err(error) = lock_dir.try_lock(lock).await
+        {
+            if error.raw_os_error() != Some(Errno::AGAIN.raw_os_error()) {
+                return Err(ServiceError::io("lock the directory", &error));
+            }
+            let holder = lock_dir.lock_holder().await;
+            return Err(ServiceError::Busy(holder.unwrap_or_else(|| "another process".into())));
+        }
+        if role == Role::Target {
+            self.sync_one(&self.inner.root)
+                .await
+                .map_err(|error| match error.errno() {
+                    Some(errno) if errno == Errno::INVAL.raw_os_error() => ServiceError::BadRequest(
+                        "this file system cannot make names durable, so no source could be deleted safely; \
+                     --accept-unsynced moves all the same"
+                            .into(),
+                    ),
+                    _ => error,
+                })?;
+        }
+        let (token, token_file) = match role {
+            Role::Looked => (None, None),
+            Role::Source | Role::SourceOfFiles | Role::Target => {
+                self.remove_dead_tokens().await?;
+                self.make_token(run).await?
+            }
+        };
+        let version = self
+            .inner
+            .root
+            .metadata()
+            .await
+            .map_err(|e| ServiceError::io("stat", &e))?
+            .version;
+        let places = self
+            .inner
+            .root
+            .places()
+            .await
+            .map_err(|e| ServiceError::io("find the place of", &e))?;
+        Ok(Claimed {
+            claim: Claim { token, places, version },
+            _lock: lock_dir,
+            _token: token_file,
+        })
+    }
+
+    /// Removes the token of a claim.
+    pub async fn release(&self, claim: &Claim) -> Answer<()> {
+        match &claim.token {
+            Some(token) => {
+                ignore_missing(self.inner.root.unlink(token).await).map_err(|e| ServiceError::io("remove", &e))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Which entry is at `path`, if any. With `restore`, a source that a crash left set aside gets its name
+    /// back first.
+    pub async fn stat(&self, path: &RelPath, restore: bool) -> Answer<Option<Entry>> {
+        let Some((parent, name)) = path.split() else {
+            return Err(ServiceError::BadRequest("the root has no entry".into()));
+        };
+        let found = match self.inner.root.open_dir(&parent).await {
+            Ok(dir) => {
+                if restore && let Some(gone) = names::gone(&name) {
+                    // Usually there is none; and what does not go back is found by the next listing.
+                    dir.rename(&gone, &dir, &name, Rename::NoReplace).await.ok();
+                }
+                dir.stat(&name).await
+            }
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok(metadata) => Ok(Some(entry(path.clone(), metadata))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(ServiceError::io("stat", &error)),
+        }
+    }
+
+    /// Makes the directory at `path` for the time of the move (0700); one that is there already is fine.
+    pub async fn make_dir(&self, path: &RelPath) -> Answer<()> {
+        let (dir, name) = self.parent_of(path).await?;
+        match dir.mkdir(&name).await {
+            Ok(()) => {
+                // It may have been known under this name before.
+                self.synced().retain(|known, _| !known.is_within(path));
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match dir.stat(&name).await {
+                Ok(metadata) if metadata.kind == Kind::Dir => Ok(()),
+                _ => Err(ServiceError::Changed),
+            },
+            Err(error) => Err(ServiceError::io("make the directory", &error)),
+        }
+    }
+
+    /// Gives the directory at `path` its mode and mtime and makes it durable.
+    pub async fn finish_dir(&self, path: &RelPath, meta: Meta) -> Answer<()> {
+        let dir = self.open_dir(path).await?;
+        let now = dir.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
+        if (now.mode, now.version.mtime) != (meta.mode & 0o777, meta.mtime) {
+            dir.set_meta(meta.mode & 0o777, meta.mtime)
+                .await
+                .map_err(|e| ServiceError::io("set mode and times", &e))?;
+        }
+        drop(dir);
+        self.make_names_durable([path.clone()].into()).await
+    }
+
+    /// Removes the empty directory at `path`; one that is gone is fine.
+    pub async fn remove_dir(&self, path: &RelPath) -> Answer<()> {
+        let (dir, name) = match self.parent_of(path).await {
+            Err(ServiceError::NotFound) => return Ok(()),
+            found => found?,
+        };
+        ignore_missing(dir.rmdir(&name).await).map_err(|error| match error.kind() {
+            io::ErrorKind::DirectoryNotEmpty => ServiceError::NotEmpty,
+            _ => ServiceError::io("remove the directory", &error),
+        })
+    }
+
+    /// Makes the names in `dirs` durable, and the directories themselves up to the root.
+    pub async fn make_names_durable(&self, dirs: BTreeSet<RelPath>) -> Answer<()> {
+        if planted(Bug::NoDirectorySync) {
+            return Ok(());
+        }
+        for path in dirs {
+            self.make_durable_up_to_root(path).await?;
+        }
+        self.ensure_safe()
+    }
+
+    async fn make_durable_up_to_root(&self, path: RelPath) -> Answer<()> {
+        let mut proven = Vec::new();
+        let mut next = Some(path);
+        while let Some(path) = next {
+            let dir = self.open_dir(&path).await?;
+            let version = dir.metadata().await.map_err(|e| ServiceError::io("stat", &e))?.version;
+            self.sync_one(&dir).await?;
+            let inode = (version.dev, version.ino);
+            let known = self.synced().get(&path) == Some(&inode);
+            next = if known { None } else { path.parent() };
+            proven.push((path, inode));
+        }
+        let mut synced = self.synced();
+        if synced.len() + proven.len() > self.inner.limits.synced_dirs {
+            synced.clear();
+        }
+        synced.extend(proven);
+        Ok(())
+    }
+
+    async fn sync_one(&self, dir: &F::Dir) -> Answer<()> {
+        match dir.sync().await {
+            Ok(()) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) && self.inner.accept_unsynced => {
+                Ok(())
+            }
+            Err(error) => Err(self.sync_failed("sync the directory", &error)),
+        }
+    }
+
+    /// Marks the root: a sync failed, and what it was to cover may be lost without a further word.
+    fn sync_failed(&self, doing: &str, error: &io::Error) -> ServiceError {
+        // Only the first failure is kept; later ones say nothing more.
+        let _first = self.inner.failed_sync.get_or_init(|| error.to_string());
+        ServiceError::io(doing, error)
+    }
+
+    /// Fails once any sync has failed.
+    fn ensure_safe(&self) -> Answer<()> {
+        match self.inner.failed_sync.get() {
+            None => Ok(()),
+            Some(error) => Err(ServiceError::Unsafe(error.clone())),
+        }
+    }
+
+    fn synced(&self) -> std::sync::MutexGuard<'_, BTreeMap<RelPath, (u64, u64)>> {
+        // Nothing panics while it is held.
+        self.inner.synced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn open_dir(&self, path: &RelPath) -> Answer<F::Dir> {
+        self.inner
+            .root
+            .open_dir(path)
+            .await
+            .map_err(|error| ServiceError::io("open the directory", &error))
+    }
+
+    async fn parent_of(&self, path: &RelPath) -> Answer<(F::Dir, Name)> {
+        let Some((parent, name)) = path.split() else {
+            return Err(ServiceError::BadRequest("the root itself was named".into()));
+        };
+        if names::classify(&name) != names::NameKind::Plain {
+            return Err(ServiceError::BadRequest("a name that realize keeps for itself".into()));
+        }
+        Ok((self.open_dir(&parent).await?, name))
+    }
+
+    async fn make_token(&self, run: RunId) -> Answer<(Option<Name>, Option<F::File>)> {
+        let token = names::token(&run.0);
+        let file = match self.inner.root.create(&token).await {
+            Ok(file) => file,
+            // A root that can't be written to, as a source that is only copied may be. What can't be marked is told by
+            // device and inode.
+            Err(error) if is_any(&error, &[Errno::ACCESS, Errno::PERM, Errno::ROFS]) => return Ok((None, None)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok((Some(token), None)),
+            Err(error) => return Err(ServiceError::io("mark the directory", &error)),
+        };
+        file.try_lock()
+            .await
+            .map_err(|e| ServiceError::io("lock the mark", &e))?;
+        Ok((Some(token), Some(file)))
+    }
+
+    /// Tokens of runs that were killed: nobody holds their locks.
+    async fn remove_dead_tokens(&self) -> Answer<()> {
+        use crate::fs::File;
+        let root = &self.inner.root;
+        let names = root
+            .names()
+            .await
+            .map_err(|e| ServiceError::io("read the directory", &e))?;
+        for name in names
+            .into_iter()
+            .filter(|name| names::classify(name) == names::NameKind::Token)
+        {
+            let Ok(file) = root.open(&name).await else { continue };
+            if file.try_lock().await.is_ok() {
+                // It only marks; the next run tries again.
+                root.unlink(&name).await.ok();
+            }
+        }
+        Ok(())
+    }
+}
+
+fn entry(path: RelPath, metadata: Metadata) -> Entry {
+    let Metadata {
+        kind,
+        version,
+        mode,
+        links,
+        uid,
+        gid,
+    } = metadata;
+    Entry {
+        path,
+        kind,
+        version,
+        mode,
+        links,
+        uid,
+        gid,
+    }
+}
+
+fn is_any(error: &io::Error, errnos: &[Errno]) -> bool {
+    errnos
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Whether the file system does not know the flag of a rename, or the call.
+fn is_unsupported(error: &io::Error) -> bool {
+    is_any(error, &[Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP])
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

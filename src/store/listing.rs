@@ -1,0 +1,179 @@
+//! A sorted walk below a root, page by page.
+
+use std::io;
+
+use super::{Store, entry, names, names::NameKind};
+use crate::{
+    fs::{Dir, Fs},
+    model::{Kind, Name, RelPath},
+    service::{Answer, Cursor, Page, ServiceError},
+};
+
+/// Where a walk is: the sorted names of the current directory and of those above it.
+pub struct Walk<F: Fs> {
+    levels: Vec<Level<F>>,
+    restore: bool,
+    /// Where it stands; `None` before the first entry.
+    at: Option<Cursor>,
+}
+
+struct Level<F: Fs> {
+    dir: F::Dir,
+    path: RelPath,
+    names: Vec<Name>,
+    next: usize,
+}
+
+impl<F: Fs> Walk<F> {
+    /// A walk of all below `store`'s root that goes on at `from`. With `restore`, sources that a crash left set
+    /// aside get their names back as their directory is met.
+    pub async fn begin(store: &Store<F>, from: Option<&Cursor>, restore: bool, page: &mut Page) -> Answer<Self> {
+        let mut walk = Walk {
+            levels: Vec::new(),
+            restore,
+            at: from.cloned(),
+        };
+        let root = store.inner.root.clone();
+        walk.enter(root, RelPath::root(), page)
+            .await
+            .map_err(|e| ServiceError::io("read the directory", &e))?;
+        let Some(from) = from else { return Ok(walk) };
+        let mut names = from.after.names().peekable();
+        while let Some(name) = names.next() {
+            let Some(level) = walk.levels.last_mut() else { break };
+            level.next = level.names.partition_point(|other| *other <= name);
+            let path = level.path.join(&name)?;
+            if names.peek().is_none() && from.skip_below {
+                break;
+            }
+            // What is gone or no directory any more has nothing below it: go on after it.
+            let Ok(dir) = level.dir.open_dir(&name.into()).await else {
+                break;
+            };
+            if walk.enter(dir, path, page).await.is_err() {
+                break;
+            }
+        }
+        Ok(walk)
+    }
+
+    /// Where the walk stands.
+    pub fn at(&self) -> Option<&Cursor> {
+        self.at.as_ref()
+    }
+
+    /// Fills `page` with up to `entries_max` entries.
+    pub async fn fill(&mut self, page: &mut Page, entries_max: usize) -> Answer<()> {
+        while page.entries.len() + page.failed.len() + page.reserved.len() < entries_max {
+            let Some(level) = self.levels.last_mut() else {
+                page.next = None;
+                return Ok(());
+            };
+            let Some(name) = level.names.get(level.next).cloned() else {
+                self.levels.pop();
+                continue;
+            };
+            level.next += 1;
+            let path = level.path.join(&name)?;
+            self.at = Some(Cursor {
+                after: path.clone(),
+                skip_below: false,
+            });
+            match level.dir.stat(&name).await {
+                Ok(metadata) => {
+                    let is_dir = metadata.kind == Kind::Dir;
+                    page.entries.push(entry(path.clone(), metadata));
+                    if is_dir {
+                        let dir = level.dir.clone();
+                        if let Err(error) = self.descend(dir, &name, path.clone(), page).await {
+                            page.failed.push((path, ServiceError::io("read the directory", &error)));
+                        }
+                    }
+                }
+                // Gone since its name was read.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => page.failed.push((path, ServiceError::io("stat", &error))),
+            }
+        }
+        page.next = self.at.clone();
+        Ok(())
+    }
+
+    /// Passes over what is below the directory at `path`, if the walk has just entered it.
+    pub fn skip_below(&mut self, path: &RelPath) {
+        self.levels
+            .retain(|level| !level.path.is_within(path) || path.is_root());
+        if let Some(at) = &mut self.at {
+            at.skip_below = true;
+        }
+    }
+
+    async fn descend(&mut self, parent: F::Dir, name: &Name, path: RelPath, page: &mut Page) -> io::Result<()> {
+        let dir = parent.open_dir(&name.clone().into()).await?;
+        self.enter(dir, path, page).await
+    }
+
+    async fn enter(&mut self, dir: F::Dir, path: RelPath, page: &mut Page) -> io::Result<()> {
+        let mut plain = Vec::new();
+        for name in dir.names().await? {
+            match names::classify(&name) {
+                NameKind::Plain => plain.push(name),
+                NameKind::Token => page.tokens.push((path.clone(), name)),
+                NameKind::Gone(original) if self.restore => {
+                    match dir.rename(&name, &dir, &original, crate::fs::Rename::NoReplace).await {
+                        Ok(()) => plain.push(original),
+                        Err(_) => report_leftover(&path, name, page),
+                    }
+                }
+                NameKind::GoneDir if self.restore => restore_long_names(&dir, &path, &name, &mut plain, page).await?,
+                NameKind::Partial | NameKind::Swap(_) | NameKind::Gone(_) | NameKind::GoneDir => {
+                    if let Ok(path) = path.join(&name) {
+                        page.reserved.push(path);
+                    }
+                }
+            }
+        }
+        plain.sort_unstable();
+        plain.dedup();
+        self.levels.push(Level {
+            dir,
+            path,
+            names: plain,
+            next: 0,
+        });
+        Ok(())
+    }
+}
+
+/// Gives the files in `.realize-gone` their places back and removes it.
+async fn restore_long_names<D: Dir>(
+    dir: &D,
+    path: &RelPath,
+    gone: &Name,
+    plain: &mut Vec<Name>,
+    page: &mut Page,
+) -> io::Result<()> {
+    let Ok(gone_dir) = dir.open_dir(&gone.clone().into()).await else {
+        report_leftover(path, gone.clone(), page);
+        return Ok(());
+    };
+    for name in gone_dir.names().await? {
+        if gone_dir
+            .rename(&name, dir, &name, crate::fs::Rename::NoReplace)
+            .await
+            .is_ok()
+        {
+            plain.push(name);
+        }
+    }
+    if dir.rmdir(gone).await.is_err() {
+        report_leftover(path, gone.clone(), page);
+    }
+    Ok(())
+}
+
+fn report_leftover(dir: &RelPath, name: Name, page: &mut Page) {
+    if let Ok(path) = dir.join(&name) {
+        page.failed.push((path, ServiceError::Leftover(name)));
+    }
+}

@@ -1,0 +1,205 @@
+//! The names that realize keeps for itself beside the files it moves. None is ever listed or moved.
+//!
+//! | name | where | what |
+//! |---|---|---|
+//! | `.NAME.realize-part` | target | a file that is still arriving |
+//! | `.NAME.realize-swap-VERSION` | target | a file while it replaces an older one |
+//! | `.NAME.realize-gone` | source | a file about to be deleted |
+//! | `.realize-gone/NAME` | source | the same, where NAME is too long for the suffix |
+//! | `.realize-token.RUN` | either root | the mark of a run |
+//!
+//! Where NAME is too long for a suffix, the first two have a hash in its place.
+
+use crate::model::{NAME_BYTES_MAX, Name, Version};
+
+const PART: &[u8] = b".realize-part";
+const SWAP: &[u8] = b".realize-swap-";
+const GONE: &[u8] = b".realize-gone";
+const TOKEN: &[u8] = b".realize-token.";
+
+/// Length in bytes of what follows [`SWAP`].
+const VERSION_BYTES: usize = 16;
+
+/// What a name is to realize.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NameKind {
+    /// Nothing: the user's.
+    Plain,
+    /// A partial.
+    Partial,
+    /// A file that was being swapped in or out.
+    Swap(Swap),
+    /// A source set aside for deletion; its name when it carries it.
+    Gone(Name),
+    /// The directory of sources set aside whose names are too long.
+    GoneDir,
+    /// The mark of a run.
+    Token,
+}
+
+/// What the name of a swapped file tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Swap {
+    /// The final name; `None` when it was too long to be carried.
+    pub name: Option<Name>,
+    /// Names the version that was to be replaced: see [`version_tag`].
+    pub replaced: Vec<u8>,
+}
+
+/// What `name` is.
+pub fn classify(name: &Name) -> NameKind {
+    let bytes = name.as_bytes();
+    if bytes == GONE {
+        return NameKind::GoneDir;
+    }
+    if bytes.starts_with(TOKEN) {
+        return NameKind::Token;
+    }
+    let Some(inner) = bytes.strip_prefix(b".") else {
+        return NameKind::Plain;
+    };
+    let carried = |bytes: &[u8]| Name::new(bytes).ok();
+    if let Some(stem) = inner.strip_suffix(PART) {
+        return if stem.is_empty() {
+            NameKind::Plain
+        } else {
+            NameKind::Partial
+        };
+    }
+    if let Some(stem) = inner.strip_suffix(GONE) {
+        return carried(stem).map_or(NameKind::Plain, NameKind::Gone);
+    }
+    if inner.len() > VERSION_BYTES {
+        let (front, replaced) = inner.split_at(inner.len() - VERSION_BYTES);
+        if let Some(stem) = front.strip_suffix(SWAP)
+            && replaced.iter().all(u8::is_ascii_hexdigit)
+            && !stem.is_empty()
+        {
+            let hashed = stem.len() == HASHED_BYTES && stem.starts_with(HASHED);
+            return NameKind::Swap(Swap {
+                name: if hashed { None } else { carried(stem) },
+                replaced: replaced.to_vec(),
+            });
+        }
+    }
+    NameKind::Plain
+}
+
+/// The name of the partial of `name`.
+pub fn partial(name: &Name) -> Name {
+    dressed(name, PART)
+}
+
+/// The name of a file while it replaces `version` of `name`.
+pub fn swap(name: &Name, version: &Version) -> Name {
+    dressed(name, &[SWAP, &version_tag(version)].concat())
+}
+
+/// The name for `name` while it is deleted; `None` when it is too long and goes to [`gone_dir`].
+pub fn gone(name: &Name) -> Option<Name> {
+    let fits = name.as_bytes().len() + 1 + GONE.len() <= NAME_BYTES_MAX;
+    fits.then(|| dressed(name, GONE))
+}
+
+/// The directory for sources whose names are too long for a suffix.
+pub fn gone_dir() -> Name {
+    valid(GONE.to_vec())
+}
+
+/// The mark of a run.
+pub fn token(run: &[u8; 16]) -> Name {
+    let run: String = run.iter().map(|byte| format!("{byte:02x}")).collect();
+    valid([TOKEN, run.as_bytes()].concat())
+}
+
+/// Sixteen characters for what of a version survives a rename: device, inode, size, mtime.
+pub fn version_tag(version: &Version) -> Vec<u8> {
+    let mut hasher = blake3::Hasher::new();
+    for number in [
+        version.dev,
+        version.ino,
+        version.size,
+        version.mtime.secs as u64,
+        version.mtime.nanos.into(),
+    ] {
+        hasher.update(&number.to_le_bytes());
+    }
+    hasher.finalize().to_hex().as_bytes()[..VERSION_BYTES].to_vec()
+}
+
+const HASHED: &[u8] = b"realize-long-";
+const HASHED_BYTES: usize = HASHED.len() + 64;
+
+fn dressed(name: &Name, suffix: &[u8]) -> Name {
+    let stem = if name.as_bytes().len() + 1 + suffix.len() <= NAME_BYTES_MAX {
+        name.as_bytes().to_vec()
+    } else {
+        [HASHED, blake3::hash(name.as_bytes()).to_hex().as_bytes()].concat()
+    };
+    valid([b".", stem.as_slice(), suffix].concat())
+}
+
+fn valid(bytes: Vec<u8>) -> Name {
+    Name::new(bytes).unwrap_or_else(|error| unreachable!("made of a name and a short suffix: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+    use proptest::prelude::*;
+
+    fn name(bytes: &[u8]) -> Name {
+        Name::new(bytes).unwrap()
+    }
+
+    fn version() -> Version {
+        let mtime = Timestamp { secs: -5, nanos: 7 };
+        Version {
+            dev: 1,
+            ino: 2,
+            size: 3,
+            mtime,
+            ctime: mtime,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn own_names_are_told_from_any_name(bytes in prop::collection::vec(any::<u8>(), 1..=255)) {
+            if let Ok(name) = Name::new(bytes) {
+                prop_assert_eq!(classify(&partial(&name)), NameKind::Partial);
+                let NameKind::Swap(swap) = classify(&swap(&name, &version())) else { panic!("not a swap") };
+                prop_assert!(swap.name.is_none_or(|carried| carried == name));
+                prop_assert_eq!(swap.replaced, version_tag(&version()));
+                match gone(&name) {
+                    Some(gone) => prop_assert_eq!(classify(&gone), NameKind::Gone(name)),
+                    None => prop_assert!(name.as_bytes().len() > 241),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_of_users_are_plain() {
+        for plain in [
+            &b"a"[..],
+            b".a",
+            b"realize-part",
+            b"a.realize-part",
+            b".realize-part",
+            b".a.realize-swap-x",
+        ] {
+            assert_eq!(classify(&name(plain)), NameKind::Plain, "{}", name(plain));
+        }
+        assert_eq!(classify(&token(&[1; 16])), NameKind::Token);
+        assert_eq!(classify(&gone_dir()), NameKind::GoneDir);
+    }
+
+    #[test]
+    fn two_long_names_have_two_partials() {
+        let (a, b) = (name(&[b'a'; 255]), name(&[b'b'; 255]));
+        assert_ne!(partial(&a), partial(&b));
+        assert!(partial(&a).as_bytes().len() <= NAME_BYTES_MAX);
+    }
+}

@@ -1,0 +1,59 @@
+//! Moving by a rename, where both roots are on one file system: the same promises without a copy.
+
+use std::io;
+
+use rustix::io::Errno;
+
+use super::{Source, Store, is_any, is_unsupported};
+use crate::{
+    fs::{Dir, Fs, Rename},
+    model::Timestamp,
+    service::{Answer, Expected, RenameFile, Renamed, ServiceError},
+};
+
+impl<F: Fs> Store<F> {
+    /// Renames a source of this root to its final name in `to`. Not durable before both directories are: see
+    /// [`make_names_durable`](Self::make_names_durable).
+    pub async fn rename_into(&self, to: &Store<F>, file: &RenameFile, wall: Timestamp) -> Answer<Renamed> {
+        to.ensure_safe()?;
+        let source = self.open_source(&file.from, wall).await?;
+        let (from_dir, from_name) = self.parent_of(&file.from.path).await?;
+        let (to_dir, to_name) = to.parent_of(&file.to).await?;
+        let inode = (file.from.version.dev, file.from.version.ino);
+        let source_file = match &source {
+            Source::Link { .. } => None,
+            Source::File(source) => Some(source),
+        };
+        if let Some(source) = source_file {
+            source.sync().await.map_err(|e| to.sync_failed("sync", &e))?;
+        }
+        match file.expected {
+            Expected::Absent => {}
+            Expected::Version(version) if (version.dev, version.ino) == inode && source_file.is_some() => {
+                // Two names of one inode: rename(2) would do nothing. The final is durable before the source goes.
+                to.make_names_durable(super::parents([&file.to])).await?;
+                let digest = None;
+                self.delete_source(&source, digest).await?;
+                return Ok(Renamed::Done);
+            }
+            Expected::Version(_) => return Ok(Renamed::Impossible),
+        }
+        if let Some(source) = source_file {
+            source.prove_untouched().await?;
+        }
+        match from_dir.rename(&from_name, &to_dir, &to_name, Rename::NoReplace).await {
+            Ok(()) => {}
+            Err(error) if is_any(&error, &[Errno::XDEV]) || is_unsupported(&error) => return Ok(Renamed::Impossible),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(ServiceError::Changed),
+            Err(error) => return Err(ServiceError::io("rename", &error)),
+        }
+        let arrived = to_dir.stat(&to_name).await.map_err(|e| ServiceError::io("stat", &e))?;
+        if (arrived.version.dev, arrived.version.ino) != inode {
+            // Somebody put another file there just before: it gets its name back.
+            let back = to_dir.rename(&to_name, &from_dir, &from_name, Rename::NoReplace).await;
+            back.map_err(|e| ServiceError::io("rename back", &e))?;
+            return Err(ServiceError::Changed);
+        }
+        Ok(Renamed::Done)
+    }
+}

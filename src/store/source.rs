@@ -1,0 +1,426 @@
+//! The source's side of a file: opened with a lease, read, and deleted only as what was read.
+
+use std::io;
+
+use bytes::Bytes;
+use rustix::io::Errno;
+
+use super::{Store, ignore_missing, is_any, is_unsupported, names};
+use crate::{
+    digest::{CHUNK_BYTES, ChunkHash, FileHasher, chunk_count, chunk_len, digest, hash_chunk},
+    fs::{Dir, File, Fs, Rename, read_full},
+    model::{Digest, Kind, Name, RelPath, Timestamp, Uncarried, Version},
+    planted::{Bug, planted},
+    service::{Answer, Chunk, Content, FileRef, ServiceError},
+};
+
+/// An open source.
+pub enum Source<F: Fs> {
+    /// A regular file.
+    File(SourceFile<F>),
+    /// A symbolic link, which has no descriptor to hold.
+    Link {
+        /// Where it is.
+        path: RelPath,
+        /// Which one.
+        version: Version,
+        /// Its text.
+        text: Bytes,
+    },
+}
+
+/// A regular file that is open to be read and deleted.
+pub struct SourceFile<F: Fs> {
+    path: RelPath,
+    /// As it was before its first byte was read.
+    version: Version,
+    file: F::File,
+    /// Whether a lease protects it.
+    pub leased: bool,
+    /// What of it a move would lose.
+    pub uncarried: Uncarried,
+}
+
+impl<F: Fs> SourceFile<F> {
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.version.size
+    }
+
+    /// Reads chunk `index`. `Changed` when the file ends before the chunk does.
+    pub async fn read_chunk(&self, index: u64) -> Answer<Chunk> {
+        let size = self.version.size;
+        let Some(len) = chunk_len(size, index) else {
+            return Err(ServiceError::BadRequest("a chunk past the end".into()));
+        };
+        let start = index * CHUNK_BYTES;
+        let mut buf = vec![0; len];
+        let first_data = self
+            .file
+            .next_data(start)
+            .await
+            .map_err(|e| ServiceError::io("seek", &e))?;
+        let all_hole = first_data.is_none_or(|data| data >= start + len as u64);
+        if !all_hole {
+            let read = read_full(&self.file, start, &mut buf)
+                .await
+                .map_err(|e| ServiceError::io("read", &e))?;
+            if read < len {
+                return Err(ServiceError::Changed);
+            }
+        }
+        self.prove_still().await?;
+        let hash = hash_chunk(size, index, &buf);
+        let sparse = all_hole || self.has_hole(start, &buf).await?;
+        Ok(Chunk {
+            data: buf.into(),
+            sparse,
+            hash,
+        })
+    }
+
+    /// Whether any of the zeros in `data`, read at `start`, are a hole rather than written.
+    async fn has_hole(&self, start: u64, data: &[u8]) -> Answer<bool> {
+        let mut in_zeros = false;
+        for (index, block) in data.chunks(BLOCK_BYTES).enumerate() {
+            let zeros_begin = is_zero(block) && !in_zeros;
+            in_zeros = is_zero(block);
+            let offset = start + (index * BLOCK_BYTES) as u64;
+            if zeros_begin
+                && self
+                    .file
+                    .next_data(offset)
+                    .await
+                    .map_err(|e| ServiceError::io("seek", &e))?
+                    != Some(offset)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The hash of chunk `index`.
+    pub async fn hash_chunk(&self, index: u64) -> Answer<ChunkHash> {
+        Ok(self.read_chunk(index).await?.hash)
+    }
+
+    /// Makes its content durable where it is.
+    pub async fn sync(&self) -> io::Result<()> {
+        self.file.sync().await
+    }
+
+    /// Fails when it is not as it was opened any more.
+    pub async fn prove_untouched(&self) -> Answer<()> {
+        self.prove_unchanged(None).await
+    }
+
+    async fn read_whole(&self) -> Answer<Vec<u8>> {
+        let size = self.version.size as usize;
+        let mut data = vec![0; size + 1];
+        let read = read_full(&self.file, 0, &mut data)
+            .await
+            .map_err(|e| ServiceError::io("read", &e))?;
+        if read != size {
+            return Err(ServiceError::Changed);
+        }
+        data.truncate(size);
+        self.prove_still().await?;
+        Ok(data)
+    }
+
+    /// Asked after each read, so that the last one proves that all of them saw one state of the file: nothing torn
+    /// is ever sent to be published.
+    async fn prove_still(&self) -> Answer<()> {
+        self.prove_leased().await?;
+        let now = self
+            .file
+            .metadata()
+            .await
+            .map_err(|e| ServiceError::io("stat", &e))?
+            .version;
+        // Under a lease nobody writes, so a ctime that differs tells of another name of the inode.
+        if now == self.version || (self.leased && now.same_but_ctime(&self.version)) {
+            return Ok(());
+        }
+        Err(ServiceError::Changed)
+    }
+
+    async fn digest(&self) -> Answer<Digest> {
+        let size = self.version.size;
+        let mut hasher = FileHasher::new(size, 1);
+        for index in 0..chunk_count(size) {
+            let hash = self.hash_chunk(index).await?;
+            hasher
+                .add(index, hash)
+                .map_err(|error| ServiceError::BadRequest(error.to_string()))?;
+        }
+        hasher.digest().ok_or(ServiceError::Internal)
+    }
+
+    /// Proves that the file is still the one that was read. A ctime alone that differs (another name of the inode
+    /// went) is settled by reading it again.
+    async fn prove_unchanged(&self, read_as: Option<Digest>) -> Answer<()> {
+        if planted(Bug::NoSourceCheck) {
+            return Ok(());
+        }
+        let mut before = self.version;
+        for _ in 0..=REREADS_MAX {
+            self.prove_leased().await?;
+            let now = self
+                .file
+                .metadata()
+                .await
+                .map_err(|e| ServiceError::io("stat", &e))?
+                .version;
+            if now == before {
+                return Ok(());
+            }
+            if !now.same_but_ctime(&self.version) || read_as != Some(self.digest().await?) {
+                return Err(ServiceError::Changed);
+            }
+            before = now;
+        }
+        Err(ServiceError::Changed)
+    }
+
+    async fn prove_leased(&self) -> Answer<()> {
+        if !self.leased
+            || self
+                .file
+                .lease_held()
+                .await
+                .map_err(|e| ServiceError::io("ask for the lease of", &e))?
+        {
+            return Ok(());
+        }
+        Err(being_written())
+    }
+}
+
+/// How often a file whose ctime alone differs is read again before it counts as changed.
+const REREADS_MAX: usize = 2;
+
+/// Granularity of holes in bytes: the page, which no file system of Linux goes below.
+pub(super) const BLOCK_BYTES: usize = 4096;
+
+pub(super) fn is_zero(block: &[u8]) -> bool {
+    block.iter().all(|byte| *byte == 0)
+}
+
+fn being_written() -> ServiceError {
+    ServiceError::Busy("somebody has it open for writing; it stays for the next run".into())
+}
+
+impl<F: Fs> Store<F> {
+    /// Opens a source, for a file with a lease. `wall` is the time of day: where no lease can be had, a file that
+    /// changed lately is `Busy`.
+    pub async fn open_source(&self, wanted: &FileRef, wall: Timestamp) -> Answer<Source<F>> {
+        let (dir, name) = self.parent_of(&wanted.path).await?;
+        let metadata = dir.stat(&name).await.map_err(|e| ServiceError::io("stat", &e))?;
+        if !metadata.version.same_but_ctime(&wanted.version) {
+            return Err(ServiceError::Changed);
+        }
+        if metadata.kind == Kind::Symlink {
+            let text = dir
+                .readlink(&name)
+                .await
+                .map_err(|e| ServiceError::io("read the link", &e))?
+                .into();
+            return Ok(Source::Link {
+                path: wanted.path.clone(),
+                version: metadata.version,
+                text,
+            });
+        }
+        let file = dir.open(&name).await.map_err(|e| ServiceError::io("open", &e))?;
+        let leased = match file.lease().await {
+            Ok(()) => true,
+            Err(error) if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) => return Err(being_written()),
+            Err(_) => false,
+        };
+        let version = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?.version;
+        if !version.same_but_ctime(&wanted.version) {
+            return Err(ServiceError::Changed);
+        }
+        let youngest = version.mtime.max(version.ctime);
+        if !leased && !is_older(youngest, self.inner.limits.quiet_without_lease, wall) {
+            return Err(ServiceError::Busy(
+                "it changed within the last seconds; it stays for the next run".into(),
+            ));
+        }
+        let uncarried = file
+            .uncarried()
+            .await
+            .map_err(|e| ServiceError::io("read the attributes of", &e))?;
+        Ok(Source::File(SourceFile {
+            path: wanted.path.clone(),
+            version,
+            file,
+            leased,
+            uncarried,
+        }))
+    }
+
+    /// Reads a small source whole. With `with_data` false only its digest is given.
+    pub async fn read_source(&self, source: &Source<F>, with_data: bool) -> Answer<Content> {
+        match source {
+            Source::Link { text, .. } => Ok(Content::Symlink(text.clone())),
+            Source::File(file) if file.version.size > self.inner.limits.small_file_bytes => {
+                Err(ServiceError::BadRequest("too large to be read whole".into()))
+            }
+            Source::File(file) => {
+                let data = file.read_whole().await?;
+                let digest = digest(&data);
+                Ok(Content::File {
+                    data: if with_data { data.into() } else { Bytes::new() },
+                    digest,
+                })
+            }
+        }
+    }
+
+    /// Deletes a source, whose content `read_as` is safe at the target: set aside, looked at once more, unlinked.
+    /// One that is gone already is fine.
+    pub async fn delete_source(&self, source: &Source<F>, read_as: Option<Digest>) -> Answer<()> {
+        let (path, version) = match source {
+            Source::Link { path, version, .. } => (path, version),
+            Source::File(file) => {
+                file.prove_unchanged(read_as).await?;
+                (&file.path, &file.version)
+            }
+        };
+        let (dir, name) = match self.parent_of(path).await {
+            Err(ServiceError::NotFound) => return Ok(()),
+            found => found?,
+        };
+        let aside = SetAside::new(&dir, name).await?;
+        match aside.take().await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return aside.tidy().await,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(ServiceError::Leftover(aside.gone));
+            }
+            taken => taken.map_err(|e| ServiceError::io("set aside", &e))?,
+        }
+        let proof = self.prove_aside(source, &aside, version).await;
+        if proof.is_ok() || planted(Bug::NoSourceCheck) {
+            let unlinked = aside.gone_dir.unlink(&aside.gone).await;
+            ignore_missing(unlinked).map_err(|e| ServiceError::io("delete", &e))?;
+        } else {
+            aside
+                .put_back()
+                .await
+                .map_err(|_| ServiceError::Leftover(aside.gone.clone()))?;
+        }
+        aside.tidy().await?;
+        if planted(Bug::NoSourceCheck) { Ok(()) } else { proof }
+    }
+
+    async fn prove_aside(&self, source: &Source<F>, aside: &SetAside<'_, F::Dir>, version: &Version) -> Answer<()> {
+        let now = aside
+            .gone_dir
+            .stat(&aside.gone)
+            .await
+            .map_err(|e| ServiceError::io("stat", &e))?;
+        if !now.version.same_but_ctime(version) {
+            return Err(ServiceError::Changed);
+        }
+        match source {
+            Source::File(file) => file.prove_leased().await,
+            Source::Link { text, .. } => match aside.gone_dir.readlink(&aside.gone).await {
+                Ok(now) if now == *text => Ok(()),
+                _ => Err(ServiceError::Changed),
+            },
+        }
+    }
+}
+
+/// A source under the name it has while it is deleted.
+struct SetAside<'a, D> {
+    dir: &'a D,
+    name: Name,
+    gone_dir: D,
+    gone: Name,
+}
+
+impl<'a, D: Dir> SetAside<'a, D> {
+    async fn new(dir: &'a D, name: Name) -> Answer<Self> {
+        if let Some(gone) = names::gone(&name) {
+            return Ok(Self {
+                dir,
+                gone_dir: dir.clone(),
+                gone,
+                name,
+            });
+        }
+        let long = names::gone_dir();
+        match dir.mkdir(&long).await {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(ServiceError::io("set aside", &error));
+            }
+            _ => {}
+        }
+        let gone_dir = dir
+            .open_dir(&long.into())
+            .await
+            .map_err(|e| ServiceError::io("set aside", &e))?;
+        Ok(Self {
+            dir,
+            gone_dir,
+            gone: name.clone(),
+            name,
+        })
+    }
+
+    async fn take(&self) -> io::Result<()> {
+        move_unless_there(self.dir, &self.name, &self.gone_dir, &self.gone).await
+    }
+
+    async fn put_back(&self) -> io::Result<()> {
+        move_unless_there(&self.gone_dir, &self.gone, self.dir, &self.name).await
+    }
+
+    /// Removes the directory for long names, unless something is left in it.
+    async fn tidy(&self) -> Answer<()> {
+        if names::gone(&self.name).is_some() {
+            return Ok(());
+        }
+        match self.dir.rmdir(&names::gone_dir()).await {
+            Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => {
+                ignore_missing(Err(error)).map_err(|e| ServiceError::io("tidy", &e))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Renames without replacing anything; where the file system does not know how, by a link and an unlink.
+pub(super) async fn move_unless_there<D: Dir>(from_dir: &D, from: &Name, to_dir: &D, to: &Name) -> io::Result<()> {
+    match from_dir.rename(from, to_dir, to, Rename::NoReplace).await {
+        Err(error) if is_unsupported(&error) => {}
+        result => return result,
+    }
+    match from_dir.link(from, to_dir, to).await {
+        Ok(()) => from_dir.unlink(from).await,
+        // No links either (FAT): look, then rename. Who makes the name in between is overwritten; documented.
+        Err(error) if is_any(&error, &[Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS, Errno::MLINK]) => {
+            match to_dir.stat(to).await {
+                Ok(_) => Err(Errno::EXIST.into()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    from_dir.rename(from, to_dir, to, Rename::Replace).await
+                }
+                Err(error) => Err(error),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether `time` is at least `age` before `wall`. A time in the future is not.
+pub(super) fn is_older(time: Timestamp, age: std::time::Duration, wall: Timestamp) -> bool {
+    let limit = Timestamp {
+        secs: wall.secs.saturating_sub_unsigned(age.as_secs()),
+        nanos: wall.nanos,
+    };
+    time <= limit
+}

@@ -1,0 +1,650 @@
+//! The target's side of a file: a partial, written and synced, that becomes final in one step.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use rustix::io::Errno;
+
+use super::{
+    Store, ignore_missing, is_any, is_unsupported, names,
+    names::NameKind,
+    source::{BLOCK_BYTES, is_older, is_zero, move_unless_there},
+};
+use crate::{
+    digest::{CHUNK_BYTES, ChunkHash, FileHasher, NotTaken, chunk_count, chunk_len, digest, hash_chunk},
+    fs::{Dir, File, Fs, Rename, read_full, write_all},
+    model::{Digest, Kind, Name, RelPath, Timestamp, Version},
+    planted::{Bug, planted},
+    service::{Answer, Content, Expected, FileRef, Finish, Meta, NewFile, Same, ServiceError, Swept},
+};
+
+/// How often a partial that somebody else removes or publishes meanwhile is opened again.
+const OPEN_TRIES: usize = 8;
+
+/// A large file that is arriving. Its descriptor stays open from the first write to the sync, so that no failed
+/// write-back goes unseen.
+pub struct Partial<F: Fs> {
+    path: RelPath,
+    name: Name,
+    dir: F::Dir,
+    part: Name,
+    file: F::File,
+    size: u64,
+    /// Bytes that an earlier process left, as far as they may count.
+    found_len: u64,
+    hashes: Hashes,
+    unsynced_bytes: AtomicU64,
+}
+
+/// A final that may be equal to the source.
+pub struct Confirm<F: Fs> {
+    path: RelPath,
+    file: F::File,
+    version: Version,
+    hashes: Hashes,
+}
+
+/// The chunk hashes so far; once a chunk came twice the file is read back instead.
+struct Hashes {
+    size: u64,
+    ahead_max: usize,
+    hasher: Mutex<Option<FileHasher>>,
+}
+
+impl Hashes {
+    fn new(size: u64, ahead_max: usize) -> Self {
+        Self {
+            size,
+            ahead_max,
+            hasher: Mutex::new(Some(FileHasher::new(size, ahead_max))),
+        }
+    }
+
+    fn add(&self, index: u64, hash: ChunkHash) -> Answer<()> {
+        let mut hasher = self.lock();
+        match hasher.as_mut().map_or(Ok(()), |hasher| hasher.add(index, hash)) {
+            Ok(()) => Ok(()),
+            Err(NotTaken::Twice) => {
+                *hasher = None;
+                Ok(())
+            }
+            Err(error) => Err(ServiceError::BadRequest(format!("chunk {index}: {error}"))),
+        }
+    }
+
+    /// The digest of all chunks; reads `file` back when they are not all known.
+    async fn digest(&self, file: &impl File) -> Answer<Digest> {
+        let taken = std::mem::replace(&mut *self.lock(), Some(FileHasher::new(self.size, self.ahead_max)));
+        match taken {
+            Some(hasher) if hasher.next_missing() < chunk_count(self.size) => {
+                let missing = hasher.next_missing();
+                *self.lock() = Some(hasher);
+                Err(ServiceError::BadRequest(format!("chunk {missing} is missing")))
+            }
+            Some(hasher) => {
+                // Should finishing fail and be tried again, the file is read back.
+                *self.lock() = None;
+                hasher.digest().ok_or(ServiceError::Internal)
+            }
+            None => {
+                *self.lock() = None;
+                self.read_back(file).await
+            }
+        }
+    }
+
+    async fn read_back(&self, file: &impl File) -> Answer<Digest> {
+        file.drop_cache()
+            .await
+            .map_err(|e| ServiceError::io("drop the cache of", &e))?;
+        let mut hasher = FileHasher::new(self.size, 1);
+        for index in 0..chunk_count(self.size) {
+            let hash = read_chunk_hash(file, self.size, index)
+                .await?
+                .ok_or(ServiceError::DigestMismatch)?;
+            hasher.add(index, hash).map_err(|_| ServiceError::Internal)?;
+        }
+        hasher.digest().ok_or(ServiceError::Internal)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<FileHasher>> {
+        // Nothing panics while it is held.
+        self.hasher.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The hash of chunk `index` of a file that shall have `size` bytes; `None` when it ends before.
+async fn read_chunk_hash(file: &impl File, size: u64, index: u64) -> Answer<Option<ChunkHash>> {
+    let Some(len) = chunk_len(size, index) else {
+        return Err(ServiceError::BadRequest("a chunk past the end".into()));
+    };
+    let mut buf = vec![0; len];
+    let read = read_full(file, index * CHUNK_BYTES, &mut buf)
+        .await
+        .map_err(|e| ServiceError::io("read back", &e))?;
+    Ok((read == len).then(|| hash_chunk(size, index, &buf)))
+}
+
+async fn compare_chunks(file: &impl File, hashes: &Hashes, first: u64, theirs: &[ChunkHash]) -> Answer<Vec<bool>> {
+    let mut equal = Vec::with_capacity(theirs.len());
+    for (index, theirs) in (first..).zip(theirs) {
+        let same = read_chunk_hash(file, hashes.size, index).await? == Some(*theirs);
+        if same {
+            hashes.add(index, *theirs)?;
+        }
+        equal.push(same);
+    }
+    Ok(equal)
+}
+
+impl<F: Fs> Partial<F> {
+    /// Bytes that were there when it was opened.
+    pub fn found_len(&self) -> u64 {
+        self.found_len
+    }
+
+    /// Which of the chunks from `first` on are those of the source; these count as written.
+    pub async fn compare(&self, first: u64, theirs: &[ChunkHash]) -> Answer<Vec<bool>> {
+        compare_chunks(&self.file, &self.hashes, first, theirs).await
+    }
+
+    /// Writes chunk `index`, which must be whole. Where `sparse`, blocks of zeros in new ground become holes.
+    pub async fn write_chunk(&self, store: &Store<F>, index: u64, data: &Bytes, sparse: bool) -> Answer<()> {
+        if chunk_len(self.size, index) != Some(data.len()) {
+            return Err(ServiceError::BadRequest("not a whole chunk".into()));
+        }
+        store.ensure_safe()?;
+        let start = index * CHUNK_BYTES;
+        let written = if sparse && start >= self.found_len {
+            self.write_around_zeros(start, data).await
+        } else {
+            write_all(&self.file, start, data).await
+        };
+        written.map_err(|e| ServiceError::io("write", &e))?;
+        self.hashes.add(index, hash_chunk(self.size, index, data))?;
+        let unsynced_bytes = self.unsynced_bytes.fetch_add(data.len() as u64, Ordering::Relaxed) + data.len() as u64;
+        if unsynced_bytes >= store.inner.limits.sync_every_bytes {
+            self.unsynced_bytes.store(0, Ordering::Relaxed);
+            self.file.sync().await.map_err(|e| store.sync_failed("sync", &e))?;
+        }
+        Ok(())
+    }
+
+    async fn write_around_zeros(&self, start: u64, data: &[u8]) -> io::Result<()> {
+        for (block_index, block) in data.chunks(BLOCK_BYTES).enumerate() {
+            if !is_zero(block) {
+                write_all(&self.file, start + (block_index * BLOCK_BYTES) as u64, block).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts or extends it to `len` bytes.
+    pub async fn truncate(&self, len: u64) -> Answer<()> {
+        if len > self.size {
+            return Err(ServiceError::BadRequest("past the end of the file".into()));
+        }
+        self.file.set_len(len).await.map_err(|e| ServiceError::io("cut", &e))
+    }
+
+    /// Makes it final: durable, verified, under its name.
+    pub async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
+        store.ensure_safe()?;
+        self.file
+            .set_len(self.size)
+            .await
+            .map_err(|e| ServiceError::io("set the length of", &e))?;
+        set_meta(&self.file, finish.meta).await?;
+        if !planted(Bug::DeleteBeforeSync) {
+            self.file.sync().await.map_err(|e| store.sync_failed("sync", &e))?;
+        }
+        if self.hashes.digest(&self.file).await? != finish.digest && !planted(Bug::SkipDigest) {
+            return Err(ServiceError::DigestMismatch);
+        }
+        match store.publish(&self.dir, &self.part, &self.name, finish.expected).await {
+            Err(ServiceError::Changed) => {
+                // Asked again after the answer to the first time was lost?
+                store
+                    .settle_if_equal(&self.dir, &self.path, &self.name, finish.digest, finish.meta)
+                    .await?;
+                ignore_missing(self.dir.unlink(&self.part).await).map_err(|e| ServiceError::io("remove", &e))?;
+            }
+            published => published?,
+        }
+        store.make_names_durable(parents([&self.path])).await
+    }
+}
+
+impl<F: Fs> Confirm<F> {
+    /// Which of the chunks from `first` on are those of the source.
+    pub async fn compare(&self, first: u64, theirs: &[ChunkHash]) -> Answer<Vec<bool>> {
+        compare_chunks(&self.file, &self.hashes, first, theirs).await
+    }
+
+    /// Bytes of the final.
+    pub fn len(&self) -> u64 {
+        self.version.size
+    }
+
+    /// Makes the equal final durable, with its mode and mtime.
+    pub async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
+        store.ensure_safe()?;
+        if self.hashes.digest(&self.file).await? != finish.digest {
+            return Err(ServiceError::DigestMismatch);
+        }
+        store
+            .settle_open(&self.path, &self.file, &self.version, finish.meta)
+            .await?;
+        store.make_names_durable(parents([&self.path])).await
+    }
+}
+
+impl<F: Fs> Store<F> {
+    /// Opens the partial of a file of `size` bytes, made new or left by an earlier run; its bytes count for nothing
+    /// until compared.
+    pub async fn open_partial(&self, path: &RelPath, size: u64) -> Answer<Partial<F>> {
+        self.ensure_safe()?;
+        let (dir, name) = self.parent_of(path).await?;
+        let part = names::partial(&name);
+        let (file, found_len) = self.take_partial(&dir, &part, true).await?;
+        if found_len > size {
+            file.set_len(size).await.map_err(|e| ServiceError::io("cut", &e))?;
+        }
+        let found_len = found_len.min(size);
+        if found_len > 0 {
+            // Written by another process: its failed syncs are not told to this one, so the device has to show the bytes.
+            file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
+            file.drop_cache()
+                .await
+                .map_err(|e| ServiceError::io("drop the cache of", &e))?;
+        }
+        let hashes = Hashes::new(size, self.inner.limits.hashes_ahead);
+        let path = path.clone();
+        Ok(Partial {
+            path,
+            name,
+            dir,
+            part,
+            file,
+            size,
+            found_len,
+            hashes,
+            unsynced_bytes: AtomicU64::new(0),
+        })
+    }
+
+    /// Opens the final at `path`, which must be `version`, to be compared with the source.
+    pub async fn open_final(&self, path: &RelPath, version: &Version) -> Answer<Confirm<F>> {
+        self.ensure_safe()?;
+        let (dir, name) = self.parent_of(path).await?;
+        let file = self.open_to_confirm(&dir, &name, version).await?;
+        let hashes = Hashes::new(version.size, self.inner.limits.hashes_ahead);
+        Ok(Confirm {
+            path: path.clone(),
+            file,
+            version: *version,
+            hashes,
+        })
+    }
+
+    /// Writes a whole small file or link under its final name. It is not durable before [`make_names_durable`]
+    /// has covered its directory.
+    ///
+    /// [`make_names_durable`]: Self::make_names_durable
+    pub async fn put(&self, new: &NewFile) -> Answer<()> {
+        self.ensure_safe()?;
+        let (dir, name) = self.parent_of(&new.path).await?;
+        match &new.content {
+            Content::File { data, digest } => self.put_file(&dir, &name, new, data, *digest).await,
+            Content::Symlink(text) => self.put_link(&dir, &name, new, text).await,
+        }
+    }
+
+    async fn put_file(&self, dir: &F::Dir, name: &Name, new: &NewFile, data: &Bytes, wanted: Digest) -> Answer<()> {
+        if data.len() as u64 > self.inner.limits.small_file_bytes {
+            return Err(ServiceError::BadRequest("too large to be put whole".into()));
+        }
+        if digest(data) != wanted && !planted(Bug::SkipDigest) {
+            return Err(ServiceError::DigestMismatch);
+        }
+        let part = names::partial(name);
+        let (file, _) = self.take_partial(dir, &part, false).await?;
+        let published = async {
+            write_all(&file, 0, data)
+                .await
+                .map_err(|e| ServiceError::io("write", &e))?;
+            set_meta(&file, new.meta).await?;
+            if !planted(Bug::DeleteBeforeSync) {
+                file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
+            }
+            if planted(Bug::AcknowledgeBeforeRename) {
+                return Ok(());
+            }
+            self.publish(dir, &part, name, new.expected).await
+        }
+        .await;
+        if published.is_err() {
+            // Small: nothing is gained by keeping it, and on a full disk it would be in the way.
+            dir.unlink(&part).await.ok();
+        }
+        match published {
+            Err(ServiceError::Changed) => self.settle_if_equal(dir, &new.path, name, wanted, new.meta).await,
+            published => published,
+        }
+    }
+
+    async fn put_link(&self, dir: &F::Dir, name: &Name, new: &NewFile, text: &Bytes) -> Answer<()> {
+        if self.is_link_to(dir, name, text).await? {
+            return dir
+                .set_mtime(name, new.meta.mtime)
+                .await
+                .map_err(|e| ServiceError::io("set times", &e));
+        }
+        let part = names::partial(name);
+        ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))?;
+        dir.symlink(&part, text)
+            .await
+            .map_err(|e| ServiceError::io("make the link", &e))?;
+        let published = async {
+            dir.set_mtime(&part, new.meta.mtime)
+                .await
+                .map_err(|e| ServiceError::io("set times", &e))?;
+            self.publish(dir, &part, name, new.expected).await
+        }
+        .await;
+        if published.is_err() {
+            dir.unlink(&part).await.ok();
+        }
+        published
+    }
+
+    async fn is_link_to(&self, dir: &F::Dir, name: &Name, text: &Bytes) -> Answer<bool> {
+        match dir.stat(name).await {
+            Ok(found) if found.kind == Kind::Symlink => Ok(dir
+                .readlink(name)
+                .await
+                .map_err(|e| ServiceError::io("read the link", &e))?
+                == *text),
+            Ok(_) => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(ServiceError::io("stat", &error)),
+        }
+    }
+
+    /// Confirms a small final that may be equal: read back from the device, given its mode and mtime, synced. Not
+    /// durable before [`make_names_durable`](Self::make_names_durable).
+    pub async fn settle(&self, same: &Same) -> Answer<()> {
+        let Same {
+            file: FileRef { path, version },
+            digest,
+            meta,
+        } = same;
+        if version.size > self.inner.limits.small_file_bytes {
+            return Err(ServiceError::BadRequest("too large to be settled whole".into()));
+        }
+        self.ensure_safe()?;
+        let (dir, name) = self.parent_of(path).await?;
+        self.settle_final(&dir, path, &name, version, *digest, *meta).await
+    }
+
+    /// As [`settle`](Self::settle) with whatever is at `name` now; `Changed` when that is not the wanted content.
+    async fn settle_if_equal(
+        &self,
+        dir: &F::Dir,
+        path: &RelPath,
+        name: &Name,
+        wanted: Digest,
+        meta: Meta,
+    ) -> Answer<()> {
+        let Ok(found) = dir.stat(name).await else {
+            return Err(ServiceError::Changed);
+        };
+        if found.kind != Kind::File {
+            return Err(ServiceError::Changed);
+        }
+        self.settle_final(dir, path, name, &found.version, wanted, meta)
+            .await
+            .map_err(|error| match error {
+                ServiceError::DigestMismatch => ServiceError::Changed,
+                error => error,
+            })
+    }
+
+    async fn settle_final(
+        &self,
+        dir: &F::Dir,
+        path: &RelPath,
+        name: &Name,
+        version: &Version,
+        wanted: Digest,
+        meta: Meta,
+    ) -> Answer<()> {
+        let file = self.open_to_confirm(dir, name, version).await?;
+        let hashes = Hashes::new(version.size, 1);
+        if hashes.read_back(&file).await? != wanted {
+            return Err(ServiceError::DigestMismatch);
+        }
+        self.settle_open(path, &file, version, meta).await
+    }
+
+    /// A final open for reading, its content on the device and out of the cache.
+    async fn open_to_confirm(&self, dir: &F::Dir, name: &Name, version: &Version) -> Answer<F::File> {
+        let file = dir.open(name).await.map_err(|e| ServiceError::io("open", &e))?;
+        let now = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
+        if now.version != *version {
+            return Err(ServiceError::Changed);
+        }
+        file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
+        file.drop_cache()
+            .await
+            .map_err(|e| ServiceError::io("drop the cache of", &e))?;
+        Ok(file)
+    }
+
+    /// Gives a final that was found equal its mode and mtime; `Changed` when it is another by now.
+    async fn settle_open(&self, path: &RelPath, file: &F::File, version: &Version, meta: Meta) -> Answer<()> {
+        let now = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
+        let named = self.stat(path, false).await?.map(|entry| entry.version);
+        if now.version != *version || named != Some(*version) {
+            return Err(ServiceError::Changed);
+        }
+        if (now.mode, now.version.mtime) != (meta.mode & 0o777, meta.mtime) {
+            set_meta(file, meta).await?;
+            file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the partial `part` for this handle alone: made new, or with `resume` the one that is there. How
+    /// many bytes it has.
+    async fn take_partial(&self, dir: &F::Dir, part: &Name, resume: bool) -> Answer<(F::File, u64)> {
+        for _ in 0..OPEN_TRIES {
+            let (file, is_new) = match dir.create(part).await {
+                Ok(file) => (file, true),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match dir.open_write(part).await {
+                    Ok(file) => (file, false),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    // Given its final mode just before a crash; ours to remove, not to open.
+                    Err(error) if is_any(&error, &[Errno::ACCESS]) => {
+                        ignore_missing(dir.unlink(part).await).map_err(|e| ServiceError::io("remove", &e))?;
+                        continue;
+                    }
+                    Err(error) if is_any(&error, &[Errno::INVAL, Errno::LOOP, Errno::ISDIR]) => {
+                        return Err(ServiceError::Leftover(part.clone()));
+                    }
+                    Err(error) => return Err(ServiceError::io("open the partial", &error)),
+                },
+                Err(error) => return Err(ServiceError::io("make a file", &error)),
+            };
+            if let Err(error) = file.try_lock().await {
+                if is_any(&error, &[Errno::AGAIN]) {
+                    return Err(ServiceError::Busy("another run is writing this file".into()));
+                }
+                return Err(ServiceError::io("lock the partial", &error));
+            }
+            let metadata = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
+            let named = dir.stat(part).await;
+            let same_inode =
+                named.is_ok_and(|n| (n.version.dev, n.version.ino) == (metadata.version.dev, metadata.version.ino));
+            if !same_inode {
+                // Its last holder published or removed it.
+                continue;
+            }
+            if is_new || (resume && metadata.links == 1) {
+                return Ok((file, metadata.version.size));
+            }
+            // Somebody's second name, or of no use: this name alone goes.
+            ignore_missing(dir.unlink(part).await).map_err(|e| ServiceError::io("remove", &e))?;
+        }
+        Err(ServiceError::Busy("another run is at this file".into()))
+    }
+
+    /// Gives `part` its final name, if what is there is what is expected.
+    async fn publish(&self, dir: &F::Dir, part: &Name, name: &Name, expected: Expected) -> Answer<()> {
+        match expected {
+            Expected::Absent => move_unless_there(dir, part, dir, name)
+                .await
+                .map_err(|error| match error.kind() {
+                    io::ErrorKind::AlreadyExists => ServiceError::Changed,
+                    _ => ServiceError::io("rename", &error),
+                }),
+            Expected::Version(version) => self.replace(dir, part, name, &version).await,
+        }
+    }
+
+    /// Puts `part` in the place of `version`, by way of a name that tells a crash what was going on.
+    async fn replace(&self, dir: &F::Dir, part: &Name, name: &Name, version: &Version) -> Answer<()> {
+        self.ensure_final_is(dir, name, version).await?;
+        let swap = names::swap(name, version);
+        move_unless_there(dir, part, dir, &swap)
+            .await
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::AlreadyExists => ServiceError::Leftover(swap.clone()),
+                _ => ServiceError::io("rename", &error),
+            })?;
+        let back_to_partial = async {
+            move_unless_there(dir, &swap, dir, part)
+                .await
+                .map_err(|_| ServiceError::Leftover(swap.clone()))
+        };
+        match dir.rename(&swap, dir, name, Rename::Exchange).await {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                back_to_partial.await?;
+                return Err(ServiceError::Changed);
+            }
+            Err(error) if is_unsupported(&error) => {
+                // Who writes a new file between the look and the rename loses it: documented for such file systems.
+                if let Err(error) = self.ensure_final_is(dir, name, version).await {
+                    back_to_partial.await?;
+                    return Err(error);
+                }
+                let replaced = dir.rename(&swap, dir, name, Rename::Replace).await;
+                return replaced.map_err(|e| ServiceError::io("rename", &e));
+            }
+            Err(error) => {
+                back_to_partial.await?;
+                return Err(ServiceError::io("rename", &error));
+            }
+        }
+        let out = dir.stat(&swap).await.map_err(|e| ServiceError::io("stat", &e))?;
+        if out.version.same_but_ctime(version) {
+            return ignore_missing(dir.unlink(&swap).await).map_err(|e| ServiceError::io("remove the old", &e));
+        }
+        // Somebody put another there in between: it gets its name back.
+        dir.rename(&swap, dir, name, Rename::Exchange)
+            .await
+            .map_err(|_| ServiceError::Leftover(swap.clone()))?;
+        back_to_partial.await?;
+        Err(ServiceError::Changed)
+    }
+
+    async fn ensure_final_is(&self, dir: &F::Dir, name: &Name, version: &Version) -> Answer<()> {
+        match dir.stat(name).await {
+            Ok(found) if found.version == *version => Ok(()),
+            Ok(_) => Err(ServiceError::Changed),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ServiceError::Changed),
+            Err(error) => Err(ServiceError::io("stat", &error)),
+        }
+    }
+
+    /// Looks through the directory at `path` before files arrive in it: see [`Swept`].
+    pub async fn sweep(&self, path: &RelPath) -> Answer<Swept> {
+        let dir = self.open_dir(path).await?;
+        let mut swept = Swept::default();
+        for name in dir
+            .names()
+            .await
+            .map_err(|e| ServiceError::io("read the directory", &e))?
+        {
+            match names::classify(&name) {
+                NameKind::Token => swept.tokens.push(name),
+                NameKind::Partial => swept.partials += 1,
+                NameKind::Swap(swap) if !self.resolve_swap(&dir, &name, &swap).await? => swept.leftovers.push(name),
+                _ => {}
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Puts right what a crash left of a replacement. False when the file may be somebody's and is left alone.
+    async fn resolve_swap(&self, dir: &F::Dir, left: &Name, swap: &names::Swap) -> Answer<bool> {
+        let Some(name) = &swap.name else { return Ok(false) };
+        let tag = |found: io::Result<crate::fs::Metadata>| found.ok().map(|found| names::version_tag(&found.version));
+        let (left_tag, final_tag) = (tag(dir.stat(left).await), tag(dir.stat(name).await));
+        if left_tag.as_ref() == Some(&swap.replaced) && final_tag.is_some() {
+            // The old one, which had been replaced.
+            ignore_missing(dir.unlink(left).await).map_err(|e| ServiceError::io("remove the old", &e))?;
+            return Ok(true);
+        }
+        if final_tag.as_ref() == Some(&swap.replaced) {
+            // The old one still has its name, so this is the partial: to be continued.
+            return Ok(move_unless_there(dir, left, dir, &names::partial(name)).await.is_ok());
+        }
+        Ok(false)
+    }
+
+    /// Removes partials in the directory at `path` that nobody has open and nobody wrote to for long.
+    /// How many went.
+    pub async fn remove_orphans(&self, path: &RelPath, wall: Timestamp) -> Answer<u64> {
+        let dir = self.open_dir(path).await?;
+        let mut removed = 0;
+        for name in dir
+            .names()
+            .await
+            .map_err(|e| ServiceError::io("read the directory", &e))?
+        {
+            if names::classify(&name) != NameKind::Partial {
+                continue;
+            }
+            // What can't be opened or is in use is no orphan to be judged here.
+            let Ok(file) = dir.open(&name).await else { continue };
+            let Ok(metadata) = file.metadata().await else { continue };
+            // The ctime: the mtime may be the source's already.
+            let is_old = is_older(metadata.version.ctime, self.inner.limits.orphan_age, wall);
+            if is_old && file.try_lock().await.is_ok() {
+                ignore_missing(dir.unlink(&name).await).map_err(|e| ServiceError::io("remove", &e))?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+}
+
+async fn set_meta(file: &impl File, meta: Meta) -> Answer<()> {
+    file.set_meta(meta.mode & 0o777, meta.mtime)
+        .await
+        .map_err(|e| ServiceError::io("set mode and times", &e))
+}
+
+/// The directories that `paths` are in.
+pub fn parents<'a>(paths: impl IntoIterator<Item = &'a RelPath>) -> BTreeSet<RelPath> {
+    paths.into_iter().filter_map(RelPath::parent).collect()
+}
