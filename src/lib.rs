@@ -11,6 +11,7 @@ pub mod clock;
 pub mod digest;
 pub mod filter;
 pub mod fs;
+pub mod location;
 pub mod net;
 
 pub mod service;

@@ -38,6 +38,9 @@ pub enum Reason {
     /// The target has a FIFO, socket or device of that name.
     #[error("the target has a FIFO, socket or device of that name: rename or remove one of them")]
     TargetIsSpecial,
+    /// It is the very file or directory that it would be moved to.
+    #[error("source and target are the same")]
+    Same,
     /// Two sources have it.
     #[error("another source has this name too: both stay; rename one of them")]
     Collision,
@@ -79,8 +82,12 @@ impl std::fmt::Display for Loss {
     }
 }
 
-/// What to do with `source` when the target has `target` under its name.
-pub fn step(source: &Entry, target: Option<&Entry>) -> Step {
+/// What to do with `source` when the target has `target` under its name. On one host, device and inode tell whether
+/// they are the same.
+pub fn step(source: &Entry, target: Option<&Entry>, one_host: bool) -> Step {
+    if one_host && target.is_some_and(|target| is_same(source, target)) {
+        return Step::Leave(Reason::Same);
+    }
     match (source.kind, target.map(|target| target.kind)) {
         (Kind::Special, _) => Step::Leave(Reason::Special),
         (Kind::Dir, None) => Step::MakeDir,
@@ -99,6 +106,13 @@ pub fn step(source: &Entry, target: Option<&Entry>) -> Step {
             }
         }
     }
+}
+
+/// Whether both are one name of one inode, reached by a bind mount. Two names of a file with several are told by
+/// their directories being different.
+fn is_same(source: &Entry, target: &Entry) -> bool {
+    let one_inode = (source.version.dev, source.version.ino) == (target.version.dev, target.version.ino);
+    one_inode && (source.kind == Kind::Dir || source.links == 1)
 }
 
 /// Mode and mtime that a final gets from its source.

@@ -114,7 +114,7 @@ impl<F: Fs> Store<F> {
             Role::Looked => (None, None),
             Role::Source | Role::SourceOfFiles | Role::Target => {
                 self.remove_dead_tokens().await?;
-                self.make_token(run).await?
+                self.make_token(names::token(run, role != Role::Target)).await?
             }
         };
         let version = self
@@ -291,8 +291,7 @@ impl<F: Fs> Store<F> {
         Ok((self.open_dir(&parent).await?, name))
     }
 
-    async fn make_token(&self, run: RunId) -> Answer<(Option<Name>, Option<F::File>)> {
-        let token = names::token(&run.0);
+    async fn make_token(&self, token: Name) -> Answer<(Option<Name>, Option<F::File>)> {
         let file = match self.inner.root.create(&token).await {
             Ok(file) => file,
             // A root that can't be written to, as a source that is only copied may be. What can't be marked is told by

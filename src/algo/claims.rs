@@ -5,6 +5,7 @@ use super::{
     calls::{self, flat},
 };
 use crate::{
+    model::{Entry, Kind, Name, Version},
     plan::{self, Nesting},
     service::{Claim, Role, RunId, SERVICE_VERSION, ServiceError},
 };
@@ -21,6 +22,35 @@ pub struct Ground {
     pub may_rename: Vec<bool>,
     /// Whether all are on one host, where device and inode tell a directory.
     pub one_host: bool,
+    /// For each source, whether its root is the target's.
+    pub same_dir: Vec<bool>,
+    /// How many sources are moved whole, not by single files.
+    pub whole_sources: usize,
+}
+
+impl Ground {
+    /// Whether `token` marks a source of this run.
+    pub fn is_source_token(&self, token: &Name) -> bool {
+        self.source_claims
+            .iter()
+            .flatten()
+            .any(|claim| claim.token.as_ref() == Some(token))
+    }
+
+    /// Whether `token` marks the target of this run.
+    pub fn is_target_token(&self, token: &Name) -> bool {
+        self.target_claim
+            .as_ref()
+            .is_some_and(|claim| claim.token.as_ref() == Some(token))
+    }
+
+    /// Whether `entry` of a source is the root of the target; told only on one host.
+    pub fn is_target_root(&self, entry: &Entry) -> bool {
+        let is_it = |root: &Version| (root.dev, root.ino) == (entry.version.dev, entry.version.ino);
+        self.one_host
+            && entry.kind == Kind::Dir
+            && self.target_claim.as_ref().is_some_and(|claim| is_it(&claim.version))
+    }
 }
 
 /// Both ends, taken or not.
@@ -74,6 +104,8 @@ impl Taken {
             target_claim: None,
             target_owner: (hello.uid, hello.gid),
             may_rename: vec![false; sources.len()],
+            same_dir: vec![false; sources.len()],
+            whole_sources: sources.iter().filter(|source| source.files.is_none()).count(),
             one_host: servers.iter().all(|server| *server == hello.server),
         };
         for (source, claim) in sources.iter().zip(&mut ground.source_claims) {
@@ -101,12 +133,12 @@ impl Taken {
         for (index, claim) in ground.source_claims.iter().enumerate() {
             let Some(claim) = claim else { continue };
             let one_server = servers[index] == hello.server;
-            let whole = sources[index].files.is_none();
-            if one_server && whole {
-                match plan::nesting(&claim.places, &target_claim.places) {
-                    Nesting::Apart => {}
-                    nesting => return Err(MoveError::Nested(nesting)),
+            if one_server {
+                let nesting = plan::nesting(&claim.places, &target_claim.places);
+                if sources[index].files.is_none() && nesting != Nesting::Apart {
+                    return Err(MoveError::Nested(nesting));
                 }
+                ground.same_dir[index] = nesting == Nesting::Same;
             }
             let one_device = claim.places.first().map(|p| p.device) == target_claim.places.first().map(|p| p.device);
             ground.may_rename[index] = one_server && one_device && !options.copy;

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, VecDeque};
 use super::{
     MoveError, MoveOptions, ServiceStub, Side, Source, Why,
     calls::{self, flat},
+    claims::Ground,
 };
 use crate::{
     model::{Entry, Kind, RelPath},
     plan::{Nesting, Reason},
-    service::{Claim, Cursor},
+    service::Cursor,
 };
 
 /// Something at the source.
@@ -47,8 +48,7 @@ pub struct FeedPage {
 /// The merged listing.
 pub struct Feed<'a, S> {
     streams: Vec<Stream<'a, S>>,
-    target_claim: Option<&'a Claim>,
-    one_host: bool,
+    ground: &'a Ground,
     page_entries: usize,
     /// Names that a crash left set aside get their places back as they are met.
     restore: bool,
@@ -68,14 +68,9 @@ enum Next {
 }
 
 impl<'a, S: ServiceStub> Feed<'a, S> {
-    /// The merged listing of `sources`. `target_claim` tells what must not be met
+    /// The merged listing of `sources`. `ground` tells what must not be met
     /// in it; on one host by device and inode as well.
-    pub fn new(
-        sources: &'a [Source<S>],
-        options: &MoveOptions,
-        target_claim: Option<&'a Claim>,
-        one_host: bool,
-    ) -> Self {
+    pub fn new(sources: &'a [Source<S>], options: &MoveOptions, ground: &'a Ground) -> Self {
         let stream = |source: &'a Source<S>| {
             let next = match &source.files {
                 None => Next::List(None),
@@ -93,8 +88,7 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
         };
         Self {
             streams: sources.iter().map(stream).collect(),
-            target_claim,
-            one_host,
+            ground,
             page_entries: options.limits.page_entries,
             restore: !options.dry_run && !options.copy,
         }
@@ -158,19 +152,20 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
         let Source { service, dir, .. } = stream.source;
         let listed = flat(service.list(calls::context(), dir.clone(), cursor, self.restore)).await;
         let listed = listed.map_err(|error| MoveError::Side(Side::Source, error))?;
-        if let Some(claim) = self.target_claim {
-            let is_target = |entry: &Entry| {
-                self.one_host
-                    && entry.kind == Kind::Dir
-                    && (entry.version.dev, entry.version.ino) == (claim.version.dev, claim.version.ino)
-            };
-            let marked = listed
-                .tokens
-                .iter()
-                .any(|(_, token)| Some(token) == claim.token.as_ref());
-            if marked || listed.entries.iter().any(is_target) {
-                return Err(MoveError::Nested(Nesting::TargetInside));
-            }
+        if listed
+            .tokens
+            .iter()
+            .any(|(_, token)| self.ground.is_target_token(token))
+            || listed.entries.iter().any(|entry| self.ground.is_target_root(entry))
+        {
+            return Err(MoveError::Nested(Nesting::TargetInside));
+        }
+        if listed
+            .tokens
+            .iter()
+            .any(|(dir, token)| !dir.is_root() && self.ground.is_source_token(token))
+        {
+            return Err(MoveError::NestedSources);
         }
         for (path, error) in &listed.failed {
             page.trouble(path.clone(), Why::Source(error.clone()));

@@ -46,9 +46,8 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
         options: &'a MoveOptions,
         observer: &'a dyn Fn(Event<'_>),
     ) -> Self {
-        let must_not_meet = ground.target_claim.as_ref();
         Self {
-            feed: Feed::new(sources, options, must_not_meet, ground.one_host),
+            feed: Feed::new(sources, options, ground),
             ground,
             work: Work::new(
                 Shared::new(sources, target, ground.target_owner, options, observer),
@@ -121,7 +120,7 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
         let steps: Vec<_> = found
             .iter()
             .zip(states)
-            .map(|(found, state)| decide(found, state))
+            .map(|(found, state)| self.decide(found, state))
             .collect();
         self.sweep_existing(&found, &steps).await?;
         let mut failed_dirs = self.make_dirs(&found, &steps).await?;
@@ -162,6 +161,19 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
             }
         }
         Ok(())
+    }
+
+    fn decide(&self, found: &Found, state: Answer<Option<Entry>>) -> Answer<Step> {
+        let Some((source, entry)) = found.entries.first() else {
+            return Ok(Step::Leave(Reason::DirFailed));
+        };
+        if found.collides() {
+            return Ok(Step::Leave(Reason::Collision));
+        }
+        if self.ground.same_dir[*source] && entry.path == found.to {
+            return Ok(Step::Leave(Reason::Same));
+        }
+        Ok(plan::step(entry, state?.as_ref(), self.ground.one_host))
     }
 
     fn say_troubles(&mut self, troubles: &mut Troubles, dir: &RelPath) {
@@ -297,16 +309,9 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
     }
 
     fn take_swept(&mut self, dir: RelPath, swept: Swept) -> Result<(), MoveError> {
-        let source_tokens: Vec<_> = self
-            .ground
-            .source_claims
-            .iter()
-            .flatten()
-            .filter_map(|c| c.token.as_ref())
-            .collect();
-        let own = self.ground.target_claim.as_ref().and_then(|claim| claim.token.as_ref());
-        let is_source = |token| source_tokens.contains(&token) && (Some(token) != own || !dir.is_root());
-        if swept.tokens.iter().any(is_source) {
+        // Single files may go to another name in their own directory; on one host that is told by device and inode.
+        let may_meet = dir.is_root() && self.ground.one_host && self.ground.whole_sources == 0;
+        if !may_meet && swept.tokens.iter().any(|token| self.ground.is_source_token(token)) {
             return Err(MoveError::Nested(Nesting::SourceInside));
         }
         for leftover in swept.leftovers {
@@ -320,13 +325,5 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
             self.with_partials.insert(dir);
         }
         Ok(())
-    }
-}
-
-fn decide(found: &Found, state: Answer<Option<Entry>>) -> Answer<Step> {
-    match found.entries.first() {
-        None => Ok(Step::Leave(Reason::DirFailed)),
-        Some(_) if found.collides() => Ok(Step::Leave(Reason::Collision)),
-        Some((_, entry)) => Ok(plan::step(entry, state?.as_ref())),
     }
 }

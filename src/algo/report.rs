@@ -158,6 +158,9 @@ pub enum MoveError {
     /// One root is inside the other.
     #[error("{}", nested_text(*.0))]
     Nested(Nesting),
+    /// One of several sources is inside another.
+    #[error("one source is inside another: name the outer one alone")]
+    NestedSources,
     /// A call that everything depends on failed.
     #[error("at the {0}: {1}")]
     Side(Side, #[source] ServiceError),

@@ -34,18 +34,27 @@ fn what_the_target_has_decides() {
         there
     };
     let other = there(Kind::File, 6);
-    assert_eq!(step(&file, None), Step::Copy(Expected::Absent));
-    assert_eq!(step(&file, Some(&other)), Step::Copy(Expected::Version(other.version)));
-    let same = there(Kind::File, 5);
-    assert_eq!(step(&file, Some(&same)), Step::Compare(Expected::Version(same.version)));
-    let link = there(Kind::Symlink, 5);
-    assert_eq!(step(&file, Some(&link)), Step::Copy(Expected::Version(link.version)));
+    assert_eq!(step(&file, None, true), Step::Copy(Expected::Absent));
     assert_eq!(
-        step(&file, Some(&there(Kind::Dir, 5))),
+        step(&file, Some(&other), true),
+        Step::Copy(Expected::Version(other.version))
+    );
+    let same = there(Kind::File, 5);
+    assert_eq!(
+        step(&file, Some(&same), true),
+        Step::Compare(Expected::Version(same.version))
+    );
+    let link = there(Kind::Symlink, 5);
+    assert_eq!(
+        step(&file, Some(&link), true),
+        Step::Copy(Expected::Version(link.version))
+    );
+    assert_eq!(
+        step(&file, Some(&there(Kind::Dir, 5)), true),
         Step::Leave(Reason::TargetIsDir)
     );
     assert_eq!(
-        step(&file, Some(&there(Kind::Special, 5))),
+        step(&file, Some(&there(Kind::Special, 5)), true),
         Step::Leave(Reason::TargetIsSpecial)
     );
 }
@@ -53,14 +62,35 @@ fn what_the_target_has_decides() {
 #[test]
 fn directories_meet_only_directories() {
     let dir = entry(Kind::Dir, 0);
-    assert_eq!(step(&dir, None), Step::MakeDir);
-    assert_eq!(step(&dir, Some(&dir)), Step::EnterDir);
+    assert_eq!(step(&dir, None, false), Step::MakeDir);
+    assert_eq!(step(&dir, Some(&dir), false), Step::EnterDir);
     // A link to a directory is no directory: what is below would land elsewhere.
     assert_eq!(
-        step(&dir, Some(&entry(Kind::Symlink, 3))),
+        step(&dir, Some(&entry(Kind::Symlink, 3)), false),
         Step::Leave(Reason::TargetIsNoDir)
     );
-    assert_eq!(step(&entry(Kind::Special, 0), None), Step::Leave(Reason::Special));
+    assert_eq!(step(&entry(Kind::Special, 0), None, true), Step::Leave(Reason::Special));
+}
+
+#[test]
+fn what_is_the_same_on_both_sides_is_left_alone() {
+    for kind in [Kind::File, Kind::Dir, Kind::Symlink] {
+        let same = entry(kind, 5);
+        assert_eq!(step(&same, Some(&same), true), Step::Leave(Reason::Same));
+        assert_ne!(
+            step(&same, Some(&same), false),
+            Step::Leave(Reason::Same),
+            "numbers of two hosts mean nothing"
+        );
+    }
+    let linked = Entry {
+        links: 2,
+        ..entry(Kind::File, 5)
+    };
+    assert_eq!(
+        step(&linked, Some(&linked), true),
+        Step::Compare(Expected::Version(linked.version))
+    );
 }
 
 #[test]

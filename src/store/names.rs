@@ -6,11 +6,14 @@
 //! | `.NAME.realize-swap-VERSION` | target | a file while it replaces an older one |
 //! | `.NAME.realize-gone` | source | a file about to be deleted |
 //! | `.realize-gone/NAME` | source | the same, where NAME is too long for the suffix |
-//! | `.realize-token.RUN` | either root | the mark of a run |
+//! | `.realize-token.RUN.END` | either root | the mark of a run |
 //!
 //! Where NAME is too long for a suffix, the first two have a hash in its place.
 
-use crate::model::{NAME_BYTES_MAX, Name, Version};
+use crate::{
+    model::{NAME_BYTES_MAX, Name, Version},
+    service::RunId,
+};
 
 const PART: &[u8] = b".realize-part";
 const SWAP: &[u8] = b".realize-swap-";
@@ -106,10 +109,10 @@ pub fn gone_dir() -> Name {
     valid(GONE.to_vec())
 }
 
-/// The mark of a run.
-pub fn token(run: &[u8; 16]) -> Name {
-    let run: String = run.iter().map(|byte| format!("{byte:02x}")).collect();
-    valid([TOKEN, run.as_bytes()].concat())
+/// The mark of a run at one of its ends.
+pub fn token(run: RunId, at_source: bool) -> Name {
+    let end = if at_source { "source" } else { "target" };
+    valid([TOKEN, format!("{run}.{end}").as_bytes()].concat())
 }
 
 /// Sixteen characters for what of a version survives a rename: device, inode, size, mtime.
@@ -192,7 +195,7 @@ mod tests {
         ] {
             assert_eq!(classify(&name(plain)), NameKind::Plain, "{}", name(plain));
         }
-        assert_eq!(classify(&token(&[1; 16])), NameKind::Token);
+        assert_eq!(classify(&token(RunId([1; 16]), true)), NameKind::Token);
         assert_eq!(classify(&gone_dir()), NameKind::GoneDir);
     }
 

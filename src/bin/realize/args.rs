@@ -1,0 +1,101 @@
+//! The command line.
+
+use std::ffi::OsString;
+
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
+use realize::filter::Rule;
+
+/// Moves files and directories, and never loses one.
+///
+/// What is in the directory SRC goes to the same paths in the directory DST. A file leaves the source only after the
+/// target holds the same bytes under the final name, verified and on the disk. Whatever stops a move, the
+/// same command goes on from there.
+#[derive(Debug, Parser)]
+#[command(name = "realize", version, max_term_width = 100, after_long_help = AFTER_HELP)]
+pub struct Args {
+    /// Directories whose contents are moved, or single files
+    #[arg(value_name = "SRC", required = true, num_args = 1..)]
+    pub sources: Vec<OsString>,
+
+    /// Where they go: a directory, made if only its last component is missing; for one file also its new name
+    #[arg(value_name = "DST", required = true)]
+    pub target: OsString,
+
+    /// Say what would be moved; write nothing anywhere
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// Copy and verify; delete nothing at the source
+    #[arg(long)]
+    pub copy: bool,
+
+    /// Leave emptied directories at the source
+    #[arg(long)]
+    pub keep_dirs: bool,
+
+    /// Leave alone what matches, in the manner of gitignore; the last --exclude or --include that matches decides
+    #[arg(long, value_name = "PATTERN")]
+    pub exclude: Vec<String>,
+
+    /// Take what matches; without any --exclude nothing else is taken
+    #[arg(long, value_name = "PATTERN")]
+    pub include: Vec<String>,
+
+    /// Leave files of which a copy would lose something: hard links, extended attributes, ACLs, set-ID bits, owner
+    #[arg(long)]
+    pub strict: bool,
+
+    /// Move even where the target's file system cannot make names durable (some network file systems): a power cut just
+    /// after the move may then lose files
+    #[arg(long)]
+    pub accept_unsynced: bool,
+
+    /// Name each file on standard output as it is moved
+    #[arg(short, long)]
+    pub verbose: bool,
+
+    /// Show no progress
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  realize /srv/downloads /mnt/archive        empty one directory into another
+  realize -n /srv/downloads /mnt/archive     only say what would be moved
+  realize film.mkv series/ /mnt/archive/     a file and what is in a directory, into a directory
+  realize --exclude '*.tmp' build/ /backup   leave temporary files where they are
+
+Exit status:
+   0  everything was moved; nothing was left behind but by option
+   1  something was left behind: each is named, with the reason
+   2  the command line can't be carried out: nothing was touched
+  13  another run is moving the same source";
+
+impl Args {
+    /// Reads the command line; ends the program on --help and on errors.
+    pub fn read() -> (Self, Vec<Rule>) {
+        let matches = Self::command().get_matches();
+        match Self::from_arg_matches(&matches) {
+            Ok(args) => {
+                let rules = rules(&args, &matches);
+                (args, rules)
+            }
+            Err(error) => error.exit(),
+        }
+    }
+}
+
+/// The patterns in the order in which they were given.
+fn rules(args: &Args, matches: &ArgMatches) -> Vec<Rule> {
+    let placed = |id: &str| matches.indices_of(id).into_iter().flatten().collect::<Vec<_>>();
+    let excludes = args.exclude.iter().cloned().map(Rule::Exclude);
+    let includes = args.include.iter().cloned().map(Rule::Include);
+    let mut rules: Vec<_> = placed("exclude")
+        .into_iter()
+        .zip(excludes)
+        .chain(placed("include").into_iter().zip(includes))
+        .collect();
+    rules.sort_by_key(|(index, _)| *index);
+    rules.into_iter().map(|(_, rule)| rule).collect()
+}

@@ -1,0 +1,191 @@
+//! From what was named on the command line to roots: which directories are opened, and which files of them are meant.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the edge: looks at host paths before any root is open"
+)]
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    fs, io,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use realize::{
+    location::Location,
+    model::{Escaped, Name, RelPath},
+};
+
+/// A directory that files leave.
+#[derive(Debug)]
+pub struct SourceRoot {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Only these files, each with its name at the target; everything when `None`.
+    pub files: Option<Vec<(RelPath, RelPath)>>,
+}
+
+/// The directory where files arrive.
+#[derive(Debug)]
+pub struct TargetRoot {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether it has to be made first.
+    pub is_missing: bool,
+}
+
+/// Shows a host path so that no byte of it steers the terminal.
+pub fn shown(path: &Path) -> String {
+    Escaped(path.as_os_str().as_bytes()).to_string()
+}
+
+/// Finds out what `sources` and `target` mean. Changes nothing.
+pub fn resolve(sources: &[OsString], target: &OsStr) -> Result<(Vec<SourceRoot>, TargetRoot)> {
+    let sources = sources.iter().map(|text| local(text)).collect::<Result<Vec<_>>>()?;
+    let target = local(target)?;
+    let kinds = sources
+        .iter()
+        .map(|path| source_kind(path))
+        .collect::<Result<Vec<_>>>()?;
+    let single_file = sources.len() == 1 && kinds[0] == SourceKind::File;
+    let (target, renamed) = target_root(&target, single_file)?;
+    let mut dirs: Vec<(PathBuf, (u64, u64))> = Vec::new();
+    let mut files: BTreeMap<PathBuf, Vec<(RelPath, RelPath)>> = BTreeMap::new();
+    for (path, kind) in sources.iter().zip(kinds) {
+        match kind {
+            SourceKind::Dir(inode) => {
+                if let Some((other, _)) = dirs.iter().find(|(_, known)| *known == inode) {
+                    bail!(
+                        "{} and {} are the same directory: name it once",
+                        shown(other),
+                        shown(path)
+                    );
+                }
+                dirs.push((path.clone(), inode));
+            }
+            SourceKind::File => {
+                let (parent, name) = split(path)?;
+                let to = renamed.clone().unwrap_or_else(|| name.clone());
+                files.entry(parent).or_default().push((name.into(), to.into()));
+            }
+        }
+    }
+    let mut roots: Vec<_> = dirs
+        .into_iter()
+        .map(|(path, _)| SourceRoot { path, files: None })
+        .collect();
+    roots.extend(files.into_iter().map(|(path, files)| SourceRoot {
+        path,
+        files: Some(files),
+    }));
+    Ok((roots, target))
+}
+
+/// Makes the target directory, whose parent is there, and its name durable.
+pub fn make_target(path: &Path) -> Result<()> {
+    let doing = || format!("cannot make the directory {}", shown(path));
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made.with_context(doing)?,
+    }
+    let parent = parent_of(path);
+    fs::File::open(&parent)
+        .and_then(|parent| parent.sync_all())
+        .with_context(|| format!("cannot sync {}", shown(&parent)))
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum SourceKind {
+    Dir((u64, u64)),
+    File,
+}
+
+fn local(text: &OsStr) -> Result<PathBuf> {
+    match Location::parse(text)? {
+        Location::Local(path) => Ok(path),
+        Location::Remote { .. } => {
+            bail!(
+                "{}: moving to and from other hosts is not built yet; both ends must be local",
+                Escaped(text.as_bytes())
+            )
+        }
+    }
+}
+
+fn source_kind(path: &Path) -> Result<SourceKind> {
+    match fs::metadata(path) {
+        // A link to a directory names the directory, with and without a trailing slash.
+        Ok(metadata) if metadata.is_dir() => return Ok(SourceKind::Dir((metadata.dev(), metadata.ino()))),
+        Ok(_) if ends_in_slash(path) => bail!("{} is not a directory", shown(path)),
+        _ => {}
+    }
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(SourceKind::File),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && was_set_aside(path) => Ok(SourceKind::File),
+        Err(error) => Err(error).with_context(|| format!("cannot move {}", shown(path))),
+    }
+}
+
+/// Whether an interrupted run left the file just before it was deleted.
+fn was_set_aside(path: &Path) -> bool {
+    let gone = split(path).ok().and_then(|(parent, name)| {
+        let gone = realize::store::names::gone(&name)?;
+        Some(parent.join(OsStr::from_bytes(gone.as_bytes())))
+    });
+    gone.is_some_and(|gone| fs::symlink_metadata(gone).is_ok())
+}
+
+/// The target's root, and the name that a single file gets in it if not its own.
+fn target_root(target: &Path, single_file: bool) -> Result<(TargetRoot, Option<Name>)> {
+    let root = |path: &Path, is_missing| TargetRoot {
+        path: path.to_owned(),
+        is_missing,
+    };
+    match fs::metadata(target) {
+        Ok(metadata) if metadata.is_dir() => return Ok((root(target, false), None)),
+        Ok(_) if single_file && !ends_in_slash(target) => {}
+        Ok(_) => bail!("{} is not a directory", shown(target)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot use {}", shown(target))),
+    }
+    let parent = parent_of(target);
+    match fs::metadata(&parent) {
+        Ok(metadata) if metadata.is_dir() => {}
+        Ok(_) => bail!("{} is not a directory", shown(&parent)),
+        Err(error) => {
+            let way_out =
+                "only the last component of DST is made (is a disk not mounted?); make the others with mkdir -p";
+            return Err(error).with_context(|| format!("cannot use {}: {way_out}", shown(&parent)));
+        }
+    }
+    if single_file && !ends_in_slash(target) {
+        let (parent, name) = split(target)?;
+        return Ok((root(&parent, false), Some(name)));
+    }
+    if fs::symlink_metadata(target).is_ok() {
+        bail!("{} is a symbolic link that leads nowhere", shown(target));
+    }
+    Ok((root(target, true), None))
+}
+
+fn ends_in_slash(path: &Path) -> bool {
+    path.as_os_str().as_bytes().ends_with(b"/")
+}
+
+fn parent_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        Some(_) => ".".into(),
+        None => "/".into(),
+    }
+}
+
+fn split(path: &Path) -> Result<(PathBuf, Name)> {
+    let Some(name) = path.file_name() else {
+        bail!("{} names no file", shown(path))
+    };
+    let name = Name::new(name.as_bytes()).with_context(|| format!("cannot use {}", shown(path)))?;
+    Ok((parent_of(path), name))
+}

@@ -1,0 +1,216 @@
+//! Where files are, as written on a command line.
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+use crate::model::{Escaped, RelPath};
+
+/// The port of `realized`.
+pub const DEFAULT_PORT: u16 = 9771;
+
+/// A SRC or DST.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    /// A path of this host.
+    Local(PathBuf),
+    /// A directory that `realized` serves on a host, or something below it.
+    Remote {
+        /// A name or an address.
+        host: String,
+        /// Its port.
+        port: u16,
+        /// The directory's configured name.
+        dir: String,
+        /// What below it; the root for the directory itself.
+        below: RelPath,
+    },
+}
+
+/// Why text is no location.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadLocation {
+    /// Nothing at all.
+    #[error("an empty path names nothing; the current directory is \".\"")]
+    Empty,
+    /// `HOST:PATH`, as rsync and scp write it.
+    #[error("{0} has a colon: for a directory served on a host write HOST::DIR, for a local path begin it with ./")]
+    SingleColon(String),
+    /// A remote location whose parts are wrong.
+    #[error("{0}: {1}; write HOST::DIR, HOST:PORT::DIR/SUB, [ADDRESS]:PORT::DIR or realize://HOST:PORT/DIR/SUB")]
+    BadRemote(String, &'static str),
+}
+
+impl Location {
+    /// Reads `HOST[:PORT]::DIR[/SUB]`, `realize://HOST[:PORT]/DIR[/SUB]`, or a local path. A colon before the first slash
+    /// that is not of the first form is refused: it would be a host for rsync.
+    pub fn parse(text: &OsStr) -> Result<Self, BadLocation> {
+        let bytes = text.as_bytes();
+        let shown = || Escaped(bytes).to_string();
+        if bytes.is_empty() {
+            return Err(BadLocation::Empty);
+        }
+        let bad = |why| BadLocation::BadRemote(shown(), why);
+        if let Some(rest) = bytes.strip_prefix(b"realize://") {
+            let (authority, path) = split_at_first(rest, b"/").ok_or(bad("no directory is named"))?;
+            return remote(authority, path).map_err(bad);
+        }
+        let first_slash = bytes.iter().position(|byte| *byte == b'/').unwrap_or(bytes.len());
+        // An address in brackets has colons of its own.
+        let colons_from = if bytes.starts_with(b"[") {
+            bytes
+                .iter()
+                .position(|byte| *byte == b']')
+                .map_or(0, |bracket| bracket + 1)
+        } else {
+            0
+        };
+        match bytes
+            .get(colons_from..first_slash)
+            .filter(|front| front.contains(&b':'))
+        {
+            None => Ok(Self::Local(text.into())),
+            Some(_) => match split_at_first(bytes, b"::") {
+                Some((authority, path)) if authority.len() < first_slash => remote(authority, path).map_err(bad),
+                _ => Err(BadLocation::SingleColon(shown())),
+            },
+        }
+    }
+
+    /// The path, of a local one.
+    pub fn as_local(&self) -> Option<&Path> {
+        match self {
+            Self::Local(path) => Some(path),
+            Self::Remote { .. } => None,
+        }
+    }
+}
+
+fn remote(authority: &[u8], path: &[u8]) -> Result<Location, &'static str> {
+    let (host, port) = split_authority(authority)?;
+    let path = path.strip_suffix(b"/").unwrap_or(path);
+    let (dir, below) = split_at_first(path, b"/").unwrap_or((path, b""));
+    if dir.is_empty() {
+        return Err("no directory is named");
+    }
+    let dir = String::from_utf8(dir.to_vec()).map_err(|_| "the directory's name is not UTF-8")?;
+    let below = RelPath::new(below).map_err(|_| "the path below the directory has an empty part, \".\" or \"..\"")?;
+    Ok(Location::Remote { host, port, dir, below })
+}
+
+fn split_authority(authority: &[u8]) -> Result<(String, u16), &'static str> {
+    let authority = std::str::from_utf8(authority).map_err(|_| "the host is not UTF-8")?;
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (address, rest) = rest.split_once(']').ok_or("the bracket is not closed")?;
+            address
+                .parse::<std::net::Ipv6Addr>()
+                .map_err(|_| "not an IPv6 address in the brackets")?;
+            (address, rest.strip_prefix(':'))
+        }
+        None => match authority.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (authority, None),
+        },
+    };
+    if host.is_empty() || host.contains(['@', ' ']) {
+        return Err("no host is named (there are no users here: a key says who you are)");
+    }
+    let port = match port {
+        None => DEFAULT_PORT,
+        Some(port) => port
+            .parse()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or("the port is not a number from 1 to 65535")?,
+    };
+    Ok((host.into(), port))
+}
+
+fn split_at_first<'a>(bytes: &'a [u8], separator: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let at = bytes.windows(separator.len()).position(|window| window == separator)?;
+    Some((&bytes[..at], &bytes[at + separator.len()..]))
+}
+
+impl From<&Location> for OsString {
+    fn from(location: &Location) -> Self {
+        match location {
+            Location::Local(path) => path.clone().into(),
+            Location::Remote { host, port, dir, below } => {
+                let host = if host.contains(':') {
+                    format!("[{host}]")
+                } else {
+                    host.clone()
+                };
+                let below =
+                    if below.is_root() { "" } else { "/" }.to_owned() + &String::from_utf8_lossy(below.as_bytes());
+                format!("{host}:{port}::{dir}{below}").into()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Location, BadLocation> {
+        Location::parse(OsStr::new(text))
+    }
+
+    fn remote(host: &str, port: u16, dir: &str, below: &str) -> Result<Location, BadLocation> {
+        let below = RelPath::new(below).unwrap();
+        Ok(Location::Remote {
+            host: host.into(),
+            port,
+            dir: dir.into(),
+            below,
+        })
+    }
+
+    #[test]
+    fn local_paths_are_taken_as_they_are() {
+        for path in ["a", "./a:b", "/a:b/c::d", "a/b::c", ".", "[a]", "[a]b"] {
+            assert_eq!(parse(path), Ok(Location::Local(path.into())), "{path}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_read_in_both_spellings() {
+        assert_eq!(parse("nas::films"), remote("nas", 9771, "films", ""));
+        assert_eq!(parse("nas:1::films/a/b/"), remote("nas", 1, "films", "a/b"));
+        assert_eq!(parse("[::1]:80::films"), remote("::1", 80, "films", ""));
+        assert_eq!(parse("[fe80::1]::films/x"), remote("fe80::1", 9771, "films", "x"));
+        assert_eq!(parse("realize://nas/films"), remote("nas", 9771, "films", ""));
+        assert_eq!(parse("realize://[::1]:80/films/a"), remote("::1", 80, "films", "a"));
+    }
+
+    #[test]
+    fn rsync_spelling_is_refused_with_both_ways_out() {
+        for text in ["nas:films", "nas:/films", "c:x", ":a"] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains("HOST::DIR") && error.contains("./"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn broken_hosts_are_refused() {
+        let broken = [
+            "nas::",
+            "::films",
+            "nas:0::a",
+            "nas:99999::a",
+            "nas:x::a",
+            "nas::a/../b",
+            "nas::a//b",
+        ];
+        for text in broken
+            .into_iter()
+            .chain(["me@nas::a", "realize://nas", "[::1::a", "[x]::a"])
+        {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}
