@@ -1,1 +1,5 @@
-//! The simulator of realize.
+//! The simulator of realize: whole moves on virtual time and simulated disks.
+
+pub mod random;
+
+pub mod fs;
