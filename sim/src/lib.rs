@@ -2,4 +2,5 @@
 
 pub mod random;
 
+pub mod contract;
 pub mod fs;
