@@ -1,0 +1,117 @@
+//! Read leases, given up the moment somebody wants to write.
+//!
+//! The kernel holds a writer back until the lease is given up (45 s at most), and tells the holder by
+//! a signal. Here that is SIGURG: ignored by whoever does not wait for it, never queued twice, never replaced by the
+//! deadly SIGIO. One thread waits for it and gives up every lease that is being broken.
+
+#![expect(unsafe_code, reason = "no safe wrapper knows these commands of fcntl")]
+
+use std::{
+    collections::BTreeSet,
+    io, mem,
+    os::fd::{AsRawFd, BorrowedFd, RawFd},
+    ptr,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+};
+
+use libc::{F_GETLEASE, F_RDLCK, F_SETLEASE, F_SETOWN, F_UNLCK, SIGURG, c_int};
+use signal_hook::iterator::Signals;
+
+static LEASES: Mutex<Leases> = Mutex::new(Leases {
+    held: BTreeSet::new(),
+    watched: false,
+});
+
+/// `F_SETSIG`, which the libc crate leaves out for Linux.
+const F_SETSIG: c_int = 10;
+
+struct Leases {
+    /// Descriptors with a lease. None of them closes while its number is in here, so each number is the file's.
+    held: BTreeSet<RawFd>,
+    /// Whether the thread runs.
+    watched: bool,
+}
+
+/// Takes a read lease on the file and has it watched until [`forget`].
+pub(super) fn take(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let fd = fd.as_raw_fd();
+    fcntl(fd, F_SETSIG, SIGURG)?;
+    // The process: by itself the kernel would pick the calling thread, which may be gone when the writer comes.
+    fcntl(fd, F_SETOWN, rustix::process::getpid().as_raw_nonzero().get())?;
+    let mut leases = leases();
+    leases.watch()?;
+    // Under the lock, so that the watcher can't look between the lease and its registration.
+    fcntl(fd, F_SETLEASE, F_RDLCK)?;
+    leases.held.insert(fd);
+    Ok(())
+}
+
+/// Whether the lease is held and nobody waits for its end.
+pub(super) fn is_held(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    holds(fd.as_raw_fd())
+}
+
+/// Must be called before a descriptor with a lease closes, which ends the lease.
+pub(super) fn forget(fd: BorrowedFd<'_>) {
+    leases().held.remove(&fd.as_raw_fd());
+}
+
+fn leases() -> MutexGuard<'static, Leases> {
+    // No step leaves the set half changed.
+    LEASES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Leases {
+    /// Starts the thread unless it runs.
+    fn watch(&mut self) -> io::Result<()> {
+        if self.watched {
+            return Ok(());
+        }
+        let mut signals = Signals::new([SIGURG])?;
+        thread::Builder::new().name("leases".into()).spawn(move || {
+            receive_signal();
+            for _ in signals.forever() {
+                leases().give_up_broken();
+            }
+        })?;
+        self.watched = true;
+        Ok(())
+    }
+
+    fn give_up_broken(&mut self) {
+        self.held.retain(|&fd| {
+            let held = holds(fd).unwrap_or(false);
+            if !held {
+                // There is no lease left to give up when the kernel's own limit was faster.
+                fcntl(fd, F_SETLEASE, F_UNLCK).ok();
+            }
+            held
+        });
+    }
+}
+
+/// A lease that is being broken counts as what it is being broken to: none.
+fn holds(fd: RawFd) -> io::Result<bool> {
+    Ok(fcntl(fd, F_GETLEASE, 0)? == F_RDLCK)
+}
+
+fn fcntl(fd: RawFd, command: c_int, argument: c_int) -> io::Result<c_int> {
+    // SAFETY: all commands used here take one int or nothing and touch no memory of ours. The descriptor is borrowed
+    // by the caller or in the set of held leases, so it is open and the right one.
+    match unsafe { libc::fcntl(fd, command, argument) } {
+        -1 => Err(io::Error::last_os_error()),
+        value => Ok(value),
+    }
+}
+
+/// Unblocks the signal in this thread: a parent may have left it blocked.
+fn receive_signal() {
+    // SAFETY: a zeroed signal set is a valid one to initialise; all pointers are to it or null, as allowed.
+    unsafe {
+        let mut set: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, SIGURG);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, ptr::null_mut());
+    }
+}
