@@ -1,1 +1,6 @@
-//! The simulator of realize.
+//! The simulator of realize: whole moves on virtual time and simulated disks.
+
+pub mod random;
+
+pub mod contract;
+pub mod fs;
