@@ -697,6 +697,8 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             from_paths.push(file.from.path.clone());
             to_paths.push(file.to.clone());
         }
+        let (into, store) = (parents(&to_paths), to.clone());
+        self.job(async move { store.make_dirs_durable(into).await }).await?;
         let rename = {
             let (from, to) = (from.clone(), to.clone());
             move |file: RenameFile| {

@@ -223,6 +223,19 @@ impl<F: Fs> Store<F> {
         self.ensure_safe()
     }
 
+    /// Makes sure that the directories in `dirs` are durable themselves, whatever is in them: what is renamed into one that
+    /// a crash takes away would be gone from both ends.
+    pub async fn make_dirs_durable(&self, dirs: BTreeSet<RelPath>) -> Answer<()> {
+        for path in dirs {
+            let dir = self.open_dir(&path).await?;
+            let version = dir.metadata().await.map_err(|e| ServiceError::io("stat", &e))?.version;
+            if self.synced().get(&path) != Some(&(version.dev, version.ino)) {
+                self.make_durable_up_to_root(path).await?;
+            }
+        }
+        self.ensure_safe()
+    }
+
     async fn make_durable_up_to_root(&self, path: RelPath) -> Answer<()> {
         let mut proven = Vec::new();
         let mut next = Some(path);

@@ -4,3 +4,6 @@ pub mod random;
 
 pub mod contract;
 pub mod fs;
+
+pub mod check;
+pub mod world;

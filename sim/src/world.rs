@@ -1,0 +1,358 @@
+//! A machine with a source and a target, what is in them, and moves between the two.
+
+use std::{cell::RefCell, collections::BTreeMap, future::Future, io, path::Path, sync::Arc, time::Duration};
+
+use realize::{
+    algo::{Event, Failure, MoveError, MoveOptions, MoveReport, ServiceStub, Source, Target, move_files},
+    clock::Clock,
+    digest::CHUNK_BYTES,
+    fs::{Fs, JobLost},
+    limits::Limits,
+    model::{RelPath, Timestamp},
+    server::{RealizeServer, Roots},
+    service::{DirId, RealizeService, RealizeServiceClient, RunId},
+};
+
+use crate::{
+    check::Checker,
+    fs::{Content, Disk, Kind, Machine, SimDir, SimFile, SimFs},
+};
+
+/// Device number of the source's disk.
+pub const SOURCE: u64 = 1;
+/// Device number of the target's disk, unless both are on one.
+pub const TARGET: u64 = 2;
+
+/// The time of day when a move begins: after every file was made.
+const MORNING_SECS: i64 = 1_700_000_000 + 3600;
+
+/// What one file is on both sides before the move.
+#[derive(Debug, Clone)]
+pub struct Truth {
+    /// What the source has, and the target must have in the end.
+    pub new: Body,
+    /// What the target has before, if anything.
+    pub old: Option<Body>,
+}
+
+/// What is in a file or link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    /// A regular file.
+    File(Content),
+    /// A symbolic link's text.
+    Link(Vec<u8>),
+}
+
+/// The machine, and what the disks held at first.
+#[derive(Clone)]
+pub struct World {
+    /// The machine.
+    pub machine: Machine,
+    /// The source's disk; everything is below `source`.
+    pub source: Disk,
+    /// The target's disk, which may be the same; everything is below `target`.
+    pub target: Disk,
+    /// The files and links, by their path below both roots.
+    pub truth: Arc<BTreeMap<RelPath, Truth>>,
+}
+
+/// How a move in a [`World`] ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// What `move_files` returned; `None` when the machine went off meanwhile.
+    pub result: Option<Result<MoveReport, MoveError>>,
+    /// What it said of files that stay.
+    pub stays: Vec<Failure>,
+}
+
+/// Sizes that take a small corpus through every path of the mover.
+pub fn limits() -> Limits {
+    Limits {
+        small_file_bytes: 1000,
+        batch_files: 3,
+        job_files: 2,
+        batches_in_flight: 2,
+        files_in_flight: 2,
+        dirs_per_batch: 2,
+        page_entries: 5,
+        ..Limits::default()
+    }
+}
+
+fn path(text: &str) -> RelPath {
+    RelPath::new(text).expect("written here")
+}
+
+fn body(text: &str) -> Body {
+    Body::File(Content::from(text.as_bytes()))
+}
+
+/// Two chunks, mostly a hole.
+fn large(text: &str) -> Content {
+    let mut content = Content::from(text.as_bytes());
+    content.set_len(CHUNK_BYTES + 700);
+    content.write(CHUNK_BYTES + 500, text.as_bytes());
+    content
+}
+
+impl World {
+    /// A small tree: files new, equal, older and half there at the target, small and large; links; directories.
+    pub fn small(seed: u64, one_disk: bool) -> Self {
+        let machine = Machine::new(seed);
+        let source = machine.disk(SOURCE);
+        let target = if one_disk { source.clone() } else { machine.disk(TARGET) };
+        let link = |text: &str| Body::Link(text.into());
+        let truth = [
+            ("a", body("alpha"), None),
+            ("d/b", body("beta"), None),
+            ("d/e/c", body("gamma"), None),
+            ("d/e/empty", body(""), None),
+            ("d/link", link("../a"), None),
+            ("equal", body("the same"), Some(body("the same"))),
+            ("large", Body::File(large("large")), None),
+            ("older", body("newer than that"), Some(body("old"))),
+            ("other", body("one"), Some(body("two"))),
+            ("relink", link("new text"), Some(link("old text"))),
+        ];
+        let truth = truth.map(|(at, new, old)| (path(at), Truth { new, old })).into();
+        let world = Self {
+            machine,
+            source,
+            target,
+            truth: Arc::new(truth),
+        };
+        world.make().expect("the disks are empty and have room");
+        world
+    }
+
+    fn make(&self) -> io::Result<()> {
+        for dir in ["source/empty", "source/d/e"] {
+            self.source.mkdir_all(dir)?;
+        }
+        self.target.mkdir_all("target/d")?;
+        for (path, truth) in self.truth.iter() {
+            put(&self.source, &at_source(path), &truth.new)?;
+        }
+        self.source.create("outside", b"not to be touched")?;
+        self.target.create("target/unrelated", b"somebody's")?;
+        // A partial of which the first chunk is wrong and the second is missing.
+        self.target.create("target/.large.realize-part", vec![7; 5000])?;
+        self.source.settle();
+        self.target.settle();
+        // Written by somebody just before: nothing of it is on the disk.
+        for (path, truth) in self.truth.iter() {
+            if let Some(old) = &truth.old {
+                put(&self.target, &at_target(path), old)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the law at every effect from now on, by `checker`.
+    pub fn watch(&self, checker: &Arc<Checker>) {
+        let (world, checker) = (self.clone(), checker.clone());
+        self.machine
+            .watch(move |moment, call| checker.check(&world, moment, call));
+    }
+
+    /// Moves everything, as a process of its own that ends with the move or the machine.
+    pub fn move_all(&self) -> Ended {
+        self.move_by(|client| client)
+    }
+
+    /// As [`move_all`](Self::move_all), the target's service being reached through `target`.
+    pub fn move_by<T: ServiceStub>(
+        &self,
+        target: impl FnOnce(RealizeServiceClient<SimService>) -> RealizeServiceClient<T>,
+    ) -> Ended {
+        let stays = RefCell::new(Vec::new());
+        let result = process(async {
+            let work = self.move_once(target, &stays);
+            let (work, off) = (std::pin::pin!(work), std::pin::pin!(self.machine.until_off()));
+            match futures::future::select(work, off).await {
+                futures::future::Either::Left((result, _)) => Some(result),
+                futures::future::Either::Right(((), _)) => None,
+            }
+        });
+        Ended {
+            result,
+            stays: stays.into_inner(),
+        }
+    }
+
+    async fn move_once<T: ServiceStub>(
+        &self,
+        target: impl FnOnce(RealizeServiceClient<SimService>) -> RealizeServiceClient<T>,
+        stays: &RefCell<Vec<Failure>>,
+    ) -> Result<MoveReport, MoveError> {
+        let clock = SimClock {
+            start: tokio::time::Instant::now(),
+        };
+        let fs = Disks {
+            source: self.source.fs(),
+            target: self.target.fs(),
+        };
+        let mut roots = Roots::new(fs, clock, limits(), [1; 16]);
+        let failed = |error: io::Error| MoveError::Side(realize::algo::Side::Source, sim_error(&error));
+        let (source_dir, target_dir) = (DirId("source".into()), DirId("target".into()));
+        roots
+            .add(source_dir.clone(), Path::new("/source"), false)
+            .await
+            .map_err(failed)?;
+        roots
+            .add(target_dir.clone(), Path::new("/target"), false)
+            .await
+            .map_err(failed)?;
+        let client = RealizeServiceClient::from(SimService(RealizeServer::new(Arc::new(roots))));
+        let sources = [Source {
+            service: client.clone(),
+            dir: source_dir,
+            files: None,
+        }];
+        let target = Target {
+            service: target(client),
+            dir: Some(target_dir),
+        };
+        let options = MoveOptions {
+            limits: limits(),
+            ..MoveOptions::default()
+        };
+        let observer = |event: Event<'_>| {
+            if let Event::Stays(failure) = event {
+                stays.borrow_mut().push(failure.clone());
+            }
+        };
+        move_files(&sources, &target, RunId([7; 16]), &options, &observer).await
+    }
+}
+
+fn sim_error(error: &io::Error) -> realize::service::ServiceError {
+    realize::service::ServiceError::io("open", error)
+}
+
+/// Where a path of the truth is on the source's disk.
+pub fn at_source(path: &RelPath) -> RelPath {
+    below("source", path)
+}
+
+/// Where a path of the truth is on the target's disk.
+pub fn at_target(path: &RelPath) -> RelPath {
+    below("target", path)
+}
+
+fn below(root: &str, path: &RelPath) -> RelPath {
+    RelPath::new([root.as_bytes(), b"/", path.as_bytes()].concat()).expect("short paths")
+}
+
+fn put(disk: &Disk, path: &RelPath, body: &Body) -> io::Result<()> {
+    match body {
+        Body::Link(text) => disk.symlink(path.as_bytes(), text),
+        Body::File(content) => {
+            disk.create(path.as_bytes(), b"")?;
+            let mut buf = vec![0; 4096];
+            let mut offset = 0;
+            while let Some(data) = content.next_data(offset) {
+                let count = content.read(data, &mut buf);
+                disk.write_at(path.as_bytes(), data, &buf[..count])?;
+                offset = data + count as u64;
+            }
+            disk.truncate(path.as_bytes(), content.size())
+        }
+    }
+}
+
+/// Runs `program` as a process: virtual time, one thread, everything it started dead at its end.
+pub fn process<T>(program: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build();
+    runtime.expect("a runtime needs nothing from outside").block_on(program)
+}
+
+/// The service of the program on simulated disks.
+#[derive(Clone)]
+pub struct SimService(RealizeServer<Disks, SimClock>);
+
+impl tarpc::client::stub::Stub for SimService {
+    type Req = realize::service::RealizeServiceRequest;
+    type Resp = realize::service::RealizeServiceResponse;
+
+    async fn call(
+        &self,
+        context: tarpc::context::Context,
+        request: Self::Req,
+    ) -> Result<Self::Resp, tarpc::client::RpcError> {
+        tarpc::client::stub::Stub::call(&self.0.clone().serve(), context, request).await
+    }
+}
+
+/// The disks of a world as the one file system that a program sees.
+#[derive(Clone)]
+pub struct Disks {
+    source: SimFs,
+    target: SimFs,
+}
+
+impl Fs for Disks {
+    type Dir = SimDir;
+    type File = SimFile;
+
+    async fn open_root(&self, path: &Path) -> io::Result<SimDir> {
+        let disk = if path.starts_with("/target") {
+            &self.target
+        } else {
+            &self.source
+        };
+        disk.open_root(path).await
+    }
+
+    async fn offload<T, J>(&self, job: J) -> Result<T, JobLost>
+    where
+        T: Send + 'static,
+        J: Future<Output = T> + Send + 'static,
+    {
+        self.source.offload(job).await
+    }
+}
+
+/// Virtual time.
+#[derive(Clone)]
+pub struct SimClock {
+    start: tokio::time::Instant,
+}
+
+impl Clock for SimClock {
+    fn now(&self) -> Duration {
+        tokio::time::Instant::now() - self.start
+    }
+
+    fn wall(&self) -> Timestamp {
+        let now = self.now();
+        Timestamp {
+            secs: MORNING_SECS + now.as_secs() as i64,
+            nanos: now.subsec_nanos(),
+        }
+    }
+
+    async fn sleep_until(&self, deadline: Duration) {
+        tokio::time::sleep_until(self.start + deadline).await;
+    }
+}
+
+/// Whether `node` is exactly `body`.
+pub fn is(node: &crate::fs::Node, body: &Body) -> bool {
+    match body {
+        Body::File(content) => node.kind == realize::model::Kind::File && node.content == *content,
+        Body::Link(text) => node.kind == realize::model::Kind::Symlink && node.target == *text,
+    }
+}
+
+/// A fault that cuts the power at an effect, or kills the process there.
+pub fn cut(effect: u64, kind: Kind) -> crate::fs::Fault {
+    crate::fs::Fault {
+        at: crate::fs::At::Effect(effect),
+        kind,
+    }
+}

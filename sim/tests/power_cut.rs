@@ -1,0 +1,127 @@
+//! Cuts the power at every effect of a small move, for each crash profile, and lets a second run recover.
+
+use std::sync::Arc;
+
+use realize_sim::{
+    check::Checker,
+    fs::{Kind, Off, Profile},
+    random::Random,
+    world::{World, cut},
+};
+
+/// How many crash states of each profile are recovered at each effect.
+const STATES: u64 = 2;
+
+#[test]
+fn an_undisturbed_move_keeps_the_law_at_every_effect() {
+    for one_disk in [false, true] {
+        let (world, checker) = (World::small(1, one_disk), Arc::new(Checker::default()));
+        world.watch(&checker);
+        let ended = world.move_all();
+        let report = ended.result.unwrap().unwrap();
+        assert!(report.is_complete(), "{report:?} {:?}", ended.stays);
+        checker.check_end(&world);
+        assert_eq!(checker.violations(), vec![]);
+        assert!(checker.checks() > 100, "{} moments", checker.checks());
+        assert_eq!(
+            world
+                .machine
+                .disks()
+                .iter()
+                .map(|disk| disk.open_handles())
+                .sum::<usize>(),
+            0
+        );
+    }
+}
+
+#[test]
+fn a_second_run_moves_no_byte() {
+    let world = World::small(1, false);
+    world.move_all().result.unwrap().unwrap();
+    let again = world.move_all().result.unwrap().unwrap();
+    assert_eq!((again.copied, again.verified, again.bytes_sent), (0, 0, 0));
+    assert!(again.is_complete());
+}
+
+/// Runs a move that is ended at each effect in turn by `kind`; `recover` gives the states to recover from.
+fn end_at_every_effect(one_disk: bool, kind: Kind, after: impl Fn(&World, u64) -> Vec<World>) {
+    let mut effect = 0;
+    loop {
+        let (world, checker) = (World::small(1, one_disk), Arc::new(Checker::default()));
+        world.watch(&checker);
+        world.machine.inject(cut(effect, kind.clone()));
+        let ended = world.move_all();
+        assert_eq!(checker.violations(), vec![], "before the end at effect {effect}");
+        if world.machine.is_on() {
+            assert!(
+                ended
+                    .result
+                    .is_some_and(|result| result.is_ok_and(|report| report.is_complete()))
+            );
+            assert!(effect > 100, "only {effect} effects");
+            return;
+        }
+        for world in after(&world, effect) {
+            recover(&world, effect);
+        }
+        effect += 1;
+    }
+}
+
+/// A second run must move what is left, keeping the law, and a third nothing more.
+fn recover(world: &World, effect: u64) {
+    let checker = Arc::new(Checker::default());
+    world.watch(&checker);
+    let ended = world.move_all();
+    let complete = matches!(&ended.result, Some(Ok(report)) if report.is_complete());
+    checker.check_complete(complete, &format!("{:?} {:?}", ended.result, ended.stays));
+    checker.check_end(world);
+    assert_eq!(
+        checker.violations(),
+        vec![],
+        "recovering from an end at effect {effect}"
+    );
+    let third = world.move_all().result.unwrap().unwrap();
+    assert_eq!(
+        (third.copied, third.bytes_sent),
+        (0, 0),
+        "third run after an end at effect {effect}"
+    );
+}
+
+fn cut_power(one_disk: bool, off: Off) {
+    for profile in Profile::ALL {
+        for state in 0..STATES {
+            end_at_every_effect(one_disk, Kind::PowerCut(off), |world, effect| {
+                world.machine.crash(profile, &mut Random::new(effect * STATES + state));
+                vec![world.clone()]
+            });
+        }
+    }
+}
+
+#[test]
+fn power_cut_at_every_effect_between_two_disks_loses_nothing() {
+    cut_power(false, Off::Hang);
+}
+
+#[test]
+fn power_cut_at_every_effect_on_one_disk_loses_nothing() {
+    cut_power(true, Off::Hang);
+}
+
+#[test]
+fn disks_that_fail_at_every_effect_and_all_later_ones_lose_nothing() {
+    cut_power(false, Off::Fail);
+}
+
+#[test]
+fn process_killed_at_every_effect_loses_nothing() {
+    for one_disk in [false, true] {
+        end_at_every_effect(one_disk, Kind::Kill(Off::Hang), |world, _| {
+            world.machine.restart();
+            vec![world.clone()]
+        });
+    }
+}
