@@ -205,7 +205,7 @@ fn a_swapped_in_fifo_is_neither_opened_nor_waited_for() {
                 }
             }
         }
-        opened >= 5000 && refused >= 5000
+        opened >= 20_000 && refused >= 20_000
     });
 }
 
