@@ -704,9 +704,9 @@ async fn a_job_runs_to_its_end_and_a_panic_is_told() {
 }
 
 #[test]
-#[ignore = "a measurement: cost of a lease per file"]
+#[ignore = "a measurement: cost of a lease per file, and how long a writer waits for its end"]
 fn measure_leases() {
-    let (_temp, dir) = temp();
+    let (temp, dir) = temp();
     drop(now(dir.create(&name("file"))).unwrap());
     const ROUNDS: u32 = 100_000;
     for lease in [false, true] {
@@ -719,5 +719,32 @@ fn measure_leases() {
             }
         }
         writeln!(io::stderr(), "lease {lease}: {:?} a file", start.elapsed() / ROUNDS).unwrap();
+    }
+    raise_open_files();
+    let mut others = Vec::new();
+    for count in [0, 2000] {
+        others.extend((others.len()..count).map(|number| {
+            let name = name(number.to_string());
+            drop(now(dir.create(&name)).unwrap());
+            let file = now(dir.open(&name)).unwrap();
+            now(file.lease()).unwrap();
+            file
+        }));
+        let mut waits: Vec<_> = (0..1000)
+            .map(|_| {
+                let file = now(dir.open(&name("file"))).unwrap();
+                now(file.lease()).unwrap();
+                let start = Instant::now();
+                drop(open_to_write(&temp.path().join("file")));
+                start.elapsed()
+            })
+            .collect();
+        waits.sort();
+        let (median, longest) = (waits[500], waits[999]);
+        writeln!(
+            io::stderr(),
+            "{count} other leases: a writer waits {median:?}, {longest:?} at most"
+        )
+        .unwrap();
     }
 }
