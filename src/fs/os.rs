@@ -11,13 +11,14 @@
 use std::{
     future::Future,
     io,
+    os::fd::BorrowedFd,
     path::Path,
     sync::{Arc, atomic::AtomicBool},
 };
 
 use futures::FutureExt;
 use rustix::{
-    fs::{CWD, FileType, Mode, OFlags, Stat, Timespec, Timestamps, openat},
+    fs::{CWD, FileType, Mode, OFlags, Stat, Timespec, Timestamps, fchmod, futimens, openat},
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 
@@ -142,6 +143,12 @@ fn times(mtime: Timestamp) -> io::Result<Timestamps> {
         last_access: time,
         last_modification: time,
     })
+}
+
+fn set_meta(fd: BorrowedFd<'_>, mode: u32, mtime: Timestamp) -> io::Result<()> {
+    let times = times(mtime)?;
+    fchmod(fd, mode_bits(mode))?;
+    Ok(futimens(fd, &times)?)
 }
 
 /// Permission bits as system calls take them.

@@ -13,13 +13,13 @@ use std::{
 use rustix::{
     fs::{
         AtFlags, FileType, FlockOperation, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, Stat, chmod, fchmod, flock,
-        fstat, fsync, futimens, linkat, mkdirat, openat, openat2, readlinkat, renameat, renameat_with, statat,
-        symlinkat, syncfs, unlinkat, utimensat,
+        fstat, fsync, linkat, mkdirat, openat, openat2, readlinkat, renameat, renameat_with, statat, symlinkat, syncfs,
+        unlinkat, utimensat,
     },
     io::Errno,
 };
 
-use super::{OPEN, OsFile, holder, metadata, mode_bits, place, times};
+use super::{OPEN, OsFile, holder, metadata, mode_bits, place, set_meta, times};
 use crate::{
     fs::{Dir, Lock, Metadata, Place, Rename},
     model::{BadPath, Name, RelPath, Timestamp},
@@ -202,9 +202,7 @@ impl Dir for OsDir {
     }
 
     async fn set_meta(&self, mode: u32, mtime: Timestamp) -> io::Result<()> {
-        let times = times(mtime)?;
-        fchmod(self.fd(), mode_bits(mode))?;
-        Ok(futimens(self.fd(), &times)?)
+        set_meta(self.fd(), mode, mtime)
     }
 
     async fn sync(&self) -> io::Result<()> {

@@ -12,13 +12,12 @@ use std::{
 use rustix::{
     buffer::spare_capacity,
     fs::{
-        Advice, FlockOperation, SeekFrom, fadvise, fchmod, flistxattr, flistxattr_query, flock, fstat, fsync,
-        ftruncate, futimens, seek,
+        Advice, FlockOperation, SeekFrom, fadvise, flistxattr, flistxattr_query, flock, fstat, fsync, ftruncate, seek,
     },
     io::{Errno, pread, pwrite},
 };
 
-use super::{lease, metadata, mode_bits, times};
+use super::{lease, metadata, set_meta};
 use crate::{
     fs::{File, Metadata},
     model::{Timestamp, Uncarried},
@@ -91,9 +90,7 @@ impl File for OsFile {
     }
 
     async fn set_meta(&self, mode: u32, mtime: Timestamp) -> io::Result<()> {
-        let times = times(mtime)?;
-        fchmod(self.fd(), mode_bits(mode))?;
-        Ok(futimens(self.fd(), &times)?)
+        set_meta(self.fd(), mode, mtime)
     }
 
     async fn sync(&self) -> io::Result<()> {

@@ -115,3 +115,28 @@ fn receive_signal() {
         libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, ptr::null_mut());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::fs::{File, os::OsFile, os::raise_open_files};
+
+    #[test]
+    fn a_closed_descriptor_is_not_watched() {
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        let read_only = std::fs::File::open(&path).unwrap();
+        // The highest number there is: no other test meets it.
+        let number = raise_open_files().min(1 << 20) as RawFd - 1;
+        let fd = rustix::io::fcntl_dupfd_cloexec(read_only.as_fd(), number).unwrap();
+        drop(read_only);
+        let file = OsFile::new(fd);
+        file.lease().now_or_never().unwrap().unwrap();
+        assert!(leases().held.contains(&number));
+        drop(file);
+        assert!(!leases().held.contains(&number));
+    }
+}

@@ -12,7 +12,7 @@ use std::{
     },
     path::Path,
     process::{Command, Stdio},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -154,30 +154,21 @@ fn a_swapped_in_link_never_leads_outside() {
     let secret = fs::metadata(outside.join("secret")).unwrap().ino();
     let outside_x = fs::metadata(outside.join("x")).unwrap().ino();
 
-    let done = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let swapper = root(&inside);
-        let d = now(swapper.open_dir(&path("d"))).unwrap();
-        let done = &done;
-        scope.spawn(move || {
-            while !done.load(Ordering::Relaxed) {
-                now(swapper.rename(&name("d"), &swapper, &name("link-d"), Rename::Exchange)).unwrap();
-                now(swapper.rename(&name("link-f"), &d, &name("f"), Rename::Exchange)).unwrap();
+    let swapper = root(&inside);
+    let d = now(swapper.open_dir(&path("d"))).unwrap();
+    let swap = move || {
+        now(swapper.rename(&name("d"), &swapper, &name("link-d"), Rename::Exchange)).unwrap();
+        now(swapper.rename(&name("link-f"), &d, &name("f"), Rename::Exchange)).unwrap();
+    };
+    for fs in [OsFs::new(), OsFs::without_openat2()] {
+        let root = now(fs.open_root(&inside)).unwrap();
+        let (mut opened, mut refused) = (0, 0);
+        while_swapping(swap.clone(), || {
+            match now(root.open_dir(&path("d/x"))) {
+                Ok(x) => assert_ne!(now(x.metadata()).unwrap().version.ino, outside_x),
+                Err(_) => refused += 1,
             }
-        });
-        let _stop = StopOnDrop(done);
-        for fs in [OsFs::new(), OsFs::without_openat2()] {
-            let root = now(fs.open_root(&inside)).unwrap();
-            let (mut opened, mut refused) = (0, 0);
-            let deadline = Instant::now() + Duration::from_secs(60);
-            while (opened < 500 || refused < 500) && Instant::now() < deadline {
-                match now(root.open_dir(&path("d/x"))) {
-                    Ok(x) => assert_ne!(now(x.metadata()).unwrap().version.ino, outside_x),
-                    Err(_) => refused += 1,
-                }
-                let Ok(d) = now(root.open_dir(&path("d"))) else {
-                    continue;
-                };
+            if let Ok(d) = now(root.open_dir(&path("d"))) {
                 for file in [now(d.open(&name("f"))), now(d.open_write(&name("f")))] {
                     match file {
                         Ok(file) => {
@@ -188,8 +179,62 @@ fn a_swapped_in_link_never_leads_outside() {
                     }
                 }
             }
-            assert!(opened >= 500 && refused >= 500, "{opened} opened, {refused} refused");
+            opened >= 500 && refused >= 500
+        });
+    }
+}
+
+#[test]
+fn a_swapped_in_fifo_is_neither_opened_nor_waited_for() {
+    let (temp, dir) = temp();
+    fs::write(temp.path().join("file"), "").unwrap();
+    mkfifoat(CWD, temp.path().join("fifo"), mode_bits(0o600)).unwrap();
+    let swapper = dir.clone();
+    let swap = move || now(swapper.rename(&name("file"), &swapper, &name("fifo"), Rename::Exchange)).unwrap();
+    let (mut opened, mut refused) = (0, 0);
+    while_swapping(swap, move || {
+        for file in [now(dir.open(&name("file"))), now(dir.open_write(&name("file")))] {
+            match file {
+                Ok(file) => {
+                    assert_eq!(now(file.metadata()).unwrap().kind, Kind::File);
+                    opened += 1;
+                }
+                Err(error) => {
+                    assert_eq!(errno::<()>(Err(error)), Errno::INVAL);
+                    refused += 1;
+                }
+            }
         }
+        opened >= 20_000 && refused >= 20_000
+    });
+}
+
+/// Calls `is_enough` until it says so, while another thread calls `swap` all the time. A check that blocks is
+/// told from one that is slow after a minute.
+fn while_swapping(swap: impl Fn() + Sync, mut is_enough: impl FnMut() -> bool + Send) {
+    let (done, checks) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        let _stop = StopOnDrop(&done);
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                swap();
+            }
+        });
+        let checker = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) && !is_enough() {
+                checks.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !checker.is_finished() {
+            if Instant::now() > deadline {
+                // A thread that hangs can't be joined.
+                eprintln!("no end after {} checks", checks.load(Ordering::Relaxed));
+                std::process::abort();
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        checker.join().unwrap();
     });
 }
 
@@ -659,9 +704,9 @@ async fn a_job_runs_to_its_end_and_a_panic_is_told() {
 }
 
 #[test]
-#[ignore = "a measurement: cost of a lease per file"]
+#[ignore = "a measurement: cost of a lease per file, and how long a writer waits for its end"]
 fn measure_leases() {
-    let (_temp, dir) = temp();
+    let (temp, dir) = temp();
     drop(now(dir.create(&name("file"))).unwrap());
     const ROUNDS: u32 = 100_000;
     for lease in [false, true] {
@@ -674,5 +719,32 @@ fn measure_leases() {
             }
         }
         writeln!(io::stderr(), "lease {lease}: {:?} a file", start.elapsed() / ROUNDS).unwrap();
+    }
+    raise_open_files();
+    let mut others = Vec::new();
+    for count in [0, 2000] {
+        others.extend((others.len()..count).map(|number| {
+            let name = name(number.to_string());
+            drop(now(dir.create(&name)).unwrap());
+            let file = now(dir.open(&name)).unwrap();
+            now(file.lease()).unwrap();
+            file
+        }));
+        let mut waits: Vec<_> = (0..1000)
+            .map(|_| {
+                let file = now(dir.open(&name("file"))).unwrap();
+                now(file.lease()).unwrap();
+                let start = Instant::now();
+                drop(open_to_write(&temp.path().join("file")));
+                start.elapsed()
+            })
+            .collect();
+        waits.sort();
+        let (median, longest) = (waits[500], waits[999]);
+        writeln!(
+            io::stderr(),
+            "{count} other leases: a writer waits {median:?}, {longest:?} at most"
+        )
+        .unwrap();
     }
 }

@@ -1,0 +1,21 @@
+//! What the tests of the built programs share: trees to move, what is in a tree, and how to run a program.
+//!
+//! A test file says `mod support;`. (This file is called mod.rs because cargo takes every other file here for a
+//! test of its own.) Nothing here uses the code that is tested, so a mistake there is not repeated here; only the
+//! escaping of names for messages is borrowed.
+
+#![allow(dead_code, unused_imports, reason = "each test file uses a part")]
+#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
+
+mod command;
+mod manifest;
+mod scratch;
+mod tree;
+
+pub use command::{Outcome, Run, Running, TimedOut, name_spaces_allowed, realize, realized, run_as_root};
+pub use manifest::{Entry, Kind, Manifest, is_reserved};
+pub use scratch::{NOBODY, Scratch, give_to_nobody};
+pub use tree::{
+    allocated_bytes, deep_directories, many_files, odd_kinds, odd_links, odd_modes, odd_names, odd_times, odd_tree,
+    plain_tree, set_mtime, sparse_files,
+};
