@@ -347,7 +347,12 @@ impl Tree {
                 self.next_ino - 1
             }
         };
-        self.inodes.insert(ino, Inode::new(body, mode, self.now));
+        // As Linux: what is made in a set-group-ID directory is of its group, and a directory passes the bit on.
+        let inherited = match body {
+            Body::Dir(_) => self.inode(dir).meta.mode & 0o2000,
+            _ => 0,
+        };
+        self.inodes.insert(ino, Inode::new(body, mode | inherited, self.now));
         self.assign(vec![((dir, name.clone()), Some(ino))]);
         Ok(ino)
     }
