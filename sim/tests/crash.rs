@@ -193,6 +193,41 @@ fn syncing_one_end_of_a_rename_syncs_the_other() {
 }
 
 #[test]
+fn a_sync_covers_what_its_changes_depend_on() {
+    run(async {
+        let disk = Machine::new(1).disk(1);
+        disk.mkdir_all("d").unwrap();
+        disk.settle();
+        let dir = root(&disk).await;
+        let to = dir.open_dir(&p("d")).await.unwrap();
+        make(&dir, "a", b"x").await.sync().await.unwrap();
+        make(&dir, "b", b"").await;
+        dir.rename(&n("a"), &to, &n("a"), Rename::Replace).await.unwrap();
+        to.sync().await.unwrap();
+        assert_eq!(outcomes(&disk, Profile::PosixWorst, "d/a"), [some(b"x")]);
+        assert_eq!(outcomes(&disk, Profile::PosixWorst, "a"), [None]);
+        assert_eq!(outcomes(&disk, Profile::PosixWorst, "b"), [None, some(b"")]);
+    });
+}
+
+#[test]
+fn an_inode_number_is_used_again_once_no_crash_can_bring_it_back() {
+    run(async {
+        let disk = Machine::new(1).disk(1);
+        let dir = root(&disk).await;
+        make(&dir, "a", b"x").await;
+        dir.sync().await.unwrap();
+        let first = disk.stat("a").unwrap().version.ino;
+        dir.unlink(&n("a")).await.unwrap();
+        make(&dir, "b", b"x").await;
+        assert_ne!(disk.stat("b").unwrap().version.ino, first);
+        dir.sync().await.unwrap();
+        make(&dir, "c", b"x").await;
+        assert_eq!(disk.stat("c").unwrap().version.ino, first);
+    });
+}
+
+#[test]
 fn changes_of_different_names_are_reordered_only_in_the_worst_case() {
     run(async {
         let disk = Machine::new(1).disk(1);
