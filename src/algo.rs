@@ -19,11 +19,17 @@ mod report;
 mod small;
 mod work;
 
+use std::cell::{Cell, RefCell};
+
 use tarpc::client::stub::Stub;
 use tokio::sync::Semaphore;
 
 pub use self::report::{Event, Failure, How, MoveError, MoveReport, Side, Why};
-use self::{claims::Claims, mover::Mover, report::Notices};
+use self::{
+    claims::{Claims, Ground},
+    mover::Mover,
+    report::Notices,
+};
 use crate::{
     filter::Filter,
     limits::Limits,
@@ -101,10 +107,12 @@ struct Shared<'a, S, T> {
     target: &'a Target<T>,
     /// Owner and group of new files at the target.
     target_owner: (u32, u32),
+    /// For each source, whether renames are tried.
+    may_rename: Vec<Cell<bool>>,
     options: &'a MoveOptions,
     observer: &'a dyn Fn(Event<'_>),
-    report: std::cell::RefCell<MoveReport>,
-    notices: std::cell::RefCell<Notices>,
+    report: RefCell<MoveReport>,
+    notices: RefCell<Notices>,
     /// Permits of 1 KiB for data of large files in flight.
     window: Semaphore,
 }
@@ -133,16 +141,18 @@ impl<'a, S, T> Shared<'a, S, T> {
     fn new(
         sources: &'a [Source<S>],
         target: &'a Target<T>,
-        target_owner: (u32, u32),
+        ground: &Ground,
         options: &'a MoveOptions,
         observer: &'a dyn Fn(Event<'_>),
     ) -> Self {
+        let may_rename = ground.may_rename.iter().copied().map(Cell::new).collect();
         let window = Semaphore::new((options.limits.window_bytes >> 10) as usize);
         let (report, notices) = Default::default();
         Self {
             sources,
             target,
-            target_owner,
+            target_owner: ground.target_owner,
+            may_rename,
             options,
             observer,
             report,

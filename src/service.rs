@@ -360,8 +360,10 @@ pub struct RenameFile {
 pub enum Renamed {
     /// It is durable under its final name and gone from the source.
     Done,
-    /// A rename can't do it (another file system, something to be replaced): move it the ordinary way.
+    /// A rename can't do it (something is to be replaced, or a partial to be continued): move it the ordinary way.
     Impossible,
+    /// The two are on different file systems after all, so no other file can be renamed either.
+    OtherDevice,
 }
 
 /// What a look at a directory of the target found.

@@ -92,11 +92,14 @@ impl<F: Fs> Store<F> {
         if let Some(lock) = lock
             && let Err(error) = lock_dir.try_lock(lock).await
         {
-            if error.raw_os_error() != Some(Errno::AGAIN.raw_os_error()) {
+            if is_any(&error, &[Errno::AGAIN]) {
+                let holder = lock_dir.lock_holder().await;
+                return Err(ServiceError::Busy(holder.unwrap_or_else(|| "another process".into())));
+            }
+            // NFS locks no directory. The law does not need the lock: it only spares two runs from each other.
+            if !is_any(&error, &[Errno::BADF, Errno::NOLCK, Errno::OPNOTSUPP, Errno::INVAL]) {
                 return Err(ServiceError::io("lock the directory", &error));
             }
-            let holder = lock_dir.lock_holder().await;
-            return Err(ServiceError::Busy(holder.unwrap_or_else(|| "another process".into())));
         }
         if role == Role::Target {
             self.sync_one(&self.inner.root)
@@ -124,12 +127,8 @@ impl<F: Fs> Store<F> {
             .await
             .map_err(|e| ServiceError::io("stat", &e))?
             .version;
-        let places = self
-            .inner
-            .root
-            .places()
-            .await
-            .map_err(|e| ServiceError::io("find the place of", &e))?;
+        // Where it can't be told (no /proc, a chroot), tokens and device and inode remain.
+        let places = self.inner.root.places().await.unwrap_or_default();
         Ok(Claimed {
             claim: Claim { token, places, version },
             _lock: lock_dir,
@@ -191,8 +190,10 @@ impl<F: Fs> Store<F> {
     pub async fn finish_dir(&self, path: &RelPath, meta: Meta) -> Answer<()> {
         let dir = self.open_dir(path).await?;
         let now = dir.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
-        if (now.mode, now.version.mtime) != (meta.mode & 0o777, meta.mtime) {
-            dir.set_meta(meta.mode & 0o777, meta.mtime)
+        // A set-group-ID bit that the target's own directory passed on belongs to the target.
+        let mode = (meta.mode & 0o777) | (now.mode & 0o7000);
+        if (now.mode, now.version.mtime) != (mode, meta.mtime) {
+            dir.set_meta(mode, meta.mtime)
                 .await
                 .map_err(|e| ServiceError::io("set mode and times", &e))?;
         }

@@ -149,6 +149,26 @@ impl World {
         Ok(())
     }
 
+    /// What the target has now counts as what it had before: a crash may have torn what somebody left unsynced.
+    pub fn rebase(&mut self) {
+        let nodes = self.target.nodes();
+        let old = |path: &RelPath| {
+            let node = nodes.get(&at_target(path))?;
+            Some(match node.kind {
+                realize::model::Kind::Symlink => Body::Link(node.target.clone()),
+                _ => Body::File(node.content.clone()),
+            })
+        };
+        let rebased = self.truth.iter().map(|(path, truth)| {
+            let truth = Truth {
+                new: truth.new.clone(),
+                old: old(path),
+            };
+            (path.clone(), truth)
+        });
+        self.truth = Arc::new(rebased.collect());
+    }
+
     /// Checks the law at every effect from now on, by `checker`.
     pub fn watch(&self, checker: &Arc<Checker>) {
         let (world, checker) = (self.clone(), checker.clone());
@@ -158,17 +178,14 @@ impl World {
 
     /// Moves everything, as a process of its own that ends with the move or the machine.
     pub fn move_all(&self) -> Ended {
-        self.move_by(|client| client)
+        self.move_through(|service| service)
     }
 
-    /// As [`move_all`](Self::move_all), the target's service being reached through `target`.
-    pub fn move_by<T: ServiceStub>(
-        &self,
-        target: impl FnOnce(RealizeServiceClient<SimService>) -> RealizeServiceClient<T>,
-    ) -> Ended {
+    /// As [`move_all`](Self::move_all), the target's service being reached through `wire`.
+    pub fn move_through<T: ServiceStub>(&self, wire: impl FnOnce(SimService) -> T) -> Ended {
         let stays = RefCell::new(Vec::new());
         let result = process(async {
-            let work = self.move_once(target, &stays);
+            let work = self.move_once(wire, &stays);
             let (work, off) = (std::pin::pin!(work), std::pin::pin!(self.machine.until_off()));
             match futures::future::select(work, off).await {
                 futures::future::Either::Left((result, _)) => Some(result),
@@ -183,7 +200,7 @@ impl World {
 
     async fn move_once<T: ServiceStub>(
         &self,
-        target: impl FnOnce(RealizeServiceClient<SimService>) -> RealizeServiceClient<T>,
+        wire: impl FnOnce(SimService) -> T,
         stays: &RefCell<Vec<Failure>>,
     ) -> Result<MoveReport, MoveError> {
         let clock = SimClock {
@@ -204,14 +221,15 @@ impl World {
             .add(target_dir.clone(), Path::new("/target"), false)
             .await
             .map_err(failed)?;
-        let client = RealizeServiceClient::from(SimService(RealizeServer::new(Arc::new(roots))));
+        let service = SimService(RealizeServer::new(Arc::new(roots)));
+        let client = RealizeServiceClient::from(service.clone());
         let sources = [Source {
-            service: client.clone(),
+            service: client,
             dir: source_dir,
             files: None,
         }];
         let target = Target {
-            service: target(client),
+            service: RealizeServiceClient::from(wire(service)),
             dir: Some(target_dir),
         };
         let options = MoveOptions {

@@ -542,3 +542,32 @@ fn a_delete_by_way_of_another_name_survives_until_its_unlink() {
         assert!(!disk.survives(&keys, &content));
     });
 }
+
+#[test]
+fn one_seed_gives_one_run() {
+    let trace = |seed| {
+        let machine = Machine::new(seed);
+        machine.keep_log();
+        let mut times = Vec::new();
+        run(async {
+            let disk = machine.disk(1);
+            let dir = root(&disk).await;
+            let jobs = (0..5).map(|job| {
+                let dir = dir.clone();
+                tokio::spawn(async move {
+                    for i in 0..10 {
+                        make(&dir, &format!("{job}-{i}"), b"x").await.sync().await.unwrap();
+                    }
+                })
+            });
+            for job in jobs.collect::<Vec<_>>() {
+                job.await.unwrap();
+                times.push(machine.effects());
+            }
+            machine.crash(Profile::PosixWorst, &mut Random::new(seed));
+        });
+        (machine.log(), times, machine.disk(1).nodes())
+    };
+    assert!(trace(1) == trace(1));
+    assert!(trace(1).0 != trace(2).0 && trace(1).2 != trace(2).2);
+}

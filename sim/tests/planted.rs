@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use realize::{
     planted::{Bug, plant},
-    service::{Content, RealizeServiceClient, RealizeServiceRequest, RealizeServiceResponse},
+    service::{Content, RealizeServiceRequest, RealizeServiceResponse},
 };
 use realize_sim::{
     check::{Checker, Property},
@@ -18,7 +18,7 @@ use tarpc::client::{RpcError, stub::Stub};
 
 /// A wire that turns over a bit in every small file.
 #[derive(Clone)]
-struct BadWire(Arc<SimService>);
+struct BadWire(SimService);
 
 impl Stub for BadWire {
     type Req = RealizeServiceRequest;

@@ -49,10 +49,7 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
         Self {
             feed: Feed::new(sources, options, ground),
             ground,
-            work: Work::new(
-                Shared::new(sources, target, ground.target_owner, options, observer),
-                ground,
-            ),
+            work: Work::new(Shared::new(sources, target, ground, options, observer)),
             refused: None,
             excluded: None,
             with_partials: BTreeSet::new(),

@@ -203,6 +203,10 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
                     outcomes.push((item.to, Outcome::Gone));
                 }
                 Ok(Renamed::Impossible) => not_by_rename.push(item),
+                Ok(Renamed::OtherDevice) => {
+                    self.may_rename[source].set(false);
+                    not_by_rename.push(item);
+                }
                 Err(error) => outcomes.push(self.stays(&item, Why::Source(error))),
             }
         }

@@ -8,11 +8,10 @@ use futures::{
     stream::FuturesUnordered,
 };
 
-use super::{Item, ServiceStub, Shared, claims::Ground, dirs::DirJob};
+use super::{Item, ServiceStub, Shared, dirs::DirJob};
 use crate::{
     model::{Kind, RelPath},
     plan::{DirTree, DoneDir, Outcome},
-    service::Expected,
 };
 
 /// Tasks under way, and what waits.
@@ -35,8 +34,6 @@ struct Waiting {
     copies: Batch,
     compares: Batch,
     renames: Batch,
-    /// Whether renames are tried.
-    may_rename: bool,
 }
 
 #[derive(Default)]
@@ -74,20 +71,18 @@ enum TaskKind {
 
 impl<'a, S: ServiceStub, T: ServiceStub> Work<'a, S, T> {
     /// Nothing to do yet.
-    pub fn new(shared: Shared<'a, S, T>, ground: &Ground) -> Self {
-        let waiting = |may_rename: &bool| Waiting {
-            may_rename: *may_rename,
-            ..Waiting::default()
-        };
+    pub fn new(shared: Shared<'a, S, T>) -> Self {
         Self {
-            shared: Rc::new(shared),
             tree: DirTree::default(),
             ready_dirs: Vec::new(),
-            waiting: ground.may_rename.iter().map(waiting).collect(),
+            waiting: std::iter::repeat_with(Waiting::default)
+                .take(shared.sources.len())
+                .collect(),
             large: VecDeque::new(),
             small_tasks: 0,
             large_tasks: 0,
             tasks: FuturesUnordered::new(),
+            shared: Rc::new(shared),
         }
     }
 
@@ -107,7 +102,7 @@ impl<'a, S: ServiceStub, T: ServiceStub> Work<'a, S, T> {
         let batch_files = self.shared.options.limits.batch_files;
         let source = item.source;
         let waiting = &mut self.waiting[source];
-        if waiting.may_rename && item.may_be_renamed() {
+        if self.shared.may_rename[source].get() && item.may_be_renamed() {
             waiting.renames.push(item);
             if waiting.renames.items.len() >= batch_files {
                 self.begin_renames(source);
@@ -278,8 +273,6 @@ impl<'a, S: ServiceStub, T: ServiceStub> Work<'a, S, T> {
             self.queue_dirs(done);
         }
         for item in done.not_by_rename {
-            // Nothing in the way and yet impossible: another file system, so no use to try again.
-            self.waiting[item.source].may_rename &= item.expected != Expected::Absent;
             let compare = item.seems_equal();
             self.queue_ordinary(item, compare);
         }

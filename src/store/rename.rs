@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::io::Errno;
 
-use super::{Source, Store, is_any, is_unsupported};
+use super::{Source, Store, is_any, is_unsupported, names};
 use crate::{
     fs::{Dir, Fs, Rename},
     model::Timestamp,
@@ -20,6 +20,10 @@ impl<F: Fs> Store<F> {
         let (from_dir, from_name) = self.parent_of(&file.from.path).await?;
         let (to_dir, to_name) = to.parent_of(&file.to).await?;
         let inode = (file.from.version.dev, file.from.version.ino);
+        if to_dir.stat(&names::partial(&to_name)).await.is_ok() {
+            // An earlier run went the ordinary way: this one goes on there, and nothing of it is left over.
+            return Ok(Renamed::Impossible);
+        }
         let source_file = match &source {
             Source::Link { .. } => None,
             Source::File(source) => Some(source),
@@ -32,8 +36,7 @@ impl<F: Fs> Store<F> {
             Expected::Version(version) if (version.dev, version.ino) == inode && source_file.is_some() => {
                 // Two names of one inode: rename(2) would do nothing. The final is durable before the source goes.
                 to.make_names_durable(super::parents([&file.to])).await?;
-                let digest = None;
-                self.delete_source(&source, digest).await?;
+                self.delete_source(&source, None).await?;
                 return Ok(Renamed::Done);
             }
             Expected::Version(_) => return Ok(Renamed::Impossible),
@@ -43,7 +46,7 @@ impl<F: Fs> Store<F> {
         }
         match from_dir.rename(&from_name, &to_dir, &to_name, Rename::NoReplace).await {
             Ok(()) => {}
-            Err(error) if is_any(&error, &[Errno::XDEV]) || is_unsupported(&error) => return Ok(Renamed::Impossible),
+            Err(error) if is_any(&error, &[Errno::XDEV]) || is_unsupported(&error) => return Ok(Renamed::OtherDevice),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(ServiceError::Changed),
             Err(error) => return Err(ServiceError::io("rename", &error)),
         }

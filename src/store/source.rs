@@ -233,7 +233,11 @@ impl<F: Fs> Store<F> {
                 text,
             });
         }
-        let file = dir.open(&name).await.map_err(|e| ServiceError::io("open", &e))?;
+        let file = dir.open(&name).await.map_err(|error| match error.kind() {
+            // Under somebody else's lease.
+            io::ErrorKind::WouldBlock => being_written(),
+            _ => ServiceError::io("open", &error),
+        })?;
         let leased = match file.lease().await {
             Ok(()) => true,
             Err(error) if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) => return Err(being_written()),

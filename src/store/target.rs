@@ -342,6 +342,7 @@ impl<F: Fs> Store<F> {
 
     async fn put_link(&self, dir: &F::Dir, name: &Name, new: &NewFile, text: &Bytes) -> Answer<()> {
         if self.is_link_to(dir, name, text).await? {
+            self.remove_partial(dir, name).await?;
             return dir
                 .set_mtime(name, new.meta.mtime)
                 .await
@@ -450,16 +451,29 @@ impl<F: Fs> Store<F> {
 
     /// Gives a final that was found equal its mode and mtime; `Changed` when it is another by now.
     async fn settle_open(&self, path: &RelPath, file: &F::File, version: &Version, meta: Meta) -> Answer<()> {
+        let (dir, name) = self.parent_of(path).await?;
         let now = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
-        let named = self.stat(path, false).await?.map(|entry| entry.version);
-        if now.version != *version || named != Some(*version) {
+        let named = dir.stat(&name).await.map_err(|e| ServiceError::io("stat", &e))?;
+        if now.version != *version || named.version != *version {
             return Err(ServiceError::Changed);
         }
+        self.remove_partial(&dir, &name).await?;
         if (now.mode, now.version.mtime) != (meta.mode & 0o777, meta.mtime) {
             set_meta(file, meta).await?;
             file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
         }
         Ok(())
+    }
+
+    /// Removes the partial of a file that arrived in another way, unless somebody is writing to it.
+    pub(super) async fn remove_partial(&self, dir: &F::Dir, name: &Name) -> Answer<()> {
+        let part = names::partial(name);
+        // What is not there, or not a file, is no partial.
+        let Ok(file) = dir.open(&part).await else { return Ok(()) };
+        if file.try_lock().await.is_err() {
+            return Ok(());
+        }
+        ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))
     }
 
     /// Takes the partial `part` for this handle alone: made new, or with `resume` the one that is there. How
@@ -522,6 +536,10 @@ impl<F: Fs> Store<F> {
     /// Puts `part` in the place of `version`, by way of a name that tells a crash what was going on.
     async fn replace(&self, dir: &F::Dir, part: &Name, name: &Name, version: &Version) -> Answer<()> {
         self.ensure_final_is(dir, name, version).await?;
+        if let Ok(old) = dir.open(name).await {
+            // After a crash the old one is known by its version, so that must be on the disk.
+            old.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
+        }
         let swap = names::swap(name, version);
         move_unless_there(dir, part, dir, &swap)
             .await

@@ -78,7 +78,13 @@ impl Disk {
         self.with(|tree| tree.capacity = bytes);
     }
 
-    /// Makes all that is seen now durable.
+    /// The kernel writes back by itself: all that is pending becomes durable, but no one is told, and what a failed sync
+    /// has lost stays lost.
+    pub fn write_back(&self) {
+        self.with(Tree::sync_all);
+    }
+
+    /// Makes all that is seen now durable, whatever was lost before: the state to start from.
     pub fn settle(&self) {
         self.with(Tree::settle);
     }

@@ -40,7 +40,10 @@ pub enum Moment {
 pub struct Machine(Arc<Mutex<State>>);
 
 pub(super) struct State {
+    /// Decides what faults leave.
     pub random: Random,
+    /// Decides which calls stall: a stream of its own, so that a fault more or less moves nothing else.
+    stalls: Random,
     pub trees: BTreeMap<u64, Tree>,
     effects: u64,
     reads: u64,
@@ -88,6 +91,7 @@ impl Machine {
     pub fn new(seed: u64) -> Self {
         Self(Arc::new(Mutex::new(State {
             random: Random::new(seed),
+            stalls: Random::new(seed ^ 0x0073_7461_6c6c_7300),
             trees: BTreeMap::new(),
             effects: 0,
             reads: 0,
@@ -141,7 +145,8 @@ impl Machine {
         self.lock().stall_one_in = n;
     }
 
-    /// Takes the times of files from `wall`, as they come. Without it every change has its own microsecond.
+    /// Takes the times of files from `wall`, as they come, coarse or going back. Without it every change has its own
+    /// microsecond. `wall` is called with the machine locked: it must not look at it.
     pub fn set_wall(&self, wall: impl Fn() -> Timestamp + Send + Sync + 'static) {
         self.lock().wall = Some(Arc::new(wall));
     }
@@ -232,7 +237,7 @@ impl Machine {
         let stalls = {
             let mut state = self.lock();
             let one_in = state.stall_one_in;
-            state.random.one_in(one_in)
+            state.stalls.one_in(one_in)
         };
         if stalls {
             #[expect(clippy::disallowed_methods, reason = "below the seam: the disk itself takes time")]
