@@ -6,13 +6,10 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use realize::{
-    model::{Kind, RelPath},
-    store::names,
-};
+use realize::{model::RelPath, store::names};
 
 use crate::{
-    fs::{Call, Moment, Op},
+    fs::{Call, Ino, Moment, Node, Nodes, Op},
     world::{Body, Truth, World, at_source, at_target, is},
 };
 
@@ -67,11 +64,12 @@ impl Checker {
             Moment::Before if call.op == Op::Unlink => self.check_law(world, call),
             Moment::Before => {}
             Moment::After => {
+                let view = View::of(world);
                 for (path, truth) in world.truth.iter() {
-                    if !survives(world, path, truth) {
+                    if !view.survives(path, truth) {
                         self.violated(Property::Survivorship, path, call);
                     }
-                    if !final_is_whole(world, path, truth) {
+                    if !view.final_is_whole(path, truth) {
                         self.violated(Property::WholeFinals, path, call);
                     }
                 }
@@ -157,9 +155,9 @@ impl Checker {
         }) else {
             return;
         };
-        let nodes = world.source.nodes();
-        let Some(node) = nodes.get(unlinked) else { return };
-        if !target_is_safe(world, path, truth) || !is(node, &truth.new) {
+        let view = View::of(world);
+        let Some(node) = view.source.get(unlinked) else { return };
+        if !view.target_is_safe(path, truth) || !is(node, &truth.new) {
             self.violated(Property::Law, path, call);
         }
     }
@@ -187,62 +185,74 @@ fn gone(path: &RelPath) -> Option<RelPath> {
     dir.join(&names::gone(&name)?).ok()
 }
 
-/// Whether every crash leaves the new content under the final name.
-fn target_is_safe(world: &World, path: &RelPath, truth: &Truth) -> bool {
-    let target = at_target(path);
-    match &truth.new {
-        Body::File(content) => world.target.always_holds(&target, content),
-        Body::Link(_) => {
-            let nodes = world.target.nodes();
-            let now = nodes
-                .get(&target)
-                .filter(|node| is(node, &truth.new))
-                .map(|node| node.ino);
-            let possible = world.target.possible_values(&target).unwrap_or_default();
-            now.is_some() && possible.len() == 1 && possible.contains(&now)
-        }
-    }
+/// What is seen of both disks at one moment.
+struct View<'a> {
+    world: &'a World,
+    source: Nodes,
+    target: Nodes,
 }
 
-fn survives(world: &World, path: &RelPath, truth: &Truth) -> bool {
-    if target_is_safe(world, path, truth) {
-        return true;
+impl<'a> View<'a> {
+    fn of(world: &'a World) -> Self {
+        let target = world.target.nodes();
+        let one_disk = world.source.device() == world.target.device();
+        let source = if one_disk { target.clone() } else { world.source.nodes() };
+        Self { world, source, target }
     }
-    let (source, target) = (at_source(path), at_target(path));
-    let mut names = vec![source.clone()];
-    names.extend(gone(&source));
-    if world.source.device() == world.target.device() {
-        names.push(target);
-    }
-    match &truth.new {
-        Body::File(content) => world.source.survives(&names, content),
-        // A link's text lives as long as its name; what may be lost is shown by the files.
-        Body::Link(_) => {
-            let nodes = world.source.nodes();
-            names
-                .iter()
-                .any(|name| nodes.get(name).is_some_and(|node| is(node, &truth.new)))
+
+    /// Whether every crash leaves the new content under the final name.
+    fn target_is_safe(&self, path: &RelPath, truth: &Truth) -> bool {
+        let path = at_target(path);
+        match &truth.new {
+            Body::File(content) => self.world.target.always_holds(&path, content),
+            Body::Link(_) => {
+                let now = self
+                    .target
+                    .get(&path)
+                    .filter(|node| is(node, &truth.new))
+                    .map(|node| node.ino);
+                let possible = self.world.target.possible_values(&path).unwrap_or_default();
+                now.is_some() && possible.len() == 1 && possible.contains(&now)
+            }
         }
     }
-}
 
-fn final_is_whole(world: &World, path: &RelPath, truth: &Truth) -> bool {
-    let target = at_target(path);
-    let nodes = world.target.nodes();
-    let now_is_whole = nodes
-        .get(&target)
-        .is_none_or(|node| is(node, &truth.new) || truth.old.as_ref().is_some_and(|old| is(node, old)));
-    // The old one was written by somebody who did not sync it; that is not this move's to answer for.
-    let old = truth.old.is_some();
-    let possible = world.target.possible_values(&target).unwrap_or_default();
-    let possible_are_whole = possible.iter().flatten().all(|ino| {
-        let Some(Body::File(new)) = Some(&truth.new) else {
+    fn survives(&self, path: &RelPath, truth: &Truth) -> bool {
+        if self.target_is_safe(path, truth) {
             return true;
+        }
+        let source = at_source(path);
+        let mut names: Vec<_> = gone(&source).into_iter().chain([source]).collect();
+        if self.world.source.device() == self.world.target.device() {
+            names.push(at_target(path));
+        }
+        match &truth.new {
+            Body::File(content) => self.world.source.survives(&names, content),
+            // A link's text lives as long as its name; what a crash may take is shown by the files.
+            Body::Link(_) => names
+                .iter()
+                .filter_map(|name| self.source.get(name))
+                .any(|node| is(node, &truth.new)),
+        }
+    }
+
+    /// Whether the final name holds nothing, the old or the complete new one, now and after every crash.
+    fn final_is_whole(&self, path: &RelPath, truth: &Truth) -> bool {
+        let path = at_target(path);
+        let is_old = |node: &Node| truth.olds.iter().any(|old| is(node, &old.body));
+        let now_is_whole = self
+            .target
+            .get(&path)
+            .is_none_or(|node| is(node, &truth.new) || is_old(node));
+        let possible = self.world.target.possible_values(&path).unwrap_or_default();
+        let after_crash_is_whole = |ino: &Ino| {
+            // The old one was written by somebody who did not sync it: not this move's to answer for.
+            let is_old = truth.olds.iter().any(|old| old.ino == *ino);
+            match &truth.new {
+                Body::File(new) => is_old || self.world.target.content_guaranteed(*ino).as_ref() == Some(new),
+                Body::Link(_) => true,
+            }
         };
-        let is_link = nodes
-            .values()
-            .any(|node| node.ino == *ino && node.kind == Kind::Symlink);
-        is_link || old || world.target.content_guaranteed(*ino).as_ref() == Some(new)
-    });
-    now_is_whole && possible_are_whole
+        now_is_whole && possible.iter().flatten().all(after_crash_is_whole)
+    }
 }

@@ -15,7 +15,7 @@ use realize::{
 
 use crate::{
     check::Checker,
-    fs::{Content, Disk, Kind, Machine, SimDir, SimFile, SimFs},
+    fs::{Content, Disk, Ino, Kind, Machine, SimDir, SimFile, SimFs},
 };
 
 /// Device number of the source's disk.
@@ -31,8 +31,17 @@ const MORNING_SECS: i64 = 1_700_000_000 + 3600;
 pub struct Truth {
     /// What the source has, and the target must have in the end.
     pub new: Body,
-    /// What the target has before, if anything.
-    pub old: Option<Body>,
+    /// What the target had before: at first, and after each crash.
+    pub olds: Vec<Old>,
+}
+
+/// What the target has under a final name before a move.
+#[derive(Debug, Clone)]
+pub struct Old {
+    /// What is in it.
+    pub body: Body,
+    /// Which inode.
+    pub ino: Ino,
 }
 
 /// What is in a file or link.
@@ -88,17 +97,26 @@ fn body(text: &str) -> Body {
     Body::File(Content::from(text.as_bytes()))
 }
 
-/// Two chunks, mostly a hole.
-fn large(text: &str) -> Content {
+/// How large the large file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Large {
+    /// Of one chunk: quick to hash.
+    OneChunk,
+    /// Of two chunks, mostly a hole.
+    TwoChunks,
+}
+
+fn large(text: &str, large: Large) -> Content {
     let mut content = Content::from(text.as_bytes());
-    content.set_len(CHUNK_BYTES + 700);
-    content.write(CHUNK_BYTES + 500, text.as_bytes());
+    let chunks_bytes = if large == Large::OneChunk { 0 } else { CHUNK_BYTES };
+    content.set_len(chunks_bytes + 7000);
+    content.write(chunks_bytes + 6500, text.as_bytes());
     content
 }
 
 impl World {
     /// A small tree: files new, equal, older and half there at the target, small and large; links; directories.
-    pub fn small(seed: u64, one_disk: bool) -> Self {
+    pub fn small(seed: u64, one_disk: bool, size: Large) -> Self {
         let machine = Machine::new(seed);
         let source = machine.disk(SOURCE);
         let target = if one_disk { source.clone() } else { machine.disk(TARGET) };
@@ -110,23 +128,30 @@ impl World {
             ("d/e/empty", body(""), None),
             ("d/link", link("../a"), None),
             ("equal", body("the same"), Some(body("the same"))),
-            ("large", Body::File(large("large")), None),
+            ("large", Body::File(large("large", size)), None),
             ("older", body("newer than that"), Some(body("old"))),
             ("other", body("one"), Some(body("two"))),
             ("relink", link("new text"), Some(link("old text"))),
         ];
-        let truth = truth.map(|(at, new, old)| (path(at), Truth { new, old })).into();
-        let world = Self {
+        let olds: Vec<_> = truth
+            .iter()
+            .filter_map(|(at, _, old)| Some((path(at), old.clone()?)))
+            .collect();
+        let truth = truth
+            .map(|(at, new, _)| (path(at), Truth { new, olds: Vec::new() }))
+            .into();
+        let mut world = Self {
             machine,
             source,
             target,
             truth: Arc::new(truth),
         };
-        world.make().expect("the disks are empty and have room");
+        world.make(&olds).expect("the disks are empty and have room");
+        world.rebase();
         world
     }
 
-    fn make(&self) -> io::Result<()> {
+    fn make(&self, olds: &[(RelPath, Body)]) -> io::Result<()> {
         for dir in ["source/empty", "source/d/e"] {
             self.source.mkdir_all(dir)?;
         }
@@ -141,29 +166,26 @@ impl World {
         self.source.settle();
         self.target.settle();
         // Written by somebody just before: nothing of it is on the disk.
-        for (path, truth) in self.truth.iter() {
-            if let Some(old) = &truth.old {
-                put(&self.target, &at_target(path), old)?;
-            }
+        for (path, old) in olds {
+            put(&self.target, &at_target(path), old)?;
         }
         Ok(())
     }
 
-    /// What the target has now counts as what it had before: a crash may have torn what somebody left unsynced.
+    /// What the target has now counts as what it had before too: a crash may have torn what somebody left unsynced.
     pub fn rebase(&mut self) {
         let nodes = self.target.nodes();
-        let old = |path: &RelPath| {
+        let now = |path: &RelPath| {
             let node = nodes.get(&at_target(path))?;
-            Some(match node.kind {
+            let body = match node.kind {
                 realize::model::Kind::Symlink => Body::Link(node.target.clone()),
                 _ => Body::File(node.content.clone()),
-            })
+            };
+            Some(Old { body, ino: node.ino })
         };
         let rebased = self.truth.iter().map(|(path, truth)| {
-            let truth = Truth {
-                new: truth.new.clone(),
-                old: old(path),
-            };
+            let mut truth = truth.clone();
+            truth.olds.extend(now(path));
             (path.clone(), truth)
         });
         self.truth = Arc::new(rebased.collect());

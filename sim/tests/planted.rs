@@ -11,7 +11,7 @@ use realize::{
 use realize_sim::{
     check::{Checker, Property},
     fs::{Act, At, Fault, Kind, Op, Refusals},
-    world::{SimService, World, at_source},
+    world::{Large, SimService, World, at_source},
 };
 use rustix::io::Errno;
 use tarpc::client::{RpcError, stub::Stub};
@@ -42,7 +42,7 @@ impl Stub for BadWire {
 
 /// Moves with whatever makes `bug` show; the properties that were violated.
 fn violated(bug: Bug) -> Vec<Property> {
-    let (world, checker) = (World::small(1, false), Arc::new(Checker::default()));
+    let (world, checker) = (World::small(1, false, Large::OneChunk), Arc::new(Checker::default()));
     world.watch(&checker);
     match bug {
         Bug::SkipDigest => {

@@ -6,7 +6,7 @@ use realize_sim::{
     check::Checker,
     fs::{Kind, Off, Profile},
     random::Random,
-    world::{World, cut},
+    world::{Large, World, cut},
 };
 
 /// How many crash states of each profile are recovered at each effect.
@@ -14,8 +14,12 @@ const STATES: u64 = 2;
 
 #[test]
 fn an_undisturbed_move_keeps_the_law_at_every_effect() {
-    for one_disk in [false, true] {
-        let (world, checker) = (World::small(1, one_disk), Arc::new(Checker::default()));
+    for (one_disk, large) in [
+        (false, Large::TwoChunks),
+        (true, Large::TwoChunks),
+        (false, Large::OneChunk),
+    ] {
+        let (world, checker) = (World::small(1, one_disk, large), Arc::new(Checker::default()));
         world.watch(&checker);
         let ended = world.move_all();
         let report = ended.result.unwrap().unwrap();
@@ -37,7 +41,7 @@ fn an_undisturbed_move_keeps_the_law_at_every_effect() {
 
 #[test]
 fn a_second_run_moves_no_byte() {
-    let world = World::small(1, false);
+    let world = World::small(1, false, Large::TwoChunks);
     world.move_all().result.unwrap().unwrap();
     let again = world.move_all().result.unwrap().unwrap();
     assert_eq!((again.copied, again.verified, again.bytes_sent), (0, 0, 0));
@@ -45,10 +49,10 @@ fn a_second_run_moves_no_byte() {
 }
 
 /// Runs a move that is ended at each effect in turn by `kind`; `after` brings the machine back.
-fn end_at_every_effect(one_disk: bool, kind: Kind, after: impl Fn(&World, u64)) {
+fn end_at_every_effect(one_disk: bool, large: Large, kind: Kind, after: impl Fn(&World, u64)) {
     let mut effect = 0;
     loop {
-        let (world, checker) = (World::small(1, one_disk), Arc::new(Checker::default()));
+        let (world, checker) = (World::small(1, one_disk, large), Arc::new(Checker::default()));
         world.watch(&checker);
         world.machine.inject(cut(effect, kind.clone()));
         let ended = world.move_all();
@@ -93,7 +97,12 @@ fn recover(mut world: World, effect: u64) {
 fn cut_power(one_disk: bool, off: Off) {
     for profile in Profile::ALL {
         for state in 0..STATES {
-            end_at_every_effect(one_disk, Kind::PowerCut(off), |world, effect| {
+            let large = if (profile, state) == (Profile::PosixWorst, 0) {
+                Large::TwoChunks
+            } else {
+                Large::OneChunk
+            };
+            end_at_every_effect(one_disk, large, Kind::PowerCut(off), |world, effect| {
                 world.machine.crash(profile, &mut Random::new(effect * STATES + state));
             });
         }
@@ -118,7 +127,7 @@ fn disks_that_fail_at_every_effect_and_all_later_ones_lose_nothing() {
 #[test]
 fn process_killed_at_every_effect_loses_nothing() {
     for one_disk in [false, true] {
-        end_at_every_effect(one_disk, Kind::Kill(Off::Hang), |world, _| {
+        end_at_every_effect(one_disk, Large::TwoChunks, Kind::Kill(Off::Hang), |world, _| {
             world.machine.restart();
         });
     }
