@@ -3,8 +3,8 @@
 //! The sources are listed page by page, merged in path order, and each page is compared with the state
 //! of the same paths at the target, so that memory stays the same for any number of files and the work is in
 //! proportion to the source, however much the target holds. Work begins with the first page and runs as a
-//! bounded number of tasks of one future: small files in batches ([`small`]), large ones by chunks ([`large`]),
-//! directories once everything in them is done ([`dirs`]).
+//! bounded number of tasks of one future: small files in batches (`small`), large ones by chunks (`large`),
+//! directories once everything in them is done (`dirs`).
 //!
 //! Nothing here touches a file: the law is kept by what the two services promise and by the order of calls.
 //! A source is deleted only in answer to a success of `put`, `settle` or `finish` at the target.

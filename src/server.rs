@@ -490,7 +490,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
                 let confirm = self
                     .job(async move { opened.open_final(&path, &version).await })
                     .await?;
-                let len = confirm.len();
+                let len = confirm.size();
                 Ok(Opened {
                     held: bare(self.keep(Open::Confirm(OpenTarget::new(store, confirm)))?),
                     len,

@@ -20,9 +20,11 @@ impl<F: Fs> Store<F> {
         let (from_dir, from_name) = self.parent_of(&file.from.path).await?;
         let (to_dir, to_name) = to.parent_of(&file.to).await?;
         let inode = (file.from.version.dev, file.from.version.ino);
-        if to_dir.stat(&names::partial(&to_name)).await.is_ok() {
+        match to_dir.stat(&names::partial(&to_name)).await {
             // An earlier run went the ordinary way: this one goes on there, and nothing of it is left over.
-            return Ok(Renamed::Impossible);
+            Ok(_) => return Ok(Renamed::Impossible),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(ServiceError::io("stat", &error)),
         }
         let source_file = match &source {
             Source::Link { .. } => None,

@@ -54,7 +54,6 @@ pub struct Confirm<F: Fs> {
 /// The chunk hashes so far; once a chunk came twice the file is read back instead.
 struct Hashes {
     size: u64,
-    ahead_max: usize,
     hasher: Mutex<Option<FileHasher>>,
 }
 
@@ -62,7 +61,6 @@ impl Hashes {
     fn new(size: u64, ahead_max: usize) -> Self {
         Self {
             size,
-            ahead_max,
             hasher: Mutex::new(Some(FileHasher::new(size, ahead_max))),
         }
     }
@@ -81,23 +79,17 @@ impl Hashes {
 
     /// The digest of all chunks; reads `file` back when they are not all known.
     async fn digest(&self, file: &impl File) -> Answer<Digest> {
-        let taken = std::mem::replace(&mut *self.lock(), Some(FileHasher::new(self.size, self.ahead_max)));
-        match taken {
-            Some(hasher) if hasher.next_missing() < chunk_count(self.size) => {
-                let missing = hasher.next_missing();
-                *self.lock() = Some(hasher);
-                Err(ServiceError::BadRequest(format!("chunk {missing} is missing")))
-            }
-            Some(hasher) => {
-                // Should finishing fail and be tried again, the file is read back.
-                *self.lock() = None;
-                hasher.digest().ok_or(ServiceError::Internal)
-            }
-            None => {
-                *self.lock() = None;
-                self.read_back(file).await
-            }
+        // Taken: should finishing fail and be tried again, the file is read back.
+        let hasher = self.lock().take();
+        let Some(hasher) = hasher else {
+            return self.read_back(file).await;
+        };
+        let next = hasher.next_missing();
+        if next < chunk_count(self.size) {
+            *self.lock() = Some(hasher);
+            return Err(ServiceError::BadRequest(format!("chunk {next} is missing")));
         }
+        hasher.digest().ok_or(ServiceError::Internal)
     }
 
     async fn read_back(&self, file: &impl File) -> Answer<Digest> {
@@ -229,7 +221,7 @@ impl<F: Fs> Confirm<F> {
     }
 
     /// Bytes of the final.
-    pub fn len(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.version.size
     }
 
