@@ -6,4 +6,5 @@ pub mod contract;
 pub mod fs;
 
 pub mod check;
+pub mod clock;
 pub mod world;

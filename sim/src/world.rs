@@ -1,20 +1,20 @@
 //! A machine with a source and a target, what is in them, and moves between the two.
 
-use std::{cell::RefCell, collections::BTreeMap, future::Future, io, path::Path, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, future::Future, io, path::Path, sync::Arc};
 
 use realize::{
     algo::{Event, Failure, MoveError, MoveOptions, MoveReport, ServiceStub, Source, Target, move_files},
-    clock::Clock,
     digest::CHUNK_BYTES,
     fs::{Fs, JobLost},
     limits::Limits,
-    model::{RelPath, Timestamp},
+    model::RelPath,
     server::{RealizeServer, Roots},
     service::{DirId, RealizeService, RealizeServiceClient, RunId},
 };
 
 use crate::{
     check::Checker,
+    clock::SimClock,
     fs::{Content, Disk, Ino, Kind, Machine, SimDir, SimFile, SimFs},
 };
 
@@ -22,9 +22,6 @@ use crate::{
 pub const SOURCE: u64 = 1;
 /// Device number of the target's disk, unless both are on one.
 pub const TARGET: u64 = 2;
-
-/// The time of day when a move begins: after every file was made.
-const MORNING_SECS: i64 = 1_700_000_000 + 3600;
 
 /// What one file is on both sides before the move.
 #[derive(Debug, Clone)]
@@ -225,9 +222,7 @@ impl World {
         wire: impl FnOnce(SimService) -> T,
         stays: &RefCell<Vec<Failure>>,
     ) -> Result<MoveReport, MoveError> {
-        let clock = SimClock {
-            start: tokio::time::Instant::now(),
-        };
+        let clock = SimClock::new();
         let fs = Disks {
             source: self.source.fs(),
             target: self.target.fs(),
@@ -354,30 +349,6 @@ impl Fs for Disks {
         J: Future<Output = T> + Send + 'static,
     {
         self.source.offload(job).await
-    }
-}
-
-/// Virtual time.
-#[derive(Clone)]
-pub struct SimClock {
-    start: tokio::time::Instant,
-}
-
-impl Clock for SimClock {
-    fn now(&self) -> Duration {
-        tokio::time::Instant::now() - self.start
-    }
-
-    fn wall(&self) -> Timestamp {
-        let now = self.now();
-        Timestamp {
-            secs: MORNING_SECS + now.as_secs() as i64,
-            nanos: now.subsec_nanos(),
-        }
-    }
-
-    async fn sleep_until(&self, deadline: Duration) {
-        tokio::time::sleep_until(self.start + deadline).await;
     }
 }
 

@@ -1,0 +1,42 @@
+//! Virtual time: tokio's paused clock.
+#![expect(clippy::disallowed_methods, reason = "the seam itself")]
+
+use std::time::Duration;
+
+use realize::{clock::Clock, model::Timestamp};
+use tokio::time::{Instant, sleep_until};
+
+/// The time of day when a program begins: an hour after the first files were made.
+const MORNING_SECS: i64 = 1_700_000_000 + 3600;
+
+/// The clock of one simulated program.
+#[derive(Clone)]
+pub struct SimClock {
+    start: Instant,
+}
+
+impl SimClock {
+    /// Begins now.
+    #[expect(clippy::new_without_default, reason = "reading the time is an effect")]
+    pub fn new() -> Self {
+        Self { start: Instant::now() }
+    }
+}
+
+impl Clock for SimClock {
+    fn now(&self) -> Duration {
+        Instant::now() - self.start
+    }
+
+    fn wall(&self) -> Timestamp {
+        let now = self.now();
+        Timestamp {
+            secs: MORNING_SECS + now.as_secs() as i64,
+            nanos: now.subsec_nanos(),
+        }
+    }
+
+    async fn sleep_until(&self, deadline: Duration) {
+        sleep_until(self.start + deadline).await;
+    }
+}
