@@ -19,7 +19,7 @@
 //!
 //! [`File::sync`] covers the content, size, mode and times of the file, not its name.
 //! [`Dir::sync`] covers the names in that directory (and so the whole of a rename into or out of it, a symbolic
-//! link's text, and the mode and times of the directory), not the directory's own name.
+//! link's text, and the mode and times of the directory), not the directory's own name, nor the times of a link.
 //! [`Dir::sync_fs`] covers everything on that file system.
 //! A sync that fails covers nothing, and one tried again after it may succeed without having
 //! covered anything: it must not be tried again.
@@ -157,7 +157,7 @@ pub trait Dir: Clone + Send + Sync + 'static {
     /// Removes the name of something that is not a directory (`EISDIR` when it is one).
     fn unlink(&self, name: &Name) -> impl Future<Output = io::Result<()>> + Send;
 
-    /// Makes the directory `name` with mode 0700.
+    /// Makes the directory `name` with mode 0700, and the set-group-ID bit where this directory has it.
     fn mkdir(&self, name: &Name) -> impl Future<Output = io::Result<()>> + Send;
 
     /// Removes the empty directory `name` (`ENOTEMPTY`, `ENOTDIR` otherwise).
@@ -178,7 +178,8 @@ pub trait Dir: Clone + Send + Sync + 'static {
     fn sync_fs(&self) -> impl Future<Output = io::Result<()>> + Send;
 
     /// Takes a lock on the directory that ends when the last clone of this handle closes. `EAGAIN`
-    /// when another handle, of this or another process, holds one against it. Advisory.
+    /// when another handle, of this or another process, holds one against it; a lock this handle held before is lost
+    /// then. Advisory.
     fn try_lock(&self, lock: Lock) -> impl Future<Output = io::Result<()>> + Send;
 
     /// Who holds a lock on this directory, for a message: `process 4711 (realize)`. `None` when
@@ -233,6 +234,10 @@ pub trait File: Clone + Send + Sync + 'static {
 
     /// Makes content, size, mode and times durable.
     fn sync(&self) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Has what was written begin on its way to the device, without waiting. A hint: it makes nothing durable, but lets the
+    /// syncs of many files share the disk's work.
+    fn start_writeback(&self) -> impl Future<Output = io::Result<()>> + Send;
 
     /// Drops the file's clean pages from the cache, so that the next read comes from the device. A
     /// hint: what can't be dropped stays.

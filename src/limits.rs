@@ -13,9 +13,11 @@ pub struct Limits {
     pub batch_files: usize,
     /// How many batches are under way at once: enough that reading, syncing and deleting overlap.
     pub batches_in_flight: usize,
-    /// How many small files one job takes. A hop to a blocking thread costs 20 to 45 us; a sync far more, and those
-    /// of one batch should overlap.
+    /// How many small files one job reads, writes, renames or deletes. Names of one directory are changed one at a time
+    /// whatever we do, and threads that wait for it spin: few jobs are faster than many.
     pub job_files: usize,
+    /// How many small files one job syncs: those of one batch should wait for the disk together.
+    pub job_syncs: usize,
     /// Directories are finished together once so many are done.
     pub dirs_per_batch: usize,
     /// How many large files are under way at once.
@@ -53,7 +55,8 @@ impl Default for Limits {
             batch_bytes: 1 << 20,
             batch_files: 256,
             batches_in_flight: 4,
-            job_files: 16,
+            job_files: 64,
+            job_syncs: 16,
             dirs_per_batch: 64,
             files_in_flight: 8,
             window_bytes: 32 << 20,

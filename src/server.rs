@@ -29,7 +29,7 @@ use crate::{
         NewFile, OpenFor, Opened, Page, RealizeService, RenameFile, Renamed, Role, RunId, SERVICE_VERSION, Same,
         ServiceError, Swept,
     },
-    store::{Confirm, Partial, Source, SourceFile, Store, Walk, parents},
+    store::{Confirm, Partial, Prepared, Source, SourceFile, Store, Walk, parents},
 };
 
 /// The roots that a server serves. Shared by its sessions.
@@ -546,14 +546,31 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         let store = self.store(&dir)?;
         self.check_count(files.len(), self.limits().batch_files)?;
         let paths: Vec<_> = files.iter().map(|file| file.path.clone()).collect();
-        let put = {
+        let (names_per_job, syncs_per_job) = (self.limits().job_files, self.limits().job_syncs);
+        let prepare = {
             let store = store.clone();
             move |file: NewFile| {
                 let store = store.clone();
-                async move { store.put(&file).await }
+                async move { store.prepare(file).await }
             }
         };
-        let results = self.jobs(files.clone(), self.limits().job_files, put).await?;
+        let sync = {
+            let store = store.clone();
+            move |prepared: Answer<Prepared<F>>| {
+                let store = store.clone();
+                async move { store.sync_prepared(prepared?).await }
+            }
+        };
+        let publish = {
+            let store = store.clone();
+            move |prepared: Answer<Prepared<F>>| {
+                let store = store.clone();
+                async move { store.publish_prepared(prepared?).await }
+            }
+        };
+        let prepared = self.jobs(files, names_per_job, prepare).await?;
+        let synced = self.jobs(prepared, syncs_per_job, sync).await?;
+        let results = self.jobs(synced, names_per_job, publish).await?;
         if planted(Bug::AcknowledgeBeforeRename) {
             return Ok(results);
         }

@@ -20,7 +20,7 @@ use rustix::io::Errno;
 pub use self::{
     listing::Walk,
     source::{Source, SourceFile},
-    target::{Confirm, Partial, parents},
+    target::{Confirm, Partial, Prepared, parents},
 };
 use crate::{
     fs::{Dir, File, Fs, Lock, Metadata, Rename},

@@ -455,6 +455,11 @@ impl File for SimFile {
         .await
     }
 
+    async fn start_writeback(&self) -> io::Result<()> {
+        // A crash may leave what is under way or not, as before.
+        Ok(())
+    }
+
     async fn drop_cache(&self) -> io::Result<()> {
         let ino = self.0.ino;
         self.own(Op::DropCache, |tree, _, _| {

@@ -78,6 +78,7 @@ pub fn limits() -> Limits {
         small_file_bytes: 1000,
         batch_files: 3,
         job_files: 2,
+        job_syncs: 1,
         batches_in_flight: 2,
         files_in_flight: 2,
         dirs_per_batch: 2,

@@ -51,6 +51,23 @@ pub struct Confirm<F: Fs> {
     hashes: Hashes,
 }
 
+/// A small file or link that is written, but has not its final name.
+pub struct Prepared<F: Fs> {
+    new: NewFile,
+    dir: F::Dir,
+    name: Name,
+    part: Name,
+    state: PreparedState<F>,
+}
+
+enum PreparedState<F: Fs> {
+    /// Held open up to its sync, so that no failed write-back goes unseen, and locked.
+    File(F::File),
+    Link,
+    /// A link that is there already.
+    WasThere,
+}
+
 /// The chunk hashes so far; once a chunk came twice the file is read back instead.
 struct Hashes {
     size: u64,
@@ -286,76 +303,127 @@ impl<F: Fs> Store<F> {
         })
     }
 
-    /// Writes a whole small file or link under its final name. It is not durable before [`make_names_durable`]
-    /// has covered its directory.
-    ///
-    /// [`make_names_durable`]: Self::make_names_durable
-    pub async fn put(&self, new: &NewFile) -> Answer<()> {
+    /// Writes a whole small file or link beside its final name: the first of three steps, each taken for all files of a
+    /// batch before the next, so that the disk can bring them out together.
+    pub async fn prepare(&self, new: NewFile) -> Answer<Prepared<F>> {
         self.ensure_safe()?;
         let (dir, name) = self.parent_of(&new.path).await?;
-        match &new.content {
-            Content::File { data, digest } => self.put_file(&dir, &name, new, data, *digest).await,
-            Content::Symlink(text) => self.put_link(&dir, &name, new, text).await,
-        }
+        let part = names::partial(&name);
+        let state = match &new.content {
+            Content::File { data, digest } => {
+                PreparedState::File(self.prepare_file(&dir, &part, &new, data, *digest).await?)
+            }
+            Content::Symlink(text) => self.prepare_link(&dir, &name, &part, &new, text).await?,
+        };
+        Ok(Prepared {
+            new,
+            dir,
+            name,
+            part,
+            state,
+        })
     }
 
-    async fn put_file(&self, dir: &F::Dir, name: &Name, new: &NewFile, data: &Bytes, wanted: Digest) -> Answer<()> {
+    async fn prepare_file(
+        &self,
+        dir: &F::Dir,
+        part: &Name,
+        new: &NewFile,
+        data: &Bytes,
+        wanted: Digest,
+    ) -> Answer<F::File> {
         if data.len() as u64 > self.inner.limits.small_file_bytes {
             return Err(ServiceError::BadRequest("too large to be put whole".into()));
         }
         if digest(data) != wanted && !planted(Bug::SkipDigest) {
             return Err(ServiceError::DigestMismatch);
         }
-        let part = names::partial(name);
-        let (file, _) = self.take_partial(dir, &part, false).await?;
-        let published = async {
+        let (file, _) = self.take_partial(dir, part, false).await?;
+        let written = async {
             write_all(&file, 0, data)
                 .await
                 .map_err(|e| ServiceError::io("write", &e))?;
             set_meta(&file, new.meta).await?;
-            if !planted(Bug::DeleteBeforeSync) {
-                file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
-            }
-            if planted(Bug::AcknowledgeBeforeRename) {
-                return Ok(());
-            }
-            self.publish(dir, &part, name, new.expected).await
+            file.start_writeback().await.map_err(|e| ServiceError::io("write", &e))
+        };
+        let written = written.await;
+        self.unless_failed(dir, part, written).await?;
+        Ok(file)
+    }
+
+    async fn prepare_link(
+        &self,
+        dir: &F::Dir,
+        name: &Name,
+        part: &Name,
+        new: &NewFile,
+        text: &Bytes,
+    ) -> Answer<PreparedState<F>> {
+        let mtime = new.meta.mtime;
+        if self.is_link_to(dir, name, text).await? {
+            self.remove_partial(dir, name).await?;
+            dir.set_mtime(name, mtime)
+                .await
+                .map_err(|e| ServiceError::io("set times", &e))?;
+            return Ok(PreparedState::WasThere);
         }
-        .await;
-        if published.is_err() {
-            // Small: nothing is gained by keeping it, and on a full disk it would be in the way.
-            dir.unlink(&part).await.ok();
+        ignore_missing(dir.unlink(part).await).map_err(|e| ServiceError::io("remove", &e))?;
+        dir.symlink(part, text)
+            .await
+            .map_err(|e| ServiceError::io("make the link", &e))?;
+        let timed = dir
+            .set_mtime(part, mtime)
+            .await
+            .map_err(|e| ServiceError::io("set times", &e));
+        self.unless_failed(dir, part, timed).await?;
+        Ok(PreparedState::Link)
+    }
+
+    /// The second step: its content is durable. (A link's is with its name.)
+    pub async fn sync_prepared(&self, prepared: Prepared<F>) -> Answer<Prepared<F>> {
+        if let PreparedState::File(file) = &prepared.state
+            && !planted(Bug::DeleteBeforeSync)
+        {
+            let synced = file.sync().await.map_err(|e| self.sync_failed("sync", &e));
+            self.unless_failed(&prepared.dir, &prepared.part, synced).await?;
         }
-        match published {
-            Err(ServiceError::Changed) => self.settle_if_equal(dir, &new.path, name, wanted, new.meta).await,
-            published => published,
+        Ok(prepared)
+    }
+
+    /// The third step: it has its final name, which is not durable before
+    /// [`make_names_durable`](Self::make_names_durable) has covered its directory.
+    pub async fn publish_prepared(&self, prepared: Prepared<F>) -> Answer<()> {
+        let Prepared {
+            new,
+            dir,
+            name,
+            part,
+            state,
+        } = &prepared;
+        if matches!(state, PreparedState::WasThere) || planted(Bug::AcknowledgeBeforeRename) {
+            return Ok(());
+        }
+        let published = match self.ensure_safe() {
+            Ok(()) => self.publish(dir, part, name, new.expected).await,
+            unsafe_now => unsafe_now,
+        };
+        match (self.unless_failed(dir, part, published).await, &new.content) {
+            // Put again after the answer to the first time was lost?
+            (Err(ServiceError::Changed), Content::File { digest, .. }) => {
+                self.settle_if_equal(dir, &new.path, name, *digest, new.meta).await
+            }
+            (published, _) => published,
         }
     }
 
-    async fn put_link(&self, dir: &F::Dir, name: &Name, new: &NewFile, text: &Bytes) -> Answer<()> {
-        if self.is_link_to(dir, name, text).await? {
-            self.remove_partial(dir, name).await?;
-            return dir
-                .set_mtime(name, new.meta.mtime)
-                .await
-                .map_err(|e| ServiceError::io("set times", &e));
+    /// Removes a small partial that came to nothing: nothing would be gained by keeping it, and on a full disk it would be
+    /// in the way.
+    async fn unless_failed(&self, dir: &F::Dir, part: &Name, done: Answer<()>) -> Answer<()> {
+        if done.is_err() {
+            // What can't be removed is taken over by the next run.
+            dir.unlink(part).await.ok();
         }
-        let part = names::partial(name);
-        ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))?;
-        dir.symlink(&part, text)
-            .await
-            .map_err(|e| ServiceError::io("make the link", &e))?;
-        let published = async {
-            dir.set_mtime(&part, new.meta.mtime)
-                .await
-                .map_err(|e| ServiceError::io("set times", &e))?;
-            self.publish(dir, &part, name, new.expected).await
-        }
-        .await;
-        if published.is_err() {
-            dir.unlink(&part).await.ok();
-        }
-        published
+        done
     }
 
     async fn is_link_to(&self, dir: &F::Dir, name: &Name, text: &Bytes) -> Answer<bool> {

@@ -140,7 +140,8 @@ impl<C: Clock> Ui<C> {
 
     /// A line on standard error.
     pub fn say(&self, line: &str) {
-        self.bar.suspend(|| eprintln!("realize: {line}"));
+        // Nobody to tell is no reason to stop.
+        self.bar.suspend(|| writeln!(std::io::stderr(), "realize: {line}").ok());
     }
 
     fn print(&self, line: &str) {

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -95,6 +95,20 @@ impl File for OsFile {
 
     async fn sync(&self) -> io::Result<()> {
         Ok(fsync(self.fd())?)
+    }
+
+    #[expect(unsafe_code, reason = "no safe wrapper knows this call")]
+    async fn start_writeback(&self) -> io::Result<()> {
+        // SAFETY: the descriptor is open for as long as `self` is; no memory is passed.
+        let started = unsafe { libc::sync_file_range(self.fd().as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+        // A file system that has no such thing loses a hint.
+        match started {
+            0 => Ok(()),
+            _ => match io::Error::last_os_error() {
+                error if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::ESPIPE)) => Ok(()),
+                error => Err(error),
+            },
+        }
     }
 
     async fn drop_cache(&self) -> io::Result<()> {
