@@ -646,6 +646,10 @@ fn a_name_that_two_sources_have_is_moved_from_neither_however_often_it_is_tried(
                 let said = |line: &str| line.contains(name) && line.contains("another source has this name too");
                 assert!(outcome.stderr().lines().any(said), "{outcome}");
             }
+            assert!(
+                !outcome.stderr().contains("no such file"),
+                "nothing below is tried: {outcome}"
+            );
             for (path, text) in [
                 (a.join("below/same"), "from a"),
                 (b.join("below/same"), "from b"),
