@@ -13,7 +13,7 @@ use super::{
     work::Work,
 };
 use crate::{
-    model::{Entry, RelPath},
+    model::{Entry, Kind, RelPath},
     plan::{self, Nesting, Reason, Step},
     service::{Answer, Expected, ServiceError, Swept},
 };
@@ -184,7 +184,9 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
     fn refuse(&mut self, found: Found, why: Why) {
         self.work.tree.stays(&found.to);
         self.work.shared.leave(&found.to, why);
-        if found.is_dir() && !self.refused.as_ref().is_some_and(|dir| found.to.is_within(dir)) {
+        // A collision may be of a file with a directory.
+        let has_dir = found.entries.iter().any(|(_, entry)| entry.kind == Kind::Dir);
+        if has_dir && !self.refused.as_ref().is_some_and(|dir| found.to.is_within(dir)) {
             self.refused = Some(found.to);
         }
     }
