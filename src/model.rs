@@ -284,6 +284,11 @@ pub struct Version {
 }
 
 impl Version {
+    /// Whether both are the same inode.
+    pub fn is_same_inode(&self, other: &Version) -> bool {
+        (self.dev, self.ino) == (other.dev, other.ino)
+    }
+
     /// Whether both are the same inode with the same size and mtime. A rename changes the ctime, so
     /// this is what can be compared across one.
     pub fn same_but_ctime(&self, other: &Version) -> bool {

@@ -35,6 +35,12 @@ pub enum Reason {
     /// The target has something else than a directory of that name.
     #[error("the target has something of that name that is not a directory: rename or remove one of them")]
     TargetIsNoDir,
+    /// The source is a link, the target has a file: it may be the very file that the link leads to.
+    #[error("the target has a file of that name and this is a link: rename or remove one of them")]
+    TargetIsFile,
+    /// The source is a file, the target has a link.
+    #[error("the target has a link of that name and this is a file: rename or remove one of them")]
+    TargetIsLink,
     /// The target has a FIFO, socket or device of that name.
     #[error("the target has a FIFO, socket or device of that name: rename or remove one of them")]
     TargetIsSpecial,
@@ -96,10 +102,12 @@ pub fn step(source: &Entry, target: Option<&Entry>, one_host: bool) -> Step {
         (_, Some(Kind::Dir)) => Step::Leave(Reason::TargetIsDir),
         (_, Some(Kind::Special)) => Step::Leave(Reason::TargetIsSpecial),
         (_, None) => Step::Copy(Expected::Absent),
-        (kind, Some(there)) => {
+        (Kind::File, Some(Kind::Symlink)) => Step::Leave(Reason::TargetIsLink),
+        (Kind::Symlink, Some(Kind::File)) => Step::Leave(Reason::TargetIsFile),
+        (kind, Some(_)) => {
             let expected = target.map_or(Expected::Absent, |target| Expected::Version(target.version));
             let same_size = target.is_some_and(|target| target.version.size == source.version.size);
-            if kind == Kind::File && there == Kind::File && same_size {
+            if kind == Kind::File && same_size {
                 Step::Compare(expected)
             } else {
                 Step::Copy(expected)
@@ -111,8 +119,7 @@ pub fn step(source: &Entry, target: Option<&Entry>, one_host: bool) -> Step {
 /// Whether both are one name of one inode, reached by a bind mount. Two names of a file with several are told by
 /// their directories being different.
 fn is_same(source: &Entry, target: &Entry) -> bool {
-    let one_inode = (source.version.dev, source.version.ino) == (target.version.dev, target.version.ino);
-    one_inode && (source.kind == Kind::Dir || source.links == 1)
+    source.version.is_same_inode(&target.version) && (source.kind == Kind::Dir || source.links == 1)
 }
 
 /// Mode and mtime that a final gets from its source.

@@ -4,7 +4,7 @@
 //! are taken before a job begins; a job runs to its end even when its caller is gone.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     future::Future,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -292,31 +292,39 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
             .collect())
     }
 
-    /// Makes the directories of all items that succeeded durable; when that fails, none has.
-    async fn durable(&self, store: &Store<F>, results: Vec<Answer<()>>, paths: &[RelPath]) -> Vec<Answer<()>> {
+    /// Makes the directories of all items that succeeded durable; an item whose directory could not be has not succeeded.
+    async fn durable<T>(&self, store: &Store<F>, results: Vec<Answer<T>>, paths: &[RelPath]) -> Vec<Answer<T>> {
+        const DIRS_PER_JOB: usize = 8;
         let done = results
             .iter()
             .zip(paths)
             .filter(|(result, _)| result.is_ok())
             .map(|(_, path)| path);
         let dirs: Vec<_> = parents(done).into_iter().collect();
-        match self.sync_dirs(store, dirs).await {
-            Ok(()) => results,
-            Err(error) => results
-                .into_iter()
-                .map(|result| result.and(Err(error.clone())))
-                .collect(),
-        }
-    }
-
-    /// Syncs directories, a few a job and the jobs side by side, so that the disk can commit them together.
-    async fn sync_dirs(&self, store: &Store<F>, dirs: Vec<RelPath>) -> Answer<()> {
-        const DIRS_PER_JOB: usize = 8;
+        // A few a job and the jobs side by side, so that the disk can commit them together.
         let syncs = dirs.chunks(DIRS_PER_JOB).map(|dirs| {
-            let (store, dirs) = (store.clone(), dirs.iter().cloned().collect::<BTreeSet<_>>());
-            self.job(async move { store.make_names_durable(dirs).await })
+            let (store, dirs) = (store.clone(), dirs.to_vec());
+            let count = dirs.len();
+            let job = self.session.roots.fs.offload(async move {
+                let mut synced = Vec::with_capacity(dirs.len());
+                for dir in dirs {
+                    synced.push(store.make_names_durable(dir).await);
+                }
+                synced
+            });
+            job.map(move |synced| synced.unwrap_or_else(|_| vec![Err(ServiceError::Internal); count]))
         });
-        join_all(syncs).await.into_iter().collect()
+        let synced = join_all(syncs).await.into_iter().flatten();
+        let failed: BTreeMap<_, _> = dirs
+            .iter()
+            .zip(synced)
+            .filter_map(|(dir, synced)| Some((dir, synced.err()?)))
+            .collect();
+        let with_dir = |(result, path): (Answer<T>, &RelPath)| match path.parent().and_then(|dir| failed.get(&dir)) {
+            Some(error) => result.and(Err(error.clone())),
+            None => result,
+        };
+        results.into_iter().zip(paths).map(with_dir).collect()
     }
 
     /// Finishes a file, exclusive of every other job on it, and waits for that as long as an answer may take.
@@ -426,7 +434,11 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         let filled = self.job(async move {
             let mut page = Page::default();
             let mut walk = match (kept, &from) {
-                (Some(mut walk), Some(from)) if walk.at().is_some_and(|at| at.after == from.after) => {
+                (Some(mut walk), Some(from))
+                    if walk.at().is_some_and(|at| {
+                        at.after == from.after || (from.skip_below && at.after.is_within(&from.after))
+                    }) =>
+                {
                     if from.skip_below {
                         walk.skip_below(&from.after);
                     }
@@ -652,15 +664,15 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         self.job(async move { store.remove_orphans(&path, wall).await }).await
     }
 
-    async fn make_dirs(self, _: Context, dir: DirId, paths: Vec<RelPath>) -> Answer<Vec<Answer<()>>> {
+    async fn make_dirs(self, _: Context, dir: DirId, dirs: Vec<DirMeta>) -> Answer<Vec<Answer<()>>> {
         let store = self.store(&dir)?;
-        let one_job = paths.len().max(1);
+        let one_job = dirs.len().max(1);
         // One job: a directory comes before what is below it.
-        let make = move |path: RelPath| {
+        let make = move |dir: DirMeta| {
             let store = store.clone();
-            async move { store.make_dir(&path).await }
+            async move { store.make_dir(&dir.path, dir.meta).await }
         };
-        self.jobs(paths, one_job, make).await
+        self.jobs(dirs, one_job, make).await
     }
 
     async fn finish_dirs(self, _: Context, dir: DirId, dirs: Vec<DirMeta>) -> Answer<Vec<Answer<()>>> {
@@ -714,8 +726,6 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             from_paths.push(file.from.path.clone());
             to_paths.push(file.to.clone());
         }
-        let (into, store) = (parents(&to_paths), to.clone());
-        self.job(async move { store.make_dirs_durable(into).await }).await?;
         let rename = {
             let (from, to) = (from.clone(), to.clone());
             move |file: RenameFile| {
@@ -724,16 +734,9 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             }
         };
         let results = self.jobs(files, self.limits().job_files, rename).await?;
-        let renamed = |paths: &[RelPath]| -> Vec<RelPath> {
-            let done = results
-                .iter()
-                .zip(paths)
-                .filter(|(result, _)| matches!(result, Ok(Renamed::Done)));
-            parents(done.map(|(_, path)| path)).into_iter().collect()
-        };
-        let (to_dirs, from_dirs) = (renamed(&to_paths), renamed(&from_paths));
-        self.sync_dirs(&to, to_dirs).await?;
-        self.sync_dirs(&from, from_dirs).await?;
+        // What a rename could not do has changed no name, but a sync more is the simpler rule.
+        let results = self.durable(&to, results, &to_paths).await;
+        let results = self.durable(&from, results, &from_paths).await;
         Ok(results)
     }
 }

@@ -45,6 +45,9 @@ pub enum ServiceError {
     /// It is not what was expected there: another version, or something where nothing should be.
     #[error("changed meanwhile")]
     Changed,
+    /// The file system ignores case, and what it has there is spelt differently.
+    #[error("the target ignores case and has this under another spelling: rename one of them")]
+    OtherSpelling,
     /// The bytes written are not those that were sent.
     #[error("the digest differs")]
     DigestMismatch,
@@ -174,6 +177,8 @@ pub struct Page {
     pub tokens: Vec<(RelPath, Name)>,
     /// What could not be read: a directory, or the metadata of an entry.
     pub failed: Vec<(RelPath, ServiceError)>,
+    /// Directories that hold an entry whose path is too long, once for each.
+    pub too_long: Vec<RelPath>,
     /// Where the next page begins; `None` when this was the last.
     pub next: Option<Cursor>,
 }
@@ -356,7 +361,7 @@ pub struct RenameFile {
 }
 
 /// What became of a file to be renamed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Renamed {
     /// It is durable under its final name and gone from the source.
     Done,
@@ -364,6 +369,8 @@ pub enum Renamed {
     Impossible,
     /// The two are on different file systems after all, so no other file can be renamed either.
     OtherDevice,
+    /// The source can't be moved, for this reason. (An error of the call is the target's.)
+    SourceStays(ServiceError),
 }
 
 /// What a look at a directory of the target found.
@@ -450,10 +457,11 @@ pub trait RealizeService {
     /// Removes the partials in one directory that nobody wrote to for long; how many went. \[write\]
     async fn remove_orphans(dir: DirId, path: RelPath) -> Answer<u64>;
 
-    /// Makes directories; one that is there already is fine. \[write\]
-    async fn make_dirs(dir: DirId, paths: Vec<RelPath>) -> Answer<Vec<Answer<()>>>;
+    /// Makes directories, with what their owner needs added to the mode for the time of the move; one that is there already
+    /// is fine. \[write\]
+    async fn make_dirs(dir: DirId, dirs: Vec<DirMeta>) -> Answer<Vec<Answer<()>>>;
 
-    /// Gives directories their mode and mtime and makes them durable. \[write\]
+    /// Gives directories their mtime and makes them durable, and their mode where `make_dirs` made them. \[write\]
     async fn finish_dirs(dir: DirId, dirs: Vec<DirMeta>) -> Answer<Vec<Answer<()>>>;
 
     /// Removes empty directories, never the root; one that is gone is fine. \[delete\]

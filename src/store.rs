@@ -10,7 +10,7 @@ mod source;
 mod target;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
@@ -169,14 +169,20 @@ impl<F: Fs> Store<F> {
         }
     }
 
-    /// Makes the directory at `path` for the time of the move (0700); one that is there already is fine.
-    pub async fn make_dir(&self, path: &RelPath) -> Answer<()> {
+    /// Makes the directory at `path`, with what its owner needs added to its mode for the time of the move; one that is
+    /// there already is fine.
+    pub async fn make_dir(&self, path: &RelPath, meta: Meta) -> Answer<()> {
         let (dir, name) = self.parent_of(path).await?;
         match dir.mkdir(&name).await {
             Ok(()) => {
-                // It may have been known under this name before.
-                self.synced().retain(|known, _| !known.is_within(path));
-                Ok(())
+                self.forget_synced(path);
+                let made = self.open_dir(path).await?;
+                let now = made.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
+                // A set-group-ID bit that the directory above passed on belongs to the target.
+                let mode = for_the_move(meta.mode) | (now.mode & 0o7000);
+                made.set_meta(mode, now.version.mtime)
+                    .await
+                    .map_err(|e| ServiceError::io("set the mode of", &e))
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match dir.stat(&name).await {
                 Ok(metadata) if metadata.kind == Kind::Dir => Ok(()),
@@ -190,15 +196,22 @@ impl<F: Fs> Store<F> {
     pub async fn finish_dir(&self, path: &RelPath, meta: Meta) -> Answer<()> {
         let dir = self.open_dir(path).await?;
         let now = dir.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
-        // A set-group-ID bit that the target's own directory passed on belongs to the target.
-        let mode = (meta.mode & 0o777) | (now.mode & 0o7000);
+        // One that `make_dir` made, in this run or an earlier one; the mode of any other is the target's own affair.
+        let is_ours = for_the_move(now.mode) == for_the_move(meta.mode);
+        let mode = if is_ours {
+            (meta.mode & 0o777) | (now.mode & 0o7000)
+        } else {
+            now.mode
+        };
         if (now.mode, now.version.mtime) != (mode, meta.mtime) {
-            dir.set_meta(mode, meta.mtime)
-                .await
-                .map_err(|e| ServiceError::io("set mode and times", &e))?;
+            match dir.set_meta(mode, meta.mtime).await {
+                // It belongs to somebody else, who let us put files into it.
+                Err(error) if is_any(&error, &[Errno::PERM]) => {}
+                set => set.map_err(|e| ServiceError::io("set mode and times", &e))?,
+            }
         }
         drop(dir);
-        self.make_names_durable([path.clone()].into()).await
+        self.make_names_durable(path.clone()).await
     }
 
     /// Removes the empty directory at `path`; one that is gone is fine.
@@ -213,26 +226,22 @@ impl<F: Fs> Store<F> {
         })
     }
 
-    /// Makes the names in `dirs` durable, and the directories themselves up to the root.
-    pub async fn make_names_durable(&self, dirs: BTreeSet<RelPath>) -> Answer<()> {
+    /// Makes the names in the directory at `path` durable, and the directory itself up to the root.
+    pub async fn make_names_durable(&self, path: RelPath) -> Answer<()> {
         if planted(Bug::NoDirectorySync) {
             return Ok(());
         }
-        for path in dirs {
-            self.make_durable_up_to_root(path).await?;
-        }
+        self.make_durable_up_to_root(path).await?;
         self.ensure_safe()
     }
 
-    /// Makes sure that the directories in `dirs` are durable themselves, whatever is in them: what is renamed into one that
-    /// a crash takes away would be gone from both ends.
-    pub async fn make_dirs_durable(&self, dirs: BTreeSet<RelPath>) -> Answer<()> {
-        for path in dirs {
-            let dir = self.open_dir(&path).await?;
-            let version = dir.metadata().await.map_err(|e| ServiceError::io("stat", &e))?.version;
-            if self.synced().get(&path) != Some(&(version.dev, version.ino)) {
-                self.make_durable_up_to_root(path).await?;
-            }
+    /// Makes sure that the directory at `path` is durable itself, whatever is in it: what is renamed into one that a
+    /// crash takes away would be gone from both ends.
+    pub async fn make_dir_durable(&self, path: RelPath) -> Answer<()> {
+        let dir = self.open_dir(&path).await?;
+        let version = dir.metadata().await.map_err(|e| ServiceError::io("stat", &e))?.version;
+        if self.synced().get(&path) != Some(&(version.dev, version.ino)) {
+            self.make_durable_up_to_root(path).await?;
         }
         self.ensure_safe()
     }
@@ -264,6 +273,21 @@ impl<F: Fs> Store<F> {
                 Ok(())
             }
             Err(error) => Err(self.sync_failed("sync the directory", &error)),
+        }
+    }
+
+    /// Forgets that the directory at `path` and those below were durable: it is another one now.
+    fn forget_synced(&self, path: &RelPath) {
+        let mut synced = self.synced();
+        // Paths sort so that what is below one follows it.
+        let below: Vec<_> = synced
+            .range(path..)
+            .map(|(known, _)| known)
+            .take_while(|known| known.is_within(path))
+            .cloned()
+            .collect();
+        for known in below {
+            synced.remove(&known);
         }
     }
 
@@ -340,6 +364,11 @@ impl<F: Fs> Store<F> {
         }
         Ok(())
     }
+}
+
+/// The permission bits of a directory with what its owner needs to put files into it.
+fn for_the_move(mode: u32) -> u32 {
+    (mode & 0o777) | 0o700
 }
 
 fn entry(path: RelPath, metadata: Metadata) -> Entry {

@@ -24,8 +24,6 @@ pub struct Ground {
     pub one_host: bool,
     /// For each source, whether its root is the target's.
     pub same_dir: Vec<bool>,
-    /// How many sources are moved whole, not by single files.
-    pub whole_sources: usize,
 }
 
 impl Ground {
@@ -35,6 +33,11 @@ impl Ground {
             .iter()
             .flatten()
             .any(|claim| claim.token.as_ref() == Some(token))
+    }
+
+    /// Whether every source is the target's own directory, of which single files go to other names.
+    pub fn all_in_target(&self) -> bool {
+        self.same_dir.iter().all(|same| *same)
     }
 
     /// Whether `token` marks the target of this run.
@@ -105,7 +108,6 @@ impl Taken {
             target_owner: (hello.uid, hello.gid),
             may_rename: vec![false; sources.len()],
             same_dir: vec![false; sources.len()],
-            whole_sources: sources.iter().filter(|source| source.files.is_none()).count(),
             one_host: servers.iter().all(|server| *server == hello.server),
         };
         for (source, claim) in sources.iter().zip(&mut ground.source_claims) {
@@ -140,7 +142,9 @@ impl Taken {
                 }
                 ground.same_dir[index] = nesting == Nesting::Same;
             }
-            let one_device = claim.places.first().map(|p| p.device) == target_claim.places.first().map(|p| p.device);
+            ground.same_dir[index] |= one_server && claim.version.is_same_inode(&target_claim.version);
+            let device = |claim: &Claim| claim.places.first().map(|place| place.device);
+            let one_device = device(claim).is_some() && device(claim) == device(&target_claim);
             ground.may_rename[index] = one_server && one_device && !options.copy;
         }
         ground.target_claim = Some(target_claim);

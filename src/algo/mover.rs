@@ -15,7 +15,7 @@ use super::{
 use crate::{
     model::{Entry, Kind, RelPath},
     plan::{self, Nesting, Reason, Step},
-    service::{Answer, Expected, ServiceError, Swept},
+    service::{Answer, DirMeta, Expected, ServiceError, Swept},
 };
 
 /// How many directories of the target are looked through at once.
@@ -161,16 +161,24 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
     }
 
     fn decide(&self, found: &Found, state: Answer<Option<Entry>>) -> Answer<Step> {
-        let Some((source, entry)) = found.entries.first() else {
+        let Some((_, first)) = found.entries.first() else {
             return Ok(Step::Leave(Reason::DirFailed));
         };
         if found.collides() {
             return Ok(Step::Leave(Reason::Collision));
         }
-        if self.ground.same_dir[*source] && entry.path == found.to {
-            return Ok(Step::Leave(Reason::Same));
+        let state = state?;
+        for (source, entry) in &found.entries {
+            let one_inode = state
+                .as_ref()
+                .is_some_and(|state| state.version.is_same_inode(&entry.version));
+            let in_target = self.ground.same_dir[*source];
+            let step = plan::step(entry, state.as_ref(), self.ground.one_host);
+            if (in_target && (one_inode || entry.path == found.to)) || step == Step::Leave(Reason::Same) {
+                return Ok(Step::Leave(Reason::Same));
+            }
         }
-        Ok(plan::step(entry, state?.as_ref(), self.ground.one_host))
+        Ok(plan::step(first, state.as_ref(), self.ground.one_host))
     }
 
     fn say_troubles(&mut self, troubles: &mut Troubles, dir: &RelPath) {
@@ -251,11 +259,15 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
         found: &[Found],
         steps: &[Answer<Step>],
     ) -> Result<BTreeMap<RelPath, ServiceError>, MoveError> {
-        let new = found
-            .iter()
-            .zip(steps)
-            .filter(|(found, step)| !found.entries.is_empty() && **step == Ok(Step::MakeDir));
-        let paths: Vec<_> = new.map(|(found, _)| found.to.clone()).collect();
+        let new = found.iter().zip(steps).filter(|(_, step)| **step == Ok(Step::MakeDir));
+        let dir_meta = |found: &Found| {
+            Some(DirMeta {
+                path: found.to.clone(),
+                meta: plan::meta(&found.entries.first()?.1),
+            })
+        };
+        let dirs: Vec<_> = new.filter_map(|(found, _)| dir_meta(found)).collect();
+        let paths: Vec<_> = dirs.iter().map(|dir| dir.path.clone()).collect();
         let target = self.work.shared.target;
         let Some(dir) = target
             .dir
@@ -266,7 +278,7 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
         };
         let made = self
             .work
-            .run_while(flat(target.service.make_dirs(calls::context(), dir, paths.clone())))
+            .run_while(flat(target.service.make_dirs(calls::context(), dir, dirs)))
             .await;
         let made = made.and_then(|made| calls::check_count(made, paths.len()));
         let made = made.map_err(|error| MoveError::Side(Side::Target, error))?;
@@ -308,8 +320,8 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
     }
 
     fn take_swept(&mut self, dir: RelPath, swept: Swept) -> Result<(), MoveError> {
-        // Single files may go to another name in their own directory; on one host that is told by device and inode.
-        let may_meet = dir.is_root() && self.ground.one_host && self.ground.whole_sources == 0;
+        // Single files may go to another name in their own directory, if that is sure to be what is met.
+        let may_meet = dir.is_root() && self.ground.all_in_target();
         if !may_meet && swept.tokens.iter().any(|token| self.ground.is_source_token(token)) {
             return Err(MoveError::Nested(Nesting::SourceInside));
         }

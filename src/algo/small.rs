@@ -20,15 +20,9 @@ impl Item {
         }
     }
 
-    /// Whether a rename can do: nothing is there, or the very same inode.
+    /// Whether a rename can do: nothing is there.
     pub(super) fn may_be_renamed(&self) -> bool {
-        match self.expected {
-            Expected::Absent => true,
-            Expected::Version(there) => {
-                self.entry.kind == Kind::File
-                    && (there.dev, there.ino) == (self.entry.version.dev, self.entry.version.ino)
-            }
-        }
+        self.expected == Expected::Absent
     }
 
     /// Whether the target has a file of its size.
@@ -207,7 +201,8 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
                     self.may_rename[source].set(false);
                     not_by_rename.push(item);
                 }
-                Err(error) => outcomes.push(self.stays(&item, Why::Source(error))),
+                Ok(Renamed::SourceStays(error)) => outcomes.push(self.stays(&item, Why::Source(error))),
+                Err(error) => outcomes.push(self.stays(&item, Why::Target(error))),
             }
         }
         (outcomes, not_by_rename)

@@ -115,7 +115,7 @@ impl<'a, S: ServiceStub, T: ServiceStub> Work<'a, S, T> {
             self.shared.options.limits.batches_in_flight,
             self.shared.options.limits.files_in_flight,
         );
-        while self.small_tasks >= small_max || self.large.len() >= large_max {
+        while !self.tasks.is_empty() && (self.small_tasks >= small_max || self.large.len() >= large_max) {
             self.one_done().await;
         }
     }
@@ -206,7 +206,7 @@ impl<'a, S: ServiceStub, T: ServiceStub> Work<'a, S, T> {
     }
 
     fn begin_large(&mut self) {
-        while self.large_tasks < self.shared.options.limits.files_in_flight {
+        while self.large_tasks < self.shared.options.limits.files_in_flight && !self.shared.is_stopped() {
             let Some((item, compare)) = self.large.pop_front() else {
                 return;
             };

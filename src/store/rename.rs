@@ -16,9 +16,17 @@ impl<F: Fs> Store<F> {
     /// [`make_names_durable`](Self::make_names_durable).
     pub async fn rename_into(&self, to: &Store<F>, file: &RenameFile, wall: Timestamp) -> Answer<Renamed> {
         to.ensure_safe()?;
-        let source = self.open_source(&file.from, wall).await?;
+        if file.expected != Expected::Absent {
+            // To replace a file, or to tell two names of one inode apart, takes a look at what is there.
+            return Ok(Renamed::Impossible);
+        }
+        let source = match self.open_source(&file.from, wall).await {
+            Ok(source) => source,
+            Err(error) => return Ok(Renamed::SourceStays(error)),
+        };
         let (from_dir, from_name) = self.parent_of(&file.from.path).await?;
         let (to_dir, to_name) = to.parent_of(&file.to).await?;
+        let to_parent = file.to.parent().unwrap_or_default();
         let inode = (file.from.version.dev, file.from.version.ino);
         match to_dir.stat(&names::partial(&to_name)).await {
             // An earlier run went the ordinary way: this one goes on there, and nothing of it is left over.
@@ -33,18 +41,11 @@ impl<F: Fs> Store<F> {
         if let Some(source) = source_file {
             source.sync().await.map_err(|e| to.sync_failed("sync", &e))?;
         }
-        match file.expected {
-            Expected::Absent => {}
-            Expected::Version(version) if (version.dev, version.ino) == inode && source_file.is_some() => {
-                // Two names of one inode: rename(2) would do nothing. The final is durable before the source goes.
-                to.make_names_durable(super::parents([&file.to])).await?;
-                self.delete_source(&source, None).await?;
-                return Ok(Renamed::Done);
-            }
-            Expected::Version(_) => return Ok(Renamed::Impossible),
-        }
-        if let Some(source) = source_file {
-            source.prove_untouched().await?;
+        to.make_dir_durable(to_parent).await?;
+        if let Some(source) = source_file
+            && let Err(error) = source.prove_untouched().await
+        {
+            return Ok(Renamed::SourceStays(error));
         }
         match from_dir.rename(&from_name, &to_dir, &to_name, Rename::NoReplace).await {
             Ok(()) => {}
@@ -57,7 +58,7 @@ impl<F: Fs> Store<F> {
             // Somebody put another file there just before: it gets its name back.
             let back = to_dir.rename(&to_name, &from_dir, &from_name, Rename::NoReplace).await;
             back.map_err(|e| ServiceError::io("rename back", &e))?;
-            return Err(ServiceError::Changed);
+            return Ok(Renamed::SourceStays(ServiceError::Changed));
         }
         Ok(Renamed::Done)
     }

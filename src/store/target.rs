@@ -227,7 +227,7 @@ impl<F: Fs> Partial<F> {
             }
             published => published?,
         }
-        store.make_names_durable(parents([&self.path])).await
+        store.make_names_durable(self.path.parent().unwrap_or_default()).await
     }
 }
 
@@ -251,7 +251,7 @@ impl<F: Fs> Confirm<F> {
         store
             .settle_open(&self.path, &self.file, &self.version, finish.meta)
             .await?;
-        store.make_names_durable(parents([&self.path])).await
+        store.make_names_durable(self.path.parent().unwrap_or_default()).await
     }
 }
 
