@@ -1,6 +1,10 @@
 //! Whatever is wrong with the files, the directories, the disks or the command line: nothing is lost, and it is said.
 
-#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "tests see the host as it is"
+)]
 
 mod support;
 
