@@ -1,6 +1,10 @@
 //! Whatever is wrong with the files, the directories, the disks or the command line: nothing is lost, and it is said.
 
-#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "tests see the host as it is"
+)]
 
 mod support;
 
@@ -603,7 +607,7 @@ fn a_full_target_keeps_the_sources_and_the_same_command_completes_once_there_is_
             "$1" "$2" "$3" >&2 || echo $?
             cp -a "$3/." "$4"
             cp -a "$2/." "$5"
-            mount -o remount,size=100m "$3"
+            rm "$3/ballast"
             "$1" "$2" "$3" >&2
             cp -a "$3/." "$6"
         "#;
@@ -611,7 +615,9 @@ fn a_full_target_keeps_the_sources_and_the_same_command_completes_once_there_is_
         let outcome = Run::program("sh")
             .args(["-ec", script, "sh", program])
             .args([&source, &target, &first, &kept, &last])
-            .inside(format!("mount -t tmpfs -o size=2m none {target:?}"))
+            .inside(format!(
+                "mount -t tmpfs -o size=40m none {target:?}; head -c 38M /dev/zero > {target:?}/ballast"
+            ))
             .run()
             .expect_code(0);
         assert_eq!(outcome.stdout(), "1\n", "{outcome}");
