@@ -24,7 +24,7 @@ use std::cell::{Cell, RefCell};
 use tarpc::client::stub::Stub;
 use tokio::sync::Semaphore;
 
-pub use self::report::{Event, Failure, How, MoveError, MoveReport, Side, Why};
+pub use self::report::{Event, Failure, How, MoveError, MoveReport, Side, Stop, Why};
 use self::{
     claims::{Claims, Ground},
     mover::Mover,
@@ -81,7 +81,7 @@ pub struct MoveOptions {
 /// Moves what is in `sources` to the same paths in `target`.
 ///
 /// Each file and directory succeeds or stays by itself: `observer` is told each time, and the report counts.
-/// An error means that the move as a whole could not begin or go on; what was moved until then is.
+/// An error means that the move could not begin. One that can't go on tells why in its report.
 ///
 /// Dropping the future stops the move: jobs under way at the services end by themselves, partials stay to be
 /// continued.
@@ -94,7 +94,7 @@ pub async fn move_files<S: ServiceStub, T: ServiceStub>(
 ) -> Result<MoveReport, MoveError> {
     let claims = Claims::take(sources, target, run, options).await;
     let result = match &claims.result {
-        Ok(ground) => Mover::new(sources, target, ground, options, observer).run().await,
+        Ok(ground) => Ok(Mover::new(sources, target, ground, options, observer).run().await),
         Err(error) => Err(error.clone()),
     };
     claims.taken.release(sources, target).await;

@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn patterns_that_would_mislead_are_refused() {
-        for bad in ["!a", "", " ", "#a", "a[", "{a"] {
+        for bad in ["!a", "", " ", "#a", "[z-a]"] {
             assert!(Filter::new(&[exclude(bad)]).is_err(), "{bad}");
         }
     }

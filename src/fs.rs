@@ -125,9 +125,21 @@ pub trait Dir: Clone + Send + Sync + 'static {
     /// The metadata of `name`, a link itself when it is one.
     fn stat(&self, name: &Name) -> impl Future<Output = io::Result<Metadata>> + Send;
 
+    /// Whether something is mounted over `name`, which may then be reached under another name as well.
+    fn is_mount_point(&self, name: &Name) -> impl Future<Output = io::Result<bool>> + Send;
+
     /// All names in the directory in no particular order, `.` and `..` left out. Names that come and
     /// go meanwhile may or may not be among them.
     fn names(&self) -> impl Future<Output = io::Result<Vec<Name>>> + Send;
+
+    /// As [`names`](Self::names), only those that begin with `prefix`.
+    fn names_beginning(&self, prefix: u8) -> impl Future<Output = io::Result<Vec<Name>>> + Send {
+        async move {
+            let mut names = self.names().await?;
+            names.retain(|name| name.as_bytes().first() == Some(&prefix));
+            Ok(names)
+        }
+    }
 
     /// Opens the regular file `name` for reading. Never blocks on a FIFO: what is not a regular file
     /// is `EINVAL` (a symbolic link `ELOOP`, a directory `EISDIR`).

@@ -72,9 +72,12 @@ impl Location {
             .filter(|front| front.contains(&b':'))
         {
             None => Ok(Self::Local(text.into())),
-            Some(_) => match split_at_first(bytes, b"::") {
-                Some((authority, path)) if authority.len() < first_slash => remote(authority, path).map_err(bad),
-                _ => Err(BadLocation::SingleColon(shown())),
+            Some(front) => match split_at_first(front, b"::") {
+                Some((before, _)) => {
+                    let authority_bytes = colons_from + before.len();
+                    remote(&bytes[..authority_bytes], &bytes[authority_bytes + 2..]).map_err(bad)
+                }
+                None => Err(BadLocation::SingleColon(shown())),
             },
         }
     }

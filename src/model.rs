@@ -342,7 +342,7 @@ pub struct Entry {
     pub version: Version,
     /// Permission bits with set-ID and sticky, masked 07777.
     pub mode: u32,
-    /// Number of names the inode has.
+    /// Number of names the inode has; told as 1 where a mount hides which names they are.
     pub links: u64,
     /// Owner's number.
     pub uid: u32,

@@ -119,7 +119,8 @@ pub fn step(source: &Entry, target: Option<&Entry>, one_host: bool) -> Step {
 /// Whether both are one name of one inode, reached by a bind mount. Two names of a file with several are told by
 /// their directories being different.
 fn is_same(source: &Entry, target: &Entry) -> bool {
-    source.version.is_same_inode(&target.version) && (source.kind == Kind::Dir || source.links == 1)
+    source.version.is_same_inode(&target.version)
+        && (source.kind == Kind::Dir || source.links == 1 || target.links == 1)
 }
 
 /// Mode and mtime that a final gets from its source.

@@ -29,7 +29,7 @@ use crate::{
         NewFile, OpenFor, Opened, Page, RealizeService, RenameFile, Renamed, Role, RunId, SERVICE_VERSION, Same,
         ServiceError, Swept,
     },
-    store::{Confirm, Partial, Prepared, Source, SourceFile, Store, Walk, parents},
+    store::{Confirm, Ours, Partial, Prepared, Source, SourceFile, Store, Walk, parents},
 };
 
 /// The roots that a server serves. Shared by its sessions.
@@ -124,6 +124,16 @@ impl<F: Fs, T> OpenTarget<F, T> {
             jobs: Arc::default(),
             finishing: Mutex::new(None),
         })
+    }
+
+    /// Ends once no job is at the file.
+    async fn quiet(&self) {
+        let finishing = self.finishing.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(finishing) = finishing {
+            // Whoever wanted its result has gone.
+            let _result = finishing.await;
+        }
+        let _alone = self.jobs.write().await;
     }
 }
 
@@ -582,11 +592,17 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         };
         let prepared = self.jobs(files, names_per_job, prepare).await?;
         let synced = self.jobs(prepared, syncs_per_job, sync).await?;
-        let results = self.jobs(synced, names_per_job, publish).await?;
+        let published = self.jobs(synced, names_per_job, publish).await?;
         if planted(Bug::AcknowledgeBeforeRename) {
-            return Ok(results);
+            return Ok(published.into_iter().map(|result| result.map(drop)).collect());
         }
-        Ok(self.durable(&store, results, &paths).await)
+        let durable = self.durable(&store, published, &paths).await;
+        let prove = move |(durable, path): (Answer<Ours>, RelPath)| {
+            let store = store.clone();
+            async move { store.prove_there(&path, &durable?).await }
+        };
+        self.jobs(durable.into_iter().zip(paths).collect(), names_per_job, prove)
+            .await
     }
 
     async fn settle(self, _: Context, dir: DirId, files: Vec<Same>) -> Answer<Vec<Answer<()>>> {
@@ -640,10 +656,12 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             let mut state = self.state();
             closed.extend(handles.iter().filter_map(|handle| state.open.remove(handle)));
         }
+        // A close waits for every job on the file, a finish that nobody asked for again among them.
         for open in &closed {
-            // A close waits for every job on the file.
-            if let Open::Partial(target) = open {
-                let _alone = target.jobs.write().await;
+            match open {
+                Open::Source(_) => {}
+                Open::Partial(target) => target.quiet().await,
+                Open::Confirm(target) => target.quiet().await,
             }
         }
         // Closing a descriptor may block.
@@ -679,7 +697,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         let store = self.store(&dir)?;
         let finish = move |dir: DirMeta| {
             let store = store.clone();
-            async move { store.finish_dir(&dir.path, dir.meta).await }
+            async move { store.finish_dir(&dir.path, dir.meta, dir.is_complete).await }
         };
         self.jobs(dirs, 8, finish).await
     }

@@ -338,6 +338,8 @@ pub struct DirMeta {
     pub path: RelPath,
     /// Its final mode and mtime.
     pub meta: Meta,
+    /// Whether nothing more will come into it; otherwise what its owner needs stays added to its mode.
+    pub is_complete: bool,
 }
 
 /// A source file to be deleted, its content being safe at the target.

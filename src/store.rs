@@ -20,10 +20,10 @@ use rustix::io::Errno;
 pub use self::{
     listing::Walk,
     source::{Source, SourceFile},
-    target::{Confirm, Partial, Prepared, parents},
+    target::{Confirm, Ours, Partial, Prepared, parents},
 };
 use crate::{
-    fs::{Dir, File, Fs, Lock, Metadata, Rename},
+    fs::{Dir, File, Fs, Lock, Metadata},
     limits::Limits,
     model::{Entry, Kind, Name, RelPath},
     planted::{Bug, planted},
@@ -156,14 +156,17 @@ impl<F: Fs> Store<F> {
             Ok(dir) => {
                 if restore && let Some(gone) = names::gone(&name) {
                     // Usually there is none; and what does not go back is found by the next listing.
-                    dir.rename(&gone, &dir, &name, Rename::NoReplace).await.ok();
+                    listing::put_back(&dir, &gone, &dir, &name).await.ok();
                 }
-                dir.stat(&name).await
+                dir.stat(&name).await.map(|metadata| (dir, metadata))
             }
             Err(error) => Err(error),
         };
         match found {
-            Ok(metadata) => Ok(Some(entry(path.clone(), metadata))),
+            Ok((dir, metadata)) => {
+                prove_spelling(&dir, &name, &metadata).await?;
+                Ok(Some(entry(path.clone(), &dir, &name, metadata).await))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(ServiceError::io("stat", &error)),
         }
@@ -193,13 +196,21 @@ impl<F: Fs> Store<F> {
     }
 
     /// Gives the directory at `path` its mode and mtime and makes it durable.
-    pub async fn finish_dir(&self, path: &RelPath, meta: Meta) -> Answer<()> {
+    pub async fn finish_dir(&self, path: &RelPath, meta: Meta, is_complete: bool) -> Answer<()> {
+        if path.is_root() {
+            return Err(ServiceError::BadRequest("the root itself was named".into()));
+        }
         let dir = self.open_dir(path).await?;
         let now = dir.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
         // One that `make_dir` made, in this run or an earlier one; the mode of any other is the target's own affair.
         let is_ours = for_the_move(now.mode) == for_the_move(meta.mode);
+        let wanted = if is_complete {
+            meta.mode & 0o777
+        } else {
+            for_the_move(meta.mode)
+        };
         let mode = if is_ours {
-            (meta.mode & 0o777) | (now.mode & 0o7000)
+            wanted | (now.mode & 0o7000)
         } else {
             now.mode
         };
@@ -323,25 +334,42 @@ impl<F: Fs> Store<F> {
         let Some((parent, name)) = path.split() else {
             return Err(ServiceError::BadRequest("the root itself was named".into()));
         };
-        if names::classify(&name) != names::NameKind::Plain {
+        if path
+            .names()
+            .any(|name| names::classify(&name) != names::NameKind::Plain)
+        {
             return Err(ServiceError::BadRequest("a name that realize keeps for itself".into()));
         }
         Ok((self.open_dir(&parent).await?, name))
     }
 
     async fn make_token(&self, token: Name) -> Answer<(Option<Name>, Option<F::File>)> {
-        let file = match self.inner.root.create(&token).await {
-            Ok(file) => file,
-            // A root that can't be written to, as a source that is only copied may be. What can't be marked is told by
-            // device and inode.
-            Err(error) if is_any(&error, &[Errno::ACCESS, Errno::PERM, Errno::ROFS]) => return Ok((None, None)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok((Some(token), None)),
-            Err(error) => return Err(ServiceError::io("mark the directory", &error)),
-        };
-        file.try_lock()
-            .await
-            .map_err(|e| ServiceError::io("lock the mark", &e))?;
-        Ok((Some(token), Some(file)))
+        const TRIES: usize = 8;
+        let root = &self.inner.root;
+        for _ in 0..TRIES {
+            let file = match root.create(&token).await {
+                Ok(file) => file,
+                // A root that can't be written to, as a source that is only copied may be. What can't be marked is told
+                // by device and inode.
+                Err(error) if is_any(&error, &[Errno::ACCESS, Errno::PERM, Errno::ROFS]) => return Ok((None, None)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok((Some(token), None)),
+                Err(error) => return Err(ServiceError::io("mark the directory", &error)),
+            };
+            // A run that begins just now may take it for a dead one before it is locked.
+            let locked = file.try_lock().await.is_ok();
+            let version = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?.version;
+            let is_there = root
+                .stat(&token)
+                .await
+                .is_ok_and(|found| found.version.is_same_inode(&version));
+            if locked && is_there {
+                return Ok((Some(token), Some(file)));
+            }
+            ignore_missing(root.unlink(&token).await).map_err(|e| ServiceError::io("mark the directory", &e))?;
+        }
+        Err(ServiceError::Busy(
+            "other runs begin there at the same time; try again".into(),
+        ))
     }
 
     /// Tokens of runs that were killed: nobody holds their locks.
@@ -349,7 +377,7 @@ impl<F: Fs> Store<F> {
         use crate::fs::File;
         let root = &self.inner.root;
         let names = root
-            .names()
+            .names_beginning(b'.')
             .await
             .map_err(|e| ServiceError::io("read the directory", &e))?;
         for name in names
@@ -371,15 +399,20 @@ fn for_the_move(mode: u32) -> u32 {
     (mode & 0o777) | 0o700
 }
 
-fn entry(path: RelPath, metadata: Metadata) -> Entry {
+async fn entry<D: Dir>(path: RelPath, dir: &D, name: &Name, metadata: Metadata) -> Entry {
     let Metadata {
         kind,
         version,
         mode,
-        links,
+        mut links,
         uid,
         gid,
     } = metadata;
+    // Where a file is mounted over a name, its inode's other names may be the very one on the other side: so it is told
+    // like a file of one name, which is never taken for a second name of itself.
+    if links > 1 && kind == Kind::File && dir.is_mount_point(name).await.unwrap_or(true) {
+        links = 1;
+    }
     Entry {
         path,
         kind,
@@ -388,6 +421,37 @@ fn entry(path: RelPath, metadata: Metadata) -> Entry {
         links,
         uid,
         gid,
+    }
+}
+
+/// Fails when `found` is called something else than `name` there: a file system that ignores case finds one file under
+/// many spellings, and to replace it would lose the other name's file. Told by asking for a third spelling; letters
+/// beyond ASCII are not told.
+async fn prove_spelling<D: Dir>(dir: &D, name: &Name, found: &Metadata) -> Answer<()> {
+    let flip = |byte: &u8| {
+        if byte.is_ascii_lowercase() {
+            byte.to_ascii_uppercase()
+        } else {
+            byte.to_ascii_lowercase()
+        }
+    };
+    let flipped: Vec<u8> = name.as_bytes().iter().map(flip).collect();
+    let Some(flipped) = Name::new(flipped).ok().filter(|flipped| flipped != name) else {
+        return Ok(());
+    };
+    match dir.stat(&flipped).await {
+        Ok(other) if other.version.is_same_inode(&found.version) => {}
+        _ => return Ok(()),
+    }
+    // The directory ignores case, or somebody made a link of that very name.
+    let names = dir
+        .names()
+        .await
+        .map_err(|e| ServiceError::io("read the directory", &e))?;
+    if names.contains(name) {
+        Ok(())
+    } else {
+        Err(ServiceError::OtherSpelling)
     }
 }
 

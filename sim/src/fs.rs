@@ -214,6 +214,10 @@ impl Dir for SimDir {
             .await
     }
 
+    async fn is_mount_point(&self, _name: &Name) -> io::Result<bool> {
+        Ok(false)
+    }
+
     async fn names(&self) -> io::Result<Vec<Name>> {
         let dir = self.0.ino;
         self.own(Op::Names, |tree, _, _| tree.names(dir)).await

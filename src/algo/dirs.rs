@@ -21,6 +21,8 @@ pub struct DirJob {
     pub sources: Vec<(usize, RelPath)>,
     /// Whether it stays at the source.
     pub stays: bool,
+    /// Whether everything in it has arrived, but what was left alone by option.
+    pub is_complete: bool,
     /// Whether partials were seen in it before.
     pub has_partials: bool,
 }
@@ -39,6 +41,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
             .map(|dir| DirMeta {
                 path: dir.to.clone(),
                 meta: dir.meta,
+                is_complete: dir.is_complete,
             })
             .collect();
         let finished = flat(self.target.service.finish_dirs(calls::context(), target_dir, metas)).await;

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     model::{Entry, Kind, RelPath},
     plan::{Nesting, Reason},
-    service::Cursor,
+    service::{Cursor, ServiceError},
 };
 
 /// Something at the source.
@@ -173,6 +173,13 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
         for path in listed.reserved {
             page.trouble(path, Why::Reason(Reason::Reserved));
         }
+        for dir in listed.too_long {
+            let why = ServiceError::BadRequest("a path below it is longer than 4,095 bytes".into());
+            page.troubles
+                .entry(dir.clone())
+                .or_default()
+                .push((dir, Why::Source(why)));
+        }
         let failed: std::collections::BTreeSet<_> = listed.failed.into_iter().map(|(path, _)| path).collect();
         let entries = listed.entries.into_iter().filter(|entry| !failed.contains(&entry.path));
         stream.buffer.extend(entries.map(|entry| (entry.path.clone(), entry)));
@@ -197,7 +204,7 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
         for ((to, _), state) in some.into_iter().zip(states) {
             match state {
                 Ok(Some(entry)) => stream.buffer.push_back((to, entry)),
-                Ok(None) => page.trouble(to, Why::Source(crate::service::ServiceError::NotFound)),
+                Ok(None) => page.trouble(to, Why::Source(ServiceError::NotFound)),
                 Err(error) => page.trouble(to, Why::Source(error)),
             }
         }

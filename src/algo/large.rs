@@ -147,8 +147,8 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
 
     /// How many chunks are compared in one call: few enough that the answer comes soon.
     fn compare_at_once(&self) -> u64 {
-        const SECONDS_OF_HASHING: u64 = 256;
-        SECONDS_OF_HASHING.min(self.options.limits.page_hashes as u64)
+        const CHUNKS_AT_ONCE: u64 = 256;
+        CHUNKS_AT_ONCE.min(self.options.limits.page_hashes as u64)
     }
 
     /// Which of `count` chunks from `first` on the target has.

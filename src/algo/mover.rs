@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures::{StreamExt, stream};
 
 use super::{
-    Event, Item, MoveError, MoveOptions, MoveReport, ServiceStub, Shared, Side, Source, Target, Why,
+    Event, Item, MoveError, MoveOptions, MoveReport, ServiceStub, Shared, Side, Source, Stop, Target, Why,
     calls::{self, flat},
     claims::Ground,
     dirs::DirJob,
@@ -33,6 +33,8 @@ pub struct Mover<'a, S, T> {
     refused: Option<RelPath>,
     /// The last directory that was excluded: nothing below it is looked at.
     excluded: Option<RelPath>,
+    /// What can't be moved, until its directory is met.
+    troubles: Troubles,
     /// Directories of the target, among those being gone through, that hold partials.
     with_partials: BTreeSet<RelPath>,
 }
@@ -52,36 +54,53 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
             work: Work::new(Shared::new(sources, target, ground, options, observer)),
             refused: None,
             excluded: None,
+            troubles: Troubles::new(),
             with_partials: BTreeSet::new(),
         }
     }
 
     /// Moves everything; what is under way comes to its end whatever happens.
-    pub async fn run(mut self) -> Result<MoveReport, MoveError> {
+    pub async fn run(mut self) -> MoveReport {
         let fed = self.feed_all().await;
         self.work.end(fed.is_ok()).await;
-        fed?;
+        if let Err(error) = fed {
+            self.work.shared.report.borrow_mut().stopped = Some(Stop::Move(error));
+        }
         if self.with_partials.contains(&RelPath::root()) {
             self.work.shared.remove_orphans(&RelPath::root()).await;
         }
-        Ok(self.work.shared.report.take())
+        self.work.shared.report.take()
     }
 
     async fn feed_all(&mut self) -> Result<(), MoveError> {
         self.sweep(vec![RelPath::root()]).await?;
         while !self.work.shared.is_stopped() {
-            let mut page = self.work.run_while(self.feed.next_page()).await?;
-            let wanted = self.take_wanted(page.found, &mut page.troubles);
-            self.deal_with(wanted, &mut page.troubles).await?;
+            let page = self.work.run_while(self.feed.next_page()).await?;
+            for (dir, mut troubles) in page.troubles {
+                troubles.retain(|(path, _)| !self.work.shared.options.filter.excludes(path, false));
+                self.troubles.entry(dir).or_default().append(&mut troubles);
+            }
+            let wanted = self.take_wanted(page.found);
+            self.deal_with(wanted).await?;
             if page.is_last {
                 break;
             }
+        }
+        // What is left is in directories that were refused, or excluded.
+        let dirs: Vec<_> = self
+            .troubles
+            .keys()
+            .filter(|dir| !self.is_excluded(dir))
+            .cloned()
+            .collect();
+        for dir in dirs {
+            self.say_troubles(&dir);
         }
         Ok(())
     }
 
     /// Leaves out what is excluded.
-    fn take_wanted(&mut self, found: Vec<Found>, troubles: &mut Troubles) -> Vec<Found> {
+    fn take_wanted(&mut self, found: Vec<Found>) -> Vec<Found> {
         let filter = &self.work.shared.options.filter;
         let mut wanted = Vec::with_capacity(found.len());
         for found in found {
@@ -103,16 +122,10 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
                 wanted.push(found);
             }
         }
-        if let Some(excluded) = &self.excluded {
-            troubles.retain(|dir, _| !dir.is_within(excluded));
-        }
-        for in_dir in troubles.values_mut() {
-            in_dir.retain(|(path, _)| !filter.excludes(path, false));
-        }
         wanted
     }
 
-    async fn deal_with(&mut self, found: Vec<Found>, troubles: &mut Troubles) -> Result<(), MoveError> {
+    async fn deal_with(&mut self, found: Vec<Found>) -> Result<(), MoveError> {
         let states = self.states_at_target(&found).await?;
         let steps: Vec<_> = found
             .iter()
@@ -121,13 +134,14 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
             .collect();
         self.sweep_existing(&found, &steps).await?;
         let mut failed_dirs = self.make_dirs(&found, &steps).await?;
-        let known: Vec<_> = troubles
+        let known: Vec<_> = self
+            .troubles
             .keys()
             .filter(|dir| self.work.tree.contains(dir))
             .cloned()
             .collect();
         for dir in known {
-            self.say_troubles(troubles, &dir);
+            self.say_troubles(&dir);
         }
         for (found, step) in found.into_iter().zip(steps) {
             if self.work.shared.is_stopped() {
@@ -148,7 +162,7 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
                     None => {
                         let path = found.to.clone();
                         self.enter_dir(found);
-                        self.say_troubles(troubles, &path);
+                        self.say_troubles(&path);
                     }
                 },
                 Ok(Step::Leave(reason)) => self.refuse(found, reason.into()),
@@ -169,20 +183,25 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
         }
         let state = state?;
         for (source, entry) in &found.entries {
-            let one_inode = state
-                .as_ref()
-                .is_some_and(|state| state.version.is_same_inode(&entry.version));
-            let in_target = self.ground.same_dir[*source];
+            let in_place = self.ground.same_dir[*source] && entry.path == found.to;
             let step = plan::step(entry, state.as_ref(), self.ground.one_host);
-            if (in_target && (one_inode || entry.path == found.to)) || step == Step::Leave(Reason::Same) {
+            if in_place || step == Step::Leave(Reason::Same) {
                 return Ok(Step::Leave(Reason::Same));
             }
         }
         Ok(plan::step(first, state.as_ref(), self.ground.one_host))
     }
 
-    fn say_troubles(&mut self, troubles: &mut Troubles, dir: &RelPath) {
-        for (path, why) in troubles.remove(dir).unwrap_or_default() {
+    /// Whether `dir` or a directory above it is left alone by option.
+    fn is_excluded(&self, dir: &RelPath) -> bool {
+        let above = std::iter::successors(Some(dir.clone()), RelPath::parent);
+        above
+            .filter(|dir| !dir.is_root())
+            .any(|dir| self.work.shared.options.filter.excludes(&dir, true))
+    }
+
+    fn say_troubles(&mut self, dir: &RelPath) {
+        for (path, why) in self.troubles.remove(dir).unwrap_or_default() {
             self.work.tree.stays(&path);
             self.work.shared.leave(&path, why);
         }
@@ -213,6 +232,7 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
                 .map(|(source, entry)| (*source, entry.path.clone()))
                 .collect(),
             stays: options.keep_dirs || options.copy,
+            is_complete: true,
             has_partials: self.with_partials.remove(&found.to),
         };
         self.work.tree.enter(found.to, job);
@@ -264,6 +284,7 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
             Some(DirMeta {
                 path: found.to.clone(),
                 meta: plan::meta(&found.entries.first()?.1),
+                is_complete: false,
             })
         };
         let dirs: Vec<_> = new.filter_map(|(found, _)| dir_meta(found)).collect();

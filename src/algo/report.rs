@@ -139,7 +139,7 @@ pub struct MoveReport {
     /// Files and links that a dry run would move.
     pub would_move: u64,
     /// Why the move ended before its end.
-    pub stopped: Option<Why>,
+    pub stopped: Option<Stop>,
 }
 
 impl MoveReport {
@@ -147,6 +147,17 @@ impl MoveReport {
     pub fn is_complete(&self) -> bool {
         self.stays == 0 && self.stopped.is_none()
     }
+}
+
+/// Why a move ended before its end.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Stop {
+    /// What stopped one file would stop all others.
+    #[error("{0}")]
+    File(#[source] Why),
+    /// The move as a whole could not go on.
+    #[error("{0}")]
+    Move(#[source] MoveError),
 }
 
 /// Why a move could not begin or go on.
@@ -222,7 +233,7 @@ impl<S, T> Shared<'_, S, T> {
             let mut report = self.report.borrow_mut();
             report.stays += 1;
             if report.stopped.is_none() && stops_all(&why) {
-                report.stopped = Some(why.clone());
+                report.stopped = Some(Stop::File(why.clone()));
             }
         }
         (self.observer)(Event::Stays(&Failure {

@@ -46,9 +46,12 @@ fn what_the_target_has_decides() {
     );
     let mut link = there(Kind::Symlink, 5);
     link.version.ino = 10;
+    assert_eq!(step(&file, Some(&link), true), Step::Leave(Reason::TargetIsLink));
+    assert_eq!(step(&link, Some(&other), true), Step::Leave(Reason::TargetIsFile));
+    let relinked = there(Kind::Symlink, 6);
     assert_eq!(
-        step(&file, Some(&link), true),
-        Step::Copy(Expected::Version(link.version))
+        step(&link, Some(&relinked), false),
+        Step::Copy(Expected::Version(relinked.version))
     );
     assert_eq!(
         step(&file, Some(&there(Kind::Dir, 5)), true),
@@ -138,6 +141,7 @@ fn a_directory_is_done_after_all_that_is_in_it() {
     assert_eq!((b.what, b.stays), (Some('b'), false));
     let a = tree.dealt_with(&path("a/b"), Outcome::Gone).unwrap();
     assert_eq!((a.what, a.stays), (Some('a'), false));
+    assert_eq!(tree.dealt_with(&path("a"), Outcome::Gone), None);
     let root = tree.listing_ended();
     assert_eq!(
         root,

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Store, entry, names, names::NameKind};
+use super::{Store, entry, names, names::NameKind, source::move_unless_there};
 use crate::{
     fs::{Dir, Fs},
     model::{Kind, Name, RelPath},
@@ -74,7 +74,12 @@ impl<F: Fs> Walk<F> {
                 continue;
             };
             level.next += 1;
-            let path = level.path.join(&name)?;
+            let Ok(path) = level.path.join(&name) else {
+                if page.too_long.last() != Some(&level.path) {
+                    page.too_long.push(level.path.clone());
+                }
+                continue;
+            };
             self.at = Some(Cursor {
                 after: path.clone(),
                 skip_below: false,
@@ -82,7 +87,8 @@ impl<F: Fs> Walk<F> {
             match level.dir.stat(&name).await {
                 Ok(metadata) => {
                     let is_dir = metadata.kind == Kind::Dir;
-                    page.entries.push(entry(path.clone(), metadata));
+                    page.entries
+                        .push(entry(path.clone(), &level.dir, &name, metadata).await);
                     if is_dir {
                         let dir = level.dir.clone();
                         if let Err(error) = self.descend(dir, &name, path.clone(), page).await {
@@ -119,12 +125,10 @@ impl<F: Fs> Walk<F> {
             match names::classify(&name) {
                 NameKind::Plain => plain.push(name),
                 NameKind::Token => page.tokens.push((path.clone(), name)),
-                NameKind::Gone(original) if self.restore => {
-                    match dir.rename(&name, &dir, &original, crate::fs::Rename::NoReplace).await {
-                        Ok(()) => plain.push(original),
-                        Err(_) => report_leftover(&path, name, page),
-                    }
-                }
+                NameKind::Gone(original) if self.restore => match put_back(&dir, &name, &dir, &original).await {
+                    Ok(()) => plain.push(original),
+                    Err(_) => report_leftover(&path, name, page),
+                },
                 NameKind::GoneDir if self.restore => restore_long_names(&dir, &path, &name, &mut plain, page).await?,
                 NameKind::Partial | NameKind::Swap(_) | NameKind::Gone(_) | NameKind::GoneDir => {
                     if let Ok(path) = path.join(&name) {
@@ -158,11 +162,7 @@ async fn restore_long_names<D: Dir>(
         return Ok(());
     };
     for name in gone_dir.names().await? {
-        if gone_dir
-            .rename(&name, dir, &name, crate::fs::Rename::NoReplace)
-            .await
-            .is_ok()
-        {
+        if put_back(&gone_dir, &name, dir, &name).await.is_ok() {
             plain.push(name);
         }
     }
@@ -170,6 +170,20 @@ async fn restore_long_names<D: Dir>(
         report_leftover(path, gone.clone(), page);
     }
     Ok(())
+}
+
+/// Gives what was set aside its name back. Where that took a link and an unlink, a crash may have left both names.
+pub(super) async fn put_back<D: Dir>(gone_dir: &D, gone: &Name, dir: &D, name: &Name) -> io::Result<()> {
+    match move_unless_there(gone_dir, gone, dir, name).await {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let (aside, named) = (gone_dir.stat(gone).await?, dir.stat(name).await?);
+            if !aside.version.is_same_inode(&named.version) {
+                return Err(error);
+            }
+            gone_dir.unlink(gone).await
+        }
+        result => result,
+    }
 }
 
 fn report_leftover(dir: &RelPath, name: Name, page: &mut Page) {

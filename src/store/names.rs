@@ -43,10 +43,19 @@ pub enum NameKind {
 /// What the name of a swapped file tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Swap {
-    /// The final name; `None` when it was too long to be carried.
+    /// The final name; `None` when it was too long to be carried: then [`is_of`](Self::is_of) tells which it is.
     pub name: Option<Name>,
+    /// What stands for the final name.
+    stem: Vec<u8>,
     /// Names the version that was to be replaced: see [`version_tag`].
     pub replaced: Vec<u8>,
+}
+
+impl Swap {
+    /// Whether it is that of `name`.
+    pub fn is_of(&self, name: &Name) -> bool {
+        self.stem == stem(name, SWAP.len() + VERSION_BYTES)
+    }
 }
 
 /// What `name` is.
@@ -81,6 +90,7 @@ pub fn classify(name: &Name) -> NameKind {
             let hashed = stem.len() == HASHED_BYTES && stem.starts_with(HASHED);
             return NameKind::Swap(Swap {
                 name: if hashed { None } else { carried(stem) },
+                stem: stem.to_vec(),
                 replaced: replaced.to_vec(),
             });
         }
@@ -134,12 +144,16 @@ const HASHED: &[u8] = b"realize-long-";
 const HASHED_BYTES: usize = HASHED.len() + 64;
 
 fn dressed(name: &Name, suffix: &[u8]) -> Name {
-    let stem = if name.as_bytes().len() + 1 + suffix.len() <= NAME_BYTES_MAX {
+    valid([b".", stem(name, suffix.len()).as_slice(), suffix].concat())
+}
+
+/// What stands for `name` before a suffix: itself, or its hash where it is too long.
+fn stem(name: &Name, suffix_bytes: usize) -> Vec<u8> {
+    if name.as_bytes().len() + 1 + suffix_bytes <= NAME_BYTES_MAX {
         name.as_bytes().to_vec()
     } else {
         [HASHED, blake3::hash(name.as_bytes()).to_hex().as_bytes()].concat()
-    };
-    valid([b".", stem.as_slice(), suffix].concat())
+    }
 }
 
 fn valid(bytes: Vec<u8>) -> Name {
@@ -173,6 +187,7 @@ mod tests {
             if let Ok(name) = Name::new(bytes) {
                 prop_assert_eq!(classify(&partial(&name)), NameKind::Partial);
                 let NameKind::Swap(swap) = classify(&swap(&name, &version())) else { panic!("not a swap") };
+                prop_assert!(swap.is_of(&name));
                 prop_assert!(swap.name.is_none_or(|carried| carried == name));
                 prop_assert_eq!(swap.replaced, version_tag(&version()));
                 match gone(&name) {

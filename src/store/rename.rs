@@ -51,7 +51,12 @@ impl<F: Fs> Store<F> {
             Ok(()) => {}
             Err(error) if is_any(&error, &[Errno::XDEV]) || is_unsupported(&error) => return Ok(Renamed::OtherDevice),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(ServiceError::Changed),
-            Err(error) => return Err(ServiceError::io("rename", &error)),
+            Err(error) => {
+                return Err(ServiceError::io(
+                    "rename it from the source's directory into the target's",
+                    &error,
+                ));
+            }
         }
         let arrived = to_dir.stat(&to_name).await.map_err(|e| ServiceError::io("stat", &e))?;
         if (arrived.version.dev, arrived.version.ino) != inode {

@@ -241,7 +241,22 @@ impl<F: Fs> Store<F> {
         let leased = match file.lease().await {
             Ok(()) => true,
             Err(error) if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) => return Err(being_written()),
-            Err(_) => false,
+            Err(error)
+                if is_any(
+                    &error,
+                    &[
+                        Errno::ACCESS,
+                        Errno::PERM,
+                        Errno::INVAL,
+                        Errno::OPNOTSUPP,
+                        Errno::NOSYS,
+                        Errno::NOLCK,
+                    ],
+                ) =>
+            {
+                false
+            }
+            Err(error) => return Err(ServiceError::io("take a lease on", &error)),
         };
         let version = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?.version;
         if !version.same_but_ctime(&wanted.version) {

@@ -5,7 +5,7 @@ use std::{
     io,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -41,6 +41,8 @@ pub struct Partial<F: Fs> {
     found_len: u64,
     hashes: Hashes,
     unsynced_bytes: AtomicU64,
+    /// Set once it has its final name: nothing may be written any more.
+    is_final: AtomicBool,
 }
 
 /// A final that may be equal to the source.
@@ -159,8 +161,18 @@ impl<F: Fs> Partial<F> {
         self.found_len
     }
 
+    /// A call of a connection that was lost must not reach what is final by now.
+    fn ensure_partial(&self) -> Answer<()> {
+        if self.is_final.load(Ordering::Relaxed) {
+            Err(ServiceError::BadHandle)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Which of the chunks from `first` on are those of the source; these count as written.
     pub async fn compare(&self, first: u64, theirs: &[ChunkHash]) -> Answer<Vec<bool>> {
+        self.ensure_partial()?;
         compare_chunks(&self.file, &self.hashes, first, theirs).await
     }
 
@@ -169,6 +181,7 @@ impl<F: Fs> Partial<F> {
         if chunk_len(self.size, index) != Some(data.len()) {
             return Err(ServiceError::BadRequest("not a whole chunk".into()));
         }
+        self.ensure_partial()?;
         store.ensure_safe()?;
         let start = index * CHUNK_BYTES;
         let written = if sparse && start >= self.found_len {
@@ -197,6 +210,7 @@ impl<F: Fs> Partial<F> {
 
     /// Cuts or extends it to `len` bytes.
     pub async fn truncate(&self, len: u64) -> Answer<()> {
+        self.ensure_partial()?;
         if len > self.size {
             return Err(ServiceError::BadRequest("past the end of the file".into()));
         }
@@ -206,6 +220,13 @@ impl<F: Fs> Partial<F> {
     /// Makes it final: durable, verified, under its name.
     pub async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
         store.ensure_safe()?;
+        if self.is_final.load(Ordering::Relaxed) {
+            // Asked again after the answer to the first time was lost.
+            store
+                .settle_if_equal(&self.dir, &self.path, &self.name, finish.digest, finish.meta)
+                .await?;
+            return store.make_names_durable(self.path.parent().unwrap_or_default()).await;
+        }
         self.file
             .set_len(self.size)
             .await
@@ -217,17 +238,30 @@ impl<F: Fs> Partial<F> {
         if self.hashes.digest(&self.file).await? != finish.digest && !planted(Bug::SkipDigest) {
             return Err(ServiceError::DigestMismatch);
         }
-        match store.publish(&self.dir, &self.part, &self.name, finish.expected).await {
+        let ours = Ours::Inode(
+            self.file
+                .metadata()
+                .await
+                .map_err(|e| ServiceError::io("stat", &e))?
+                .version,
+        );
+        match store
+            .publish(&self.dir, &self.part, &self.name, finish.expected, &ours)
+            .await
+        {
+            Ok(()) => self.is_final.store(true, Ordering::Relaxed),
             Err(ServiceError::Changed) => {
-                // Asked again after the answer to the first time was lost?
+                // Finished by an earlier connection, whose answer was lost?
                 store
                     .settle_if_equal(&self.dir, &self.path, &self.name, finish.digest, finish.meta)
                     .await?;
                 ignore_missing(self.dir.unlink(&self.part).await).map_err(|e| ServiceError::io("remove", &e))?;
+                return store.make_names_durable(self.path.parent().unwrap_or_default()).await;
             }
-            published => published?,
+            Err(error) => return Err(error),
         }
-        store.make_names_durable(self.path.parent().unwrap_or_default()).await
+        store.make_names_durable(self.path.parent().unwrap_or_default()).await?;
+        store.prove_there(&self.path, &ours).await
     }
 }
 
@@ -286,6 +320,7 @@ impl<F: Fs> Store<F> {
             found_len,
             hashes,
             unsynced_bytes: AtomicU64::new(0),
+            is_final: AtomicBool::new(false),
         })
     }
 
@@ -344,7 +379,7 @@ impl<F: Fs> Store<F> {
                 .await
                 .map_err(|e| ServiceError::io("write", &e))?;
             set_meta(&file, new.meta).await?;
-            file.start_writeback().await.map_err(|e| ServiceError::io("write", &e))
+            file.start_writeback().await.map_err(|e| self.sync_failed("write", &e))
         };
         let written = written.await;
         self.unless_failed(dir, part, written).await?;
@@ -360,14 +395,17 @@ impl<F: Fs> Store<F> {
         text: &Bytes,
     ) -> Answer<PreparedState<F>> {
         let mtime = new.meta.mtime;
-        if self.is_link_to(dir, name, text).await? {
+        if is_link_to(dir, name, text).await? {
             self.remove_partial(dir, name).await?;
             dir.set_mtime(name, mtime)
                 .await
                 .map_err(|e| ServiceError::io("set times", &e))?;
             return Ok(PreparedState::WasThere);
         }
-        ignore_missing(dir.unlink(part).await).map_err(|e| ServiceError::io("remove", &e))?;
+        self.remove_partial(dir, name).await?;
+        if dir.stat(part).await.is_ok_and(|left| left.kind == Kind::Symlink) {
+            ignore_missing(dir.unlink(part).await).map_err(|e| ServiceError::io("remove", &e))?;
+        }
         dir.symlink(part, text)
             .await
             .map_err(|e| ServiceError::io("make the link", &e))?;
@@ -391,8 +429,9 @@ impl<F: Fs> Store<F> {
     }
 
     /// The third step: it has its final name, which is not durable before
-    /// [`make_names_durable`](Self::make_names_durable) has covered its directory.
-    pub async fn publish_prepared(&self, prepared: Prepared<F>) -> Answer<()> {
+    /// [`make_names_durable`](Self::make_names_durable) has covered its directory. What is to be found there then.
+    pub async fn publish_prepared(&self, prepared: Prepared<F>) -> Answer<Ours> {
+        self.ensure_safe()?;
         let Prepared {
             new,
             dir,
@@ -400,19 +439,25 @@ impl<F: Fs> Store<F> {
             part,
             state,
         } = &prepared;
-        if matches!(state, PreparedState::WasThere) || planted(Bug::AcknowledgeBeforeRename) {
-            return Ok(());
-        }
-        let published = match self.ensure_safe() {
-            Ok(()) => self.publish(dir, part, name, new.expected).await,
-            unsafe_now => unsafe_now,
+        let ours = match (state, &new.content) {
+            (PreparedState::File(file), _) => {
+                Ours::Inode(file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?.version)
+            }
+            (_, Content::Symlink(text)) => Ours::Link(text.clone()),
+            (_, Content::File { .. }) => return Err(ServiceError::Internal),
         };
+        if matches!(state, PreparedState::WasThere) || planted(Bug::AcknowledgeBeforeRename) {
+            return Ok(ours);
+        }
+        let published = self.publish(dir, part, name, new.expected, &ours).await;
         match (self.unless_failed(dir, part, published).await, &new.content) {
             // Put again after the answer to the first time was lost?
             (Err(ServiceError::Changed), Content::File { digest, .. }) => {
-                self.settle_if_equal(dir, &new.path, name, *digest, new.meta).await
+                self.settle_if_equal(dir, &new.path, name, *digest, new.meta).await?;
+                let found = dir.stat(name).await.map_err(|e| ServiceError::io("stat", &e))?;
+                Ok(Ours::Inode(found.version))
             }
-            (published, _) => published,
+            (published, _) => published.map(|()| ours),
         }
     }
 
@@ -424,19 +469,6 @@ impl<F: Fs> Store<F> {
             dir.unlink(part).await.ok();
         }
         done
-    }
-
-    async fn is_link_to(&self, dir: &F::Dir, name: &Name, text: &Bytes) -> Answer<bool> {
-        match dir.stat(name).await {
-            Ok(found) if found.kind == Kind::Symlink => Ok(dir
-                .readlink(name)
-                .await
-                .map_err(|e| ServiceError::io("read the link", &e))?
-                == *text),
-            Ok(_) => Ok(false),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(ServiceError::io("stat", &error)),
-        }
     }
 
     /// Confirms a small final that may be equal: read back from the device, given its mode and mtime, synced. Not
@@ -519,7 +551,11 @@ impl<F: Fs> Store<F> {
         }
         self.remove_partial(&dir, &name).await?;
         if (now.mode, now.version.mtime) != (meta.mode & 0o777, meta.mtime) {
-            set_meta(file, meta).await?;
+            match file.set_meta(meta.mode & 0o777, meta.mtime).await {
+                // It belongs to somebody else; its content is what counts.
+                Err(error) if is_any(&error, &[Errno::PERM]) => {}
+                set => set.map_err(|e| ServiceError::io("set mode and times", &e))?,
+            }
             file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
         }
         Ok(())
@@ -530,7 +566,7 @@ impl<F: Fs> Store<F> {
         let part = names::partial(name);
         // What is not there, or not a file, is no partial.
         let Ok(file) = dir.open(&part).await else { return Ok(()) };
-        if file.try_lock().await.is_err() {
+        if lock_named(dir, &part, &file).await? != Locked::Yes {
             return Ok(());
         }
         ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))
@@ -545,9 +581,8 @@ impl<F: Fs> Store<F> {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match dir.open_write(part).await {
                     Ok(file) => (file, false),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    // Given its final mode just before a crash; ours to remove, not to open.
                     Err(error) if is_any(&error, &[Errno::ACCESS]) => {
-                        ignore_missing(dir.unlink(part).await).map_err(|e| ServiceError::io("remove", &e))?;
+                        make_writable(dir, part).await?;
                         continue;
                     }
                     Err(error) if is_any(&error, &[Errno::INVAL, Errno::LOOP, Errno::ISDIR]) => {
@@ -557,44 +592,57 @@ impl<F: Fs> Store<F> {
                 },
                 Err(error) => return Err(ServiceError::io("make a file", &error)),
             };
-            if let Err(error) = file.try_lock().await {
-                if is_any(&error, &[Errno::AGAIN]) {
-                    return Err(ServiceError::Busy("another run is writing this file".into()));
-                }
-                return Err(ServiceError::io("lock the partial", &error));
+            match lock_named(dir, part, &file).await? {
+                Locked::Yes => {}
+                Locked::ByOther => return Err(ServiceError::Busy("another run is writing this file".into())),
+                // Its last holder published or removed it.
+                Locked::NotNamed => continue,
             }
             let metadata = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
-            let named = dir.stat(part).await;
-            let same_inode =
-                named.is_ok_and(|n| (n.version.dev, n.version.ino) == (metadata.version.dev, metadata.version.ino));
-            if !same_inode {
-                // Its last holder published or removed it.
-                continue;
-            }
             if is_new || (resume && metadata.links == 1) {
                 return Ok((file, metadata.version.size));
             }
             // Somebody's second name, or of no use: this name alone goes.
             ignore_missing(dir.unlink(part).await).map_err(|e| ServiceError::io("remove", &e))?;
         }
-        Err(ServiceError::Busy("another run is at this file".into()))
+        Err(somebody_else())
     }
 
-    /// Gives `part` its final name, if what is there is what is expected.
-    async fn publish(&self, dir: &F::Dir, part: &Name, name: &Name, expected: Expected) -> Answer<()> {
+    /// Gives `part`, which must be `ours`, its final name, if what is there is what is expected.
+    async fn publish(&self, dir: &F::Dir, part: &Name, name: &Name, expected: Expected, ours: &Ours) -> Answer<()> {
         match expected {
-            Expected::Absent => move_unless_there(dir, part, dir, name)
-                .await
-                .map_err(|error| match error.kind() {
-                    io::ErrorKind::AlreadyExists => ServiceError::Changed,
-                    _ => ServiceError::io("rename", &error),
-                }),
-            Expected::Version(version) => self.replace(dir, part, name, &version).await,
+            Expected::Absent => {
+                move_unless_there(dir, part, dir, name)
+                    .await
+                    .map_err(|error| match error.kind() {
+                        io::ErrorKind::AlreadyExists => ServiceError::Changed,
+                        _ => ServiceError::io("rename", &error),
+                    })?;
+                if is_ours(dir, name, ours).await? {
+                    return Ok(());
+                }
+                // Somebody had put another under the partial's name.
+                move_unless_there(dir, name, dir, part)
+                    .await
+                    .map_err(|e| ServiceError::io("rename back", &e))?;
+                Err(somebody_else())
+            }
+            Expected::Version(version) => self.replace(dir, part, name, &version, ours).await,
+        }
+    }
+
+    /// Proves that who looks for `path` now finds `ours`: its directory may have been moved away meanwhile.
+    pub async fn prove_there(&self, path: &RelPath, ours: &Ours) -> Answer<()> {
+        let (dir, name) = self.parent_of(path).await?;
+        if is_ours(&dir, &name, ours).await? {
+            Ok(())
+        } else {
+            Err(ServiceError::Changed)
         }
     }
 
     /// Puts `part` in the place of `version`, by way of a name that tells a crash what was going on.
-    async fn replace(&self, dir: &F::Dir, part: &Name, name: &Name, version: &Version) -> Answer<()> {
+    async fn replace(&self, dir: &F::Dir, part: &Name, name: &Name, version: &Version, ours: &Ours) -> Answer<()> {
         self.ensure_final_is(dir, name, version).await?;
         if let Ok(old) = dir.open(name).await {
             // After a crash the old one is known by its version, so that must be on the disk.
@@ -612,6 +660,10 @@ impl<F: Fs> Store<F> {
                 .await
                 .map_err(|_| ServiceError::Leftover(swap.clone()))
         };
+        if !is_ours(dir, &swap, ours).await? {
+            back_to_partial.await?;
+            return Err(somebody_else());
+        }
         match dir.rename(&swap, dir, name, Rename::Exchange).await {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -658,7 +710,7 @@ impl<F: Fs> Store<F> {
         let dir = self.open_dir(path).await?;
         let mut swept = Swept::default();
         for name in dir
-            .names()
+            .names_beginning(b'.')
             .await
             .map_err(|e| ServiceError::io("read the directory", &e))?
         {
@@ -674,7 +726,20 @@ impl<F: Fs> Store<F> {
 
     /// Puts right what a crash left of a replacement. False when the file may be somebody's and is left alone.
     async fn resolve_swap(&self, dir: &F::Dir, left: &Name, swap: &names::Swap) -> Answer<bool> {
-        let Some(name) = &swap.name else { return Ok(false) };
+        let name = match &swap.name {
+            Some(name) => name.clone(),
+            None => {
+                let names = dir
+                    .names()
+                    .await
+                    .map_err(|e| ServiceError::io("read the directory", &e))?;
+                let Some(name) = names.into_iter().find(|name| swap.is_of(name)) else {
+                    return Ok(false);
+                };
+                name
+            }
+        };
+        let name = &name;
         let tag = |found: io::Result<crate::fs::Metadata>| found.ok().map(|found| names::version_tag(&found.version));
         let (left_tag, final_tag) = (tag(dir.stat(left).await), tag(dir.stat(name).await));
         if left_tag.as_ref() == Some(&swap.replaced) && final_tag.is_some() {
@@ -695,7 +760,7 @@ impl<F: Fs> Store<F> {
         let dir = self.open_dir(path).await?;
         let mut removed = 0;
         for name in dir
-            .names()
+            .names_beginning(b'.')
             .await
             .map_err(|e| ServiceError::io("read the directory", &e))?
         {
@@ -707,7 +772,7 @@ impl<F: Fs> Store<F> {
             let Ok(metadata) = file.metadata().await else { continue };
             // The ctime: the mtime may be the source's already.
             let is_old = is_older(metadata.version.ctime, self.inner.limits.orphan_age, wall);
-            if is_old && file.try_lock().await.is_ok() {
+            if is_old && lock_named(&dir, &name, &file).await? == Locked::Yes {
                 ignore_missing(dir.unlink(&name).await).map_err(|e| ServiceError::io("remove", &e))?;
                 removed += 1;
             }
@@ -720,6 +785,89 @@ async fn set_meta(file: &impl File, meta: Meta) -> Answer<()> {
     file.set_meta(meta.mode & 0o777, meta.mtime)
         .await
         .map_err(|e| ServiceError::io("set mode and times", &e))
+}
+
+/// What tells something that this process wrote from anything else under the same name.
+pub enum Ours {
+    /// A file: its inode.
+    Inode(Version),
+    /// A link: its text. (Nobody can hold a link open or lock it.)
+    Link(Bytes),
+}
+
+async fn is_ours<D: Dir>(dir: &D, name: &Name, ours: &Ours) -> Answer<bool> {
+    match ours {
+        Ours::Inode(version) => match dir.stat(name).await {
+            Ok(found) => Ok(found.version.is_same_inode(version)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(ServiceError::io("stat", &error)),
+        },
+        Ours::Link(text) => is_link_to(dir, name, text).await,
+    }
+}
+
+async fn is_link_to<D: Dir>(dir: &D, name: &Name, text: &Bytes) -> Answer<bool> {
+    match dir.stat(name).await {
+        Ok(found) if found.kind == Kind::Symlink => Ok(dir
+            .readlink(name)
+            .await
+            .map_err(|e| ServiceError::io("read the link", &e))?
+            == *text),
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(ServiceError::io("stat", &error)),
+    }
+}
+
+/// What came of locking a partial.
+#[derive(PartialEq, Eq)]
+enum Locked {
+    /// It is ours alone, and still has its name.
+    Yes,
+    /// Another run has it.
+    ByOther,
+    /// It has lost its name since it was opened.
+    NotNamed,
+}
+
+/// Locks `file`, which was opened as `part`.
+async fn lock_named<D: Dir>(dir: &D, part: &Name, file: &D::File) -> Answer<Locked> {
+    if let Err(error) = file.try_lock().await {
+        if is_any(&error, &[Errno::AGAIN]) {
+            return Ok(Locked::ByOther);
+        }
+        return Err(ServiceError::io("lock the partial", &error));
+    }
+    let version = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?.version;
+    Ok(if is_ours(dir, part, &Ours::Inode(version)).await? {
+        Locked::Yes
+    } else {
+        Locked::NotNamed
+    })
+}
+
+/// Makes a partial writable again that got its final mode just before a crash. One that a live run holds stays as it is.
+async fn make_writable<D: Dir>(dir: &D, part: &Name) -> Answer<()> {
+    let file = dir.open(part).await.map_err(|_| ServiceError::Leftover(part.clone()))?;
+    match lock_named(dir, part, &file).await? {
+        Locked::Yes => {
+            let mtime = file
+                .metadata()
+                .await
+                .map_err(|e| ServiceError::io("stat", &e))?
+                .version
+                .mtime;
+            file.set_meta(0o600, mtime)
+                .await
+                .map_err(|e| ServiceError::io("set the mode of", &e))
+        }
+        Locked::ByOther => Err(ServiceError::Busy("another run is writing this file".into())),
+        Locked::NotNamed => Ok(()),
+    }
+}
+
+fn somebody_else() -> ServiceError {
+    ServiceError::Busy("another run is at this file".into())
 }
 
 /// The directories that `paths` are in.

@@ -72,6 +72,25 @@ pub fn resolve(sources: &[OsString], target: &OsStr) -> Result<(Vec<SourceRoot>,
             }
         }
     }
+    for (path, inode) in &dirs {
+        if let Some((file_dir, _)) = files
+            .iter()
+            .find(|(dir, _)| inode_of(dir).is_ok_and(|other| other == *inode))
+        {
+            bail!(
+                "{} is moved whole: do not name a file in {} as well",
+                shown(path),
+                shown(file_dir)
+            );
+        }
+        if target.is_missing && is_inside(&target.path, *inode)? {
+            bail!(
+                "the target {} is inside the source {}",
+                shown(&target.path),
+                shown(path)
+            );
+        }
+    }
     let mut roots: Vec<_> = dirs
         .into_iter()
         .map(|(path, _)| SourceRoot { path, files: None })
@@ -83,17 +102,40 @@ pub fn resolve(sources: &[OsString], target: &OsStr) -> Result<(Vec<SourceRoot>,
     Ok((roots, target))
 }
 
-/// Makes the target directory, whose parent is there, and its name durable.
+fn inode_of(path: &Path) -> io::Result<(u64, u64)> {
+    fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// Whether a directory that is still to be made at `path` would be inside the one that has this inode.
+fn is_inside(path: &Path, inode: (u64, u64)) -> Result<bool> {
+    let parent = parent_of(path);
+    let parent = fs::canonicalize(&parent).with_context(|| format!("cannot use {}", shown(&parent)))?;
+    Ok(parent
+        .ancestors()
+        .any(|dir| inode_of(dir).is_ok_and(|other| other == inode)))
+}
+
+/// Makes the target directory, whose parent is there.
 pub fn make_target(path: &Path) -> Result<()> {
     let doing = || format!("cannot make the directory {}", shown(path));
     match fs::create_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         made => made.with_context(doing)?,
     }
+    Ok(())
+}
+
+/// Makes the name of the target directory durable, whoever made it: files in it are no safer than that. What can't be opened
+/// belongs to somebody else, who answers for it.
+pub fn sync_name_of(path: &Path) -> Result<()> {
     let parent = parent_of(path);
-    fs::File::open(&parent)
-        .and_then(|parent| parent.sync_all())
-        .with_context(|| format!("cannot sync {}", shown(&parent)))
+    match fs::File::open(&parent) {
+        Ok(opened) => match opened.sync_all() {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            synced => synced.with_context(|| format!("cannot sync {}", shown(&parent))),
+        },
+        Err(_) => Ok(()),
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]

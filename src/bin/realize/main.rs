@@ -26,8 +26,8 @@ use crate::{
 /// Threads that may block in the file system at once: so many syncs run side by side.
 const BLOCKING_THREADS: usize = 32;
 
-/// Open files that a batch of small ones takes with the default limits, and as many again for everything else.
-const OPEN_FILES_WANTED: u64 = 2048;
+/// Open files with the default limits: for each small file under way its source, its partial and its directory.
+const OPEN_FILES_WANTED: u64 = 4096;
 
 fn main() -> ExitCode {
     let (args, rules) = Args::read();
@@ -60,6 +60,9 @@ async fn move_locally(args: Args, filter: Filter, sources: Vec<SourceRoot>, targ
     let mut roots = Roots::new(OsFs::new(), clock.clone(), limits.clone(), random()?);
     if target.is_missing && !args.dry_run {
         ends::make_target(&target.path)?;
+    }
+    if !args.dry_run {
+        ends::sync_name_of(&target.path)?;
     }
     let target_dir = if target.is_missing && args.dry_run {
         None

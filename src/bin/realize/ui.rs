@@ -9,7 +9,7 @@ use std::{
 
 use indicatif::{BinaryBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use realize::{
-    algo::{Event, How, MoveReport, Why},
+    algo::{Event, How, MoveReport, Stop, Why},
     clock::Clock,
     service::ServiceError,
 };
@@ -126,9 +126,13 @@ impl<C: Clock> Ui<C> {
     /// Ends the display with a summary.
     pub fn finish(self, report: &MoveReport) {
         self.bar.finish_and_clear();
-        if let Some(why) = &report.stopped {
-            let way_out = way_out(why).map(|way_out| format!("; {way_out}")).unwrap_or_default();
-            self.say(&format!("stopped: {why}{way_out}; run the same command again to go on"));
+        match &report.stopped {
+            None => {}
+            Some(Stop::File(why)) => {
+                let way_out = way_out(why).map(|way_out| format!("; {way_out}")).unwrap_or_default();
+                self.say(&format!("stopped: {why}{way_out}; run the same command again to go on"));
+            }
+            Some(Stop::Move(error)) => self.say(&format!("stopped: {error}")),
         }
         for (loss, files) in &report.losses {
             self.say(&format!("not carried over: {loss}, of {}", count(*files, "file")));
@@ -168,7 +172,7 @@ fn count(number: u64, what: &str) -> String {
 
 fn summary(report: &MoveReport, copy: bool) -> String {
     let files = report.copied + report.verified + report.renamed;
-    if report.would_move > 0 || (files == 0 && report.stays == 0 && report.dirs_removed == 0) {
+    if report.would_move > 0 || (files == 0 && report.is_complete() && report.dirs_removed == 0) {
         return if report.would_move > 0 {
             format!("would move {}; nothing was written", count(report.would_move, "file"))
         } else {
@@ -236,7 +240,7 @@ pub fn way_out(why: &Why) -> Option<&'static str> {
             match errno {
                 Errno::ACCESS | Errno::PERM => at(
                     "run as its owner or as root, or make it readable and its directory writable with chmod",
-                    "make the target writable for the user that runs it",
+                    "make the directory writable for the user that runs realize, by chmod or chown",
                 ),
                 Errno::NOSPC | Errno::DQUOT => Some("free some space at the target"),
                 Errno::ROFS => Some("remount it for writing"),

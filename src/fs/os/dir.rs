@@ -12,9 +12,9 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, FileType, FlockOperation, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, Stat, chmod, fchmod, flock,
-        fstat, fsync, linkat, mkdirat, openat, openat2, readlinkat, renameat, renameat_with, statat, symlinkat, syncfs,
-        unlinkat, utimensat,
+        AtFlags, FileType, FlockOperation, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, Stat, StatxAttributes,
+        StatxFlags, chmod, fchmod, flock, fstat, fsync, linkat, mkdirat, openat, openat2, readlinkat, renameat,
+        renameat_with, statat, statx, symlinkat, syncfs, unlinkat, utimensat,
     },
     io::Errno,
 };
@@ -98,6 +98,25 @@ impl OsDir {
     }
 }
 
+impl OsDir {
+    /// A name that is no [`Name`] (longer than 255 bytes, say) is an error: a listing hides nothing.
+    fn read_names(&self, is_wanted: impl Fn(&[u8]) -> bool) -> io::Result<Vec<Name>> {
+        // A descriptor of its own: clones share the offset of ours.
+        let fd = open_again(self.fd())?;
+        let mut buffer = Vec::with_capacity(NAMES_BYTES);
+        let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
+        let mut names = Vec::new();
+        while let Some(entry) = entries.next() {
+            match entry?.file_name().to_bytes() {
+                b"." | b".." => {}
+                bytes if is_wanted(bytes) => names.push(Name::new(bytes).map_err(not_a_name)?),
+                _ => {}
+            }
+        }
+        Ok(names)
+    }
+}
+
 impl Dir for OsDir {
     type File = OsFile;
 
@@ -113,20 +132,24 @@ impl Dir for OsDir {
         Ok(metadata(&self.lstat(name)?))
     }
 
-    /// A name that is no [`Name`] (longer than 255 bytes, say) is an error: a listing hides nothing.
+    async fn is_mount_point(&self, name: &Name) -> io::Result<bool> {
+        let found = statx(
+            self.fd(),
+            name.as_bytes(),
+            AtFlags::SYMLINK_NOFOLLOW,
+            StatxFlags::empty(),
+        )?;
+        // A kernel before 5.8 does not tell: then it may be.
+        let is_told = found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT);
+        Ok(!is_told || found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+    }
+
     async fn names(&self) -> io::Result<Vec<Name>> {
-        // A descriptor of its own: clones share the offset of ours.
-        let fd = open_again(self.fd())?;
-        let mut buffer = Vec::with_capacity(NAMES_BYTES);
-        let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
-        let mut names = Vec::new();
-        while let Some(entry) = entries.next() {
-            match entry?.file_name().to_bytes() {
-                b"." | b".." => {}
-                bytes => names.push(Name::new(bytes).map_err(not_a_name)?),
-            }
-        }
-        Ok(names)
+        self.read_names(|_| true)
+    }
+
+    async fn names_beginning(&self, prefix: u8) -> io::Result<Vec<Name>> {
+        self.read_names(|name| name.first() == Some(&prefix))
     }
 
     async fn open(&self, name: &Name) -> io::Result<OsFile> {

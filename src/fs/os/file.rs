@@ -12,7 +12,8 @@ use std::{
 use rustix::{
     buffer::spare_capacity,
     fs::{
-        Advice, FlockOperation, SeekFrom, fadvise, flistxattr, flistxattr_query, flock, fstat, fsync, ftruncate, seek,
+        Advice, FlockOperation, SeekFrom, fadvise, flistxattr, flistxattr_query, flock, fstat, fstatfs, fsync,
+        ftruncate, seek,
     },
     io::{Errno, pread, pwrite},
 };
@@ -25,6 +26,19 @@ use crate::{
 
 /// The longest list of attribute names that Linux gives (`XATTR_LIST_MAX`).
 const XATTR_NAMES_BYTES: usize = 65_536;
+
+/// The `f_type` of file systems whose files other hosts or programs may write to unseen by this kernel: NFS, SMB 1, CIFS, SMB 2,
+/// FUSE, 9p, Ceph, AFS (`linux/magic.h`).
+const NETWORK_MAGICS: [u32; 8] = [
+    0x6969,
+    0x517b,
+    0xff53_4d42,
+    0xfe53_4d42,
+    0x6573_5546,
+    0x0102_1997,
+    0x00c3_6400,
+    0x5346_414f,
+];
 
 /// A regular file of this host.
 #[derive(Debug, Clone)]
@@ -121,6 +135,10 @@ impl File for OsFile {
     }
 
     async fn lease(&self) -> io::Result<()> {
+        // There a lease sees only the writers of this host, or is refused for want of a server's: no lease is had.
+        if NETWORK_MAGICS.contains(&(fstatfs(self.fd())?.f_type as u32)) {
+            return Err(Errno::OPNOTSUPP.into());
+        }
         // Said before it is so: a drop can't come between, for `self` is borrowed.
         self.0.leased.store(true, Ordering::Relaxed);
         lease::take(self.fd())
