@@ -333,3 +333,34 @@ fn an_old_final_that_is_replaced_at_any_moment_is_not_overwritten() {
         effect += 1;
     }
 }
+
+#[test]
+fn a_file_whose_directory_is_moved_away_meanwhile_is_not_called_moved() {
+    for (name, step) in [("d/b", Op::Rename), ("d/b", Op::FileSync)] {
+        let world = World::small(1, false, Large::OneChunk);
+        let theirs = |machine: &Machine| {
+            let disk = machine.disk(TARGET);
+            disk.rename("target/d", "target/elsewhere").unwrap();
+            disk.mkdir_all("target/d/e").unwrap();
+        };
+        let partial = at_target(&path("d/.b.realize-part"));
+        world.machine.inject(act(
+            At::Call {
+                op: step,
+                path: Some(partial),
+                nth: 0,
+            },
+            theirs,
+        ));
+        let ended = world.move_all();
+        assert!(
+            world.machine.heal().is_empty(),
+            "{name} was to be disturbed at its {step:?}"
+        );
+        assert!(
+            world.source.stat(at_source(&path(name)).as_bytes()).is_ok(),
+            "{step:?}: {ended:?}"
+        );
+        assert!(ended.stays.iter().any(|failure| failure.path == path(name)));
+    }
+}

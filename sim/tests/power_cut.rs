@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use realize_sim::{
     check::Checker,
-    fs::{Kind, Off, Profile},
+    fs::{Kind, Off, Profile, Refusals},
     random::Random,
     world::{Large, World, cut},
 };
+use rustix::io::Errno;
 
 /// How many crash states of each profile are recovered at each effect.
 const STATES: u64 = 2;
@@ -48,11 +49,29 @@ fn a_second_run_moves_no_byte() {
     assert!(again.is_complete());
 }
 
+/// A world as most tests here want it.
+fn small(one_disk: bool, large: Large) -> World {
+    World::small(1, one_disk, large)
+}
+
+/// A world whose file systems know neither NOREPLACE nor EXCHANGE.
+fn knowing_little(one_disk: bool, large: Large) -> World {
+    let world = World::small(1, one_disk, large);
+    let refusals = Refusals {
+        no_replace: Some(Errno::INVAL),
+        exchange: Some(Errno::INVAL),
+        ..Refusals::default()
+    };
+    world.source.refuse(refusals);
+    world.target.refuse(refusals);
+    world
+}
+
 /// Runs a move that is ended at each effect in turn by `kind`; `after` brings the machine back.
-fn end_at_every_effect(one_disk: bool, large: Large, kind: Kind, after: impl Fn(&World, u64)) {
+fn end_at_every_effect(make: impl Fn() -> World, kind: Kind, after: impl Fn(&World, u64)) {
     let mut effect = 0;
     loop {
-        let (world, checker) = (World::small(1, one_disk, large), Arc::new(Checker::default()));
+        let (world, checker) = (make(), Arc::new(Checker::default()));
         world.watch(&checker);
         world.machine.inject(cut(effect, kind.clone()));
         let ended = world.move_all();
@@ -102,9 +121,13 @@ fn cut_power(one_disk: bool, off: Off) {
             } else {
                 Large::OneChunk
             };
-            end_at_every_effect(one_disk, large, Kind::PowerCut(off), |world, effect| {
-                world.machine.crash(profile, &mut Random::new(effect * STATES + state));
-            });
+            end_at_every_effect(
+                || small(one_disk, large),
+                Kind::PowerCut(off),
+                |world, effect| {
+                    world.machine.crash(profile, &mut Random::new(effect * STATES + state));
+                },
+            );
         }
     }
 }
@@ -127,8 +150,36 @@ fn disks_that_fail_at_every_effect_and_all_later_ones_lose_nothing() {
 #[test]
 fn process_killed_at_every_effect_loses_nothing() {
     for one_disk in [false, true] {
-        end_at_every_effect(one_disk, Large::TwoChunks, Kind::Kill(Off::Hang), |world, _| {
+        end_at_every_effect(
+            || small(one_disk, Large::TwoChunks),
+            Kind::Kill(Off::Hang),
+            |world, _| {
+                world.machine.restart();
+            },
+        );
+    }
+}
+
+#[test]
+fn process_killed_on_file_systems_that_know_little_loses_nothing() {
+    end_at_every_effect(
+        || knowing_little(false, Large::OneChunk),
+        Kind::Kill(Off::Hang),
+        |world, _| {
             world.machine.restart();
-        });
+        },
+    );
+}
+
+#[test]
+fn power_cut_on_file_systems_that_know_little_loses_nothing() {
+    for profile in [Profile::Ordered, Profile::PosixWorst] {
+        end_at_every_effect(
+            || knowing_little(false, Large::OneChunk),
+            Kind::PowerCut(Off::Hang),
+            |world, effect| {
+                world.machine.crash(profile, &mut Random::new(effect));
+            },
+        );
     }
 }

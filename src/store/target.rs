@@ -13,7 +13,9 @@ use bytes::Bytes;
 use rustix::io::Errno;
 
 use super::{
-    Store, ignore_missing, is_any, is_unsupported, names,
+    Store, ignore_missing, is_any, is_unsupported,
+    listing::put_back,
+    names,
     names::NameKind,
     source::{BLOCK_BYTES, is_older, is_zero, move_unless_there},
 };
@@ -403,9 +405,6 @@ impl<F: Fs> Store<F> {
             return Ok(PreparedState::WasThere);
         }
         self.remove_partial(dir, name).await?;
-        if dir.stat(part).await.is_ok_and(|left| left.kind == Kind::Symlink) {
-            ignore_missing(dir.unlink(part).await).map_err(|e| ServiceError::io("remove", &e))?;
-        }
         dir.symlink(part, text)
             .await
             .map_err(|e| ServiceError::io("make the link", &e))?;
@@ -564,9 +563,12 @@ impl<F: Fs> Store<F> {
     /// Removes the partial of a file that arrived in another way, unless somebody is writing to it.
     pub(super) async fn remove_partial(&self, dir: &F::Dir, name: &Name) -> Answer<()> {
         let part = names::partial(name);
-        // What is not there, or not a file, is no partial.
-        let Ok(file) = dir.open(&part).await else { return Ok(()) };
-        if lock_named(dir, &part, &file).await? != Locked::Yes {
+        let is_removable = match dir.open(&part).await {
+            Ok(file) => lock_named(dir, &part, &file).await? == Locked::Yes,
+            // Nobody can lock a link: a run that is at it finds that out when it publishes.
+            Err(error) => is_any(&error, &[Errno::LOOP]),
+        };
+        if !is_removable {
             return Ok(());
         }
         ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))
@@ -749,7 +751,7 @@ impl<F: Fs> Store<F> {
         }
         if final_tag.as_ref() == Some(&swap.replaced) {
             // The old one still has its name, so this is the partial: to be continued.
-            return Ok(move_unless_there(dir, left, dir, &names::partial(name)).await.is_ok());
+            return Ok(put_back(dir, left, dir, &names::partial(name)).await.is_ok());
         }
         Ok(false)
     }

@@ -1,0 +1,152 @@
+//! What reviews and tests found wrong once.
+
+#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
+
+mod support;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use support::*;
+
+/// Where files are renamed, and where they are copied.
+fn of_both_kinds() -> [(Vec<Scratch>, PathBuf, PathBuf); 2] {
+    [vec![Scratch::on_disk()], vec![Scratch::on_disk(), Scratch::in_memory()]].map(|scratches| {
+        let source = scratches[0].dir("source");
+        let target = scratches[scratches.len() - 1].dir("target");
+        (scratches, source, target)
+    })
+}
+
+#[test]
+fn hard_linked_files_that_are_bound_to_the_target_are_not_lost() {
+    if !name_spaces_allowed() {
+        return;
+    }
+    for (_scratches, source, target) in of_both_kinds() {
+        fs::write(source.join("a"), "the only copy").unwrap();
+        fs::hard_link(source.join("a"), source.join("b")).unwrap();
+        let mut binds = String::new();
+        for name in ["a", "b"] {
+            fs::write(target.join(name), "").unwrap();
+            binds += &format!("mount --bind {:?} {:?}\n", source.join(name), target.join(name));
+        }
+        let outcome = realize().args([&source, &target]).inside(binds).run();
+        let places = [source.join("a"), source.join("b"), target.join("a"), target.join("b")];
+        let holds = |path: &PathBuf| fs::read_to_string(path).is_ok_and(|text| text == "the only copy");
+        assert!(places.iter().any(holds), "lost\n{outcome}");
+        outcome.expect_code(1);
+    }
+}
+
+#[test]
+fn a_refused_move_into_itself_leaves_no_new_directory_behind() {
+    let disk = Scratch::on_disk();
+    let dir = disk.dir("dir");
+    fs::write(dir.join("file"), "text").unwrap();
+    realize().args([&dir, &dir.join("new")]).run().expect_code(2);
+    assert!(!dir.join("new").exists(), "exit code 2 says that nothing was touched");
+}
+
+#[test]
+fn a_dry_run_of_a_move_into_itself_is_refused_like_the_move() {
+    let disk = Scratch::on_disk();
+    let dir = disk.dir("dir");
+    fs::write(dir.join("file"), "text").unwrap();
+    realize().arg("-n").args([&dir, &dir.join("new")]).run().expect_code(2);
+}
+
+#[test]
+fn a_read_only_directory_that_was_left_behind_moves_when_its_file_can() {
+    for (scratches, source, target) in of_both_kinds() {
+        let dir = source.join("read-only");
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("free"), "text").unwrap();
+        fs::write(dir.join("busy"), "text").unwrap();
+        scratches.iter().for_each(|scratch| give_to_nobody(scratch));
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        mode(&dir, 0o555);
+        // As its owner says who moves it: it is made writable once the first run has told about it.
+        let run = || realize().args([&source, &target]).unprivileged().run();
+        run().expect_code(1);
+        mode(&dir, 0o755);
+        run().expect_code(0);
+        assert!(target.join("read-only/busy").exists() && !dir.exists());
+    }
+}
+
+#[test]
+fn a_directory_named_with_a_file_of_its_own_is_not_said_to_be_moved_by_another_run() {
+    for (_scratches, source, target) in of_both_kinds() {
+        fs::write(source.join("file"), "text").unwrap();
+        let outcome = realize().args([&source, &source.join("file"), &target]).run();
+        assert_ne!(outcome.status.code(), Some(13), "{outcome}");
+    }
+}
+
+#[test]
+fn what_stays_in_one_source_is_told_however_much_is_in_the_other() {
+    let scratch = Scratch::on_disk();
+    let (first, second, target) = (scratch.dir("first"), scratch.dir("second"), scratch.dir("target"));
+    fs::create_dir(first.join("z")).unwrap();
+    fs::write(first.join("z/.f.realize-part"), "arriving").unwrap();
+    for number in 0..1100 {
+        fs::write(second.join(format!("a{number:04}")), "").unwrap();
+    }
+    let outcome = realize()
+        .arg("--keep-dirs")
+        .arg(&first)
+        .arg(&second)
+        .arg(&target)
+        .run()
+        .expect_code(1);
+    let stderr = String::from_utf8_lossy(&outcome.stderr).into_owned();
+    assert!(stderr.contains(".f.realize-part"), "{stderr}");
+}
+
+#[test]
+fn a_link_to_the_file_at_the_target_does_not_replace_it() {
+    for (_scratches, source, target) in of_both_kinds() {
+        fs::write(target.join("film"), "long").unwrap();
+        std::os::unix::fs::symlink(target.join("film"), source.join("film")).unwrap();
+        realize().arg(&source).arg(&target).run().expect_code(1);
+        assert_eq!(fs::read_to_string(target.join("film")).unwrap(), "long");
+        assert!(source.join("film").is_symlink());
+    }
+}
+
+#[test]
+fn directories_of_the_target_keep_their_modes() {
+    for (_scratches, source, target) in of_both_kinds() {
+        for (root, mode) in [(&source, 0o755), (&target, 0o700)] {
+            fs::create_dir(root.join("private")).unwrap();
+            fs::set_permissions(root.join("private"), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        fs::write(source.join("private/file"), "text").unwrap();
+        realize().arg(&source).arg(&target).run().expect_code(0);
+        let mode = fs::metadata(target.join("private")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o700);
+    }
+}
+
+#[test]
+fn a_path_too_long_for_realize_does_not_stop_the_others() {
+    let scratch = Scratch::on_disk();
+    let (source, target) = (scratch.dir("source"), scratch.dir("target"));
+    let long = "d".repeat(250);
+    let inner =
+        format!("mkdir -p deep && cd deep && for i in $(seq 17); do mkdir {long} && cd {long}; done; touch file");
+    let made = std::process::Command::new("sh")
+        .arg("-c")
+        .arg(inner)
+        .current_dir(&source)
+        .status()
+        .unwrap();
+    assert!(made.success());
+    fs::write(source.join("z_after"), "text").unwrap();
+    realize().arg(&source).arg(&target).run().expect_code(1);
+    assert_eq!(fs::read_to_string(target.join("z_after")).unwrap(), "text");
+}
