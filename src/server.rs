@@ -113,6 +113,8 @@ struct OpenTarget<F: Fs, T> {
     file: T,
     /// Shared by jobs that write, exclusive to the one that finishes: no late write lands in a final.
     jobs: Arc<tokio::sync::RwLock<()>>,
+    /// One chunk is written at a time: the kernel locks the inode, and threads that wait for it spin. Hashing goes on beside.
+    turns: Arc<tokio::sync::Mutex<()>>,
     finishing: Mutex<Option<Shared<BoxFuture<'static, Answer<()>>>>>,
 }
 
@@ -122,6 +124,7 @@ impl<F: Fs, T> OpenTarget<F, T> {
             store,
             file,
             jobs: Arc::default(),
+            turns: Arc::default(),
             finishing: Mutex::new(None),
         })
     }
@@ -625,9 +628,10 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         }
         let target = self.find_partial(handle)?;
         let with_others = target.jobs.clone().read_owned().await;
+        let turn = target.turns.clone().lock_owned().await;
         self.job(async move {
             let _with_others = with_others;
-            target.file.write_chunk(&target.store, chunk, &data, sparse).await
+            target.file.write_chunk(&target.store, chunk, &data, sparse, turn).await
         })
         .await
     }

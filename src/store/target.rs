@@ -179,7 +179,15 @@ impl<F: Fs> Partial<F> {
     }
 
     /// Writes chunk `index`, which must be whole. Where `sparse`, blocks of zeros in new ground become holes.
-    pub async fn write_chunk(&self, store: &Store<F>, index: u64, data: &Bytes, sparse: bool) -> Answer<()> {
+    /// `turn` is dropped as soon as it is written.
+    pub async fn write_chunk(
+        &self,
+        store: &Store<F>,
+        index: u64,
+        data: &Bytes,
+        sparse: bool,
+        turn: impl Send,
+    ) -> Answer<()> {
         if chunk_len(self.size, index) != Some(data.len()) {
             return Err(ServiceError::BadRequest("not a whole chunk".into()));
         }
@@ -191,6 +199,7 @@ impl<F: Fs> Partial<F> {
         } else {
             write_all(&self.file, start, data).await
         };
+        drop(turn);
         written.map_err(|e| ServiceError::io("write", &e))?;
         self.hashes.add(index, hash_chunk(self.size, index, data))?;
         let unsynced_bytes = self.unsynced_bytes.fetch_add(data.len() as u64, Ordering::Relaxed) + data.len() as u64;
