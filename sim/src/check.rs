@@ -1,5 +1,4 @@
-//! What must hold at every effect of a move, in whatever state a crash just then would leave the disks. The numbers are those
-//! of the properties in `docs/simulation.md`.
+//! What must hold at every effect of a move, in whatever state a crash just then would leave the disks.
 
 use std::{
     collections::BTreeSet,
