@@ -385,7 +385,9 @@ impl<F: Fs> Store<F> {
             .filter(|name| names::classify(name) == names::NameKind::Token)
         {
             let Ok(file) = root.open(&name).await else { continue };
-            if file.try_lock().await.is_ok() {
+            // Ours are empty; whatever else has such a name is somebody's.
+            let is_empty = file.metadata().await.is_ok_and(|metadata| metadata.version.size == 0);
+            if is_empty && file.try_lock().await.is_ok() {
                 // It only marks; the next run tries again.
                 root.unlink(&name).await.ok();
             }

@@ -150,3 +150,23 @@ fn a_path_too_long_for_realize_does_not_stop_the_others() {
     realize().arg(&source).arg(&target).run().expect_code(1);
     assert_eq!(fs::read_to_string(target.join("z_after")).unwrap(), "text");
 }
+
+#[test]
+fn files_named_like_marks_of_a_run_are_not_deleted() {
+    for (_scratches, source, target) in of_both_kinds() {
+        let like = ".realize-token.abc.source".to_owned();
+        let exact = format!(".realize-token.{}.source", "0a".repeat(16));
+        for name in [&like, &exact] {
+            fs::write(source.join(name), "precious").unwrap();
+        }
+        fs::write(target.join(&exact), "theirs").unwrap();
+        realize().arg(&source).arg(&target).run();
+        assert_eq!(
+            fs::read_to_string(target.join(&like)).unwrap(),
+            "precious",
+            "moved like any file"
+        );
+        assert_eq!(fs::read_to_string(source.join(&exact)).unwrap(), "precious");
+        assert_eq!(fs::read_to_string(target.join(&exact)).unwrap(), "theirs");
+    }
+}

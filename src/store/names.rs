@@ -64,7 +64,7 @@ pub fn classify(name: &Name) -> NameKind {
     if bytes == GONE {
         return NameKind::GoneDir;
     }
-    if bytes.starts_with(TOKEN) {
+    if bytes.strip_prefix(TOKEN).is_some_and(is_run_and_end) {
         return NameKind::Token;
     }
     let Some(inner) = bytes.strip_prefix(b".") else {
@@ -140,6 +140,12 @@ pub fn version_tag(version: &Version) -> Vec<u8> {
     hasher.finalize().to_hex().as_bytes()[..VERSION_BYTES].to_vec()
 }
 
+/// Whether `rest` of a token's name is what [`token`] makes: anything else is a user's file.
+fn is_run_and_end(rest: &[u8]) -> bool {
+    let run = rest.strip_suffix(b".source").or(rest.strip_suffix(b".target"));
+    run.is_some_and(|run| run.len() == 32 && run.iter().all(u8::is_ascii_hexdigit))
+}
+
 const HASHED: &[u8] = b"realize-long-";
 const HASHED_BYTES: usize = HASHED.len() + 64;
 
@@ -207,6 +213,7 @@ mod tests {
             b"a.realize-part",
             b".realize-part",
             b".a.realize-swap-x",
+            b".realize-token.a.source",
         ] {
             assert_eq!(classify(&name(plain)), NameKind::Plain, "{}", name(plain));
         }
