@@ -364,3 +364,31 @@ fn a_file_whose_directory_is_moved_away_meanwhile_is_not_called_moved() {
         assert!(ended.stays.iter().any(|failure| failure.path == path(name)));
     }
 }
+
+#[test]
+fn a_source_replaced_while_a_link_stands_for_its_rename_is_not_unlinked() {
+    let world = World::small(1, false, Large::OneChunk);
+    let no_replace = Some(Errno::INVAL);
+    world.source.refuse(Refusals {
+        no_replace,
+        ..Refusals::default()
+    });
+    let source = at_source(&path("d/b"));
+    let theirs = {
+        let source = source.clone();
+        move |machine: &Machine| machine.disk(SOURCE).replace(source.as_bytes(), b"theirs").unwrap()
+    };
+    // Looked at in the listing, when it is opened, and once it is linked.
+    let at = At::Call {
+        op: Op::Stat,
+        path: Some(source.clone()),
+        nth: 2,
+    };
+    world.machine.inject(act(at, theirs));
+    let ended = world.move_all();
+    assert!(
+        world.machine.heal().is_empty(),
+        "it was not looked at before the unlink"
+    );
+    assert_eq!(world.source.read(source.as_bytes()).unwrap(), b"theirs", "{ended:?}");
+}

@@ -420,7 +420,14 @@ pub(super) async fn move_unless_there<D: Dir>(from_dir: &D, from: &Name, to_dir:
         result => return result,
     }
     match from_dir.link(from, to_dir, to).await {
-        Ok(()) => from_dir.unlink(from).await,
+        Ok(()) => {
+            // Who replaced `from` since keeps what they put there; a gap of one call is left.
+            let (named, linked) = (from_dir.stat(from).await?, to_dir.stat(to).await?);
+            if !named.version.is_same_inode(&linked.version) {
+                return Err(Errno::EXIST.into());
+            }
+            from_dir.unlink(from).await
+        }
         // No links either (FAT): look, then rename. Who makes the name in between is overwritten; documented.
         Err(error) if is_any(&error, &[Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS, Errno::MLINK]) => {
             match to_dir.stat(to).await {
