@@ -63,6 +63,11 @@ impl Filter {
             if pattern.trim().is_empty() || pattern.starts_with('#') {
                 return Err(bad("it would match nothing".into()));
             }
+            if pattern.starts_with("./") || pattern.starts_with("../") {
+                return Err(bad(
+                    "it would match nothing: a pattern is a name, or a path from SRC that begins with \"/\"".into(),
+                ));
+            }
             builder.add_line(None, &line).map_err(|error| bad(error.to_string()))?;
         }
         let rules_built = builder.build().map_err(|error| BadPattern {
@@ -149,7 +154,7 @@ mod tests {
 
     #[test]
     fn patterns_that_would_mislead_are_refused() {
-        for bad in ["!a", "", " ", "#a", "[z-a]"] {
+        for bad in ["!a", "", " ", "#a", "[z-a]", "./a", "../a"] {
             assert!(Filter::new(&[exclude(bad)]).is_err(), "{bad}");
         }
     }

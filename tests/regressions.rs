@@ -170,3 +170,20 @@ fn files_named_like_marks_of_a_run_are_not_deleted() {
         assert_eq!(fs::read_to_string(target.join(&exact)).unwrap(), "theirs");
     }
 }
+
+#[test]
+fn what_replaces_something_says_so() {
+    let scratch = Scratch::on_disk();
+    let memory = Scratch::in_memory();
+    let (source, target) = (scratch.dir("source"), memory.dir("target"));
+    for name in ["new", "other", "equal"] {
+        fs::write(source.join(name), "content").unwrap();
+    }
+    fs::write(target.join("other"), "older").unwrap();
+    fs::write(target.join("equal"), "content").unwrap();
+    let outcome = realize().arg("-v").args([&source, &target]).run().expect_code(0);
+    for line in ["\"other\" (replaced", "1 file at the target replaced"] {
+        assert!(outcome.stdout().contains(line), "{outcome}");
+    }
+    assert_eq!(outcome.stdout().matches("(replaced").count(), 1, "{outcome}");
+}

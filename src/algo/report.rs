@@ -58,6 +58,8 @@ pub struct Failure {
 pub enum How {
     /// Its bytes were sent.
     Copied,
+    /// Its bytes were sent, and took the place of something else.
+    Replaced,
     /// It was there already and was verified.
     Verified,
     /// It was renamed.
@@ -118,6 +120,8 @@ pub enum Event<'a> {
 pub struct MoveReport {
     /// Files and links whose bytes were sent.
     pub copied: u64,
+    /// Those among the copied that took the place of something else.
+    pub replaced: u64,
     /// Files that the target had already.
     pub verified: u64,
     /// Files and links that were renamed.
@@ -216,9 +220,17 @@ impl<S, T> Shared<'_, S, T> {
 
     pub(super) fn moved(&self, item: &Item, how: How) {
         let bytes = file_bytes(&item.entry);
+        let how = match (how, item.expected) {
+            (How::Copied, Expected::Version(_)) => How::Replaced,
+            (how, _) => how,
+        };
         let mut report = self.report.borrow_mut();
         match how {
             How::Copied => report.copied += 1,
+            How::Replaced => {
+                report.copied += 1;
+                report.replaced += 1;
+            }
             How::Verified => report.verified += 1,
             How::Renamed => report.renamed += 1,
         }

@@ -21,7 +21,8 @@ pub struct Args {
     #[arg(value_name = "DST", required = true)]
     pub target: OsString,
 
-    /// Say what would be moved; write nothing anywhere
+    /// Say what would be moved; write nothing anywhere. Opens no file, so what shows only then (no right to read it, in use, too
+    /// large for the target's disk) is not foreseen
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 
@@ -33,7 +34,7 @@ pub struct Args {
     #[arg(long)]
     pub keep_dirs: bool,
 
-    /// Leave alone what matches, in the manner of gitignore; the last --exclude or --include that matches decides
+    /// Leave alone what matches, in the manner of gitignore (a path that begins with / is one from SRC on); the last --exclude or --include that matches decides
     #[arg(long, value_name = "PATTERN")]
     pub exclude: Vec<String>,
 

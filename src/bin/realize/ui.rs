@@ -41,7 +41,7 @@ impl<C: Clock> Ui<C> {
             ProgressBar::hidden()
         };
         let style =
-            "{msg:9} {bytes:>11} of {total_bytes:11} [{bar:30}] {binary_bytes_per_sec:>13}, {eta} left  {prefix}";
+            "{msg:8} {bytes:>10} of {total_bytes:10} [{wide_bar}] {binary_bytes_per_sec:>12}, {eta} left, {prefix}";
         // A template that indicatif does not take shows the default bar.
         bar.set_style(
             ProgressStyle::with_template(style)
@@ -80,11 +80,12 @@ impl<C: Clock> Ui<C> {
             Event::Moved { path, how } => {
                 let (files, bytes) = self.done.get();
                 self.done.set((files + 1, bytes));
-                self.bar.set_prefix(format!("{} files", HumanCount(files + 1)));
+                self.bar.set_prefix(count(files + 1, "file"));
                 self.bar.set_message(if self.copy { "copying" } else { "moving" });
                 if self.names {
                     let how = match how {
                         How::Copied => "",
+                        How::Replaced => " (replaced what was there)",
                         How::Verified => " (was there)",
                         How::Renamed => " (renamed)",
                     };
@@ -149,7 +150,15 @@ impl<C: Clock> Ui<C> {
     }
 
     fn print(&self, line: &str) {
-        let write = || writeln!(self.output.borrow_mut(), "{line}").ok();
+        // What is buffered would come in the midst of the bar. (Asked first: while suspended the bar is locked.)
+        let has_bar = !self.bar.is_hidden();
+        let write = || {
+            let mut output = self.output.borrow_mut();
+            writeln!(output, "{line}").ok();
+            if has_bar {
+                output.flush().ok();
+            }
+        };
         self.bar.suspend(write);
     }
 
@@ -193,6 +202,9 @@ fn summary(report: &MoveReport, copy: bool) -> String {
         .collect();
     if !ways.is_empty() {
         text += &format!(" ({})", ways.join(", "));
+    }
+    if report.replaced > 0 {
+        text += &format!("; {} at the target replaced", count(report.replaced, "file"));
     }
     if report.dirs_removed > 0 {
         let dirs = if report.dirs_removed == 1 {
