@@ -5,9 +5,13 @@
 
 mod listing;
 pub mod names;
+mod partial;
+mod publish;
 mod rename;
+mod settle;
+mod small;
 mod source;
-mod target;
+mod sweep;
 
 use std::{
     collections::BTreeMap,
@@ -19,8 +23,11 @@ use rustix::io::Errno;
 
 pub use self::{
     listing::Walk,
+    partial::Partial,
+    publish::{Ours, parents},
+    settle::Confirm,
+    small::Prepared,
     source::{Source, SourceFile},
-    target::{Confirm, Ours, Partial, Prepared, parents},
 };
 use crate::{
     fs::{Dir, File, Fs, Lock, Metadata},

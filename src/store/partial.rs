@@ -1,0 +1,391 @@
+//! The target's side of a large file: its partial, written and synced.
+
+use std::{
+    io,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use rustix::io::Errno;
+
+use super::{
+    Store, ignore_missing, is_any, names,
+    publish::{Ours, is_ours, set_meta},
+    source::{BLOCK_BYTES, is_zero},
+};
+use crate::{
+    digest::{CHUNK_BYTES, ChunkHash, FileHasher, NotTaken, chunk_count, chunk_len, hash_chunk},
+    fs::{Dir, File, Fs, read_full, write_all},
+    model::{Digest, Name, RelPath},
+    planted::{Bug, planted},
+    service::{Answer, Finish, ServiceError},
+};
+
+/// How often a partial that somebody else removes or publishes meanwhile is opened again.
+const OPEN_TRIES: usize = 8;
+
+/// A large file that is arriving. Its descriptor stays open from the first write to the sync, so that no failed
+/// write-back goes unseen.
+pub struct Partial<F: Fs> {
+    path: RelPath,
+    name: Name,
+    dir: F::Dir,
+    part: Name,
+    file: F::File,
+    size: u64,
+    /// Bytes that an earlier process left, as far as they may count.
+    found_len: u64,
+    hashes: Hashes,
+    unsynced_bytes: AtomicU64,
+    /// Set once it has its final name: nothing may be written any more.
+    is_final: AtomicBool,
+}
+
+/// The chunk hashes so far; once a chunk came twice the file is read back instead.
+pub(super) struct Hashes {
+    size: u64,
+    hasher: Mutex<Option<FileHasher>>,
+}
+
+impl Hashes {
+    pub(super) fn new(size: u64, ahead_max: usize) -> Self {
+        Self {
+            size,
+            hasher: Mutex::new(Some(FileHasher::new(size, ahead_max))),
+        }
+    }
+
+    pub(super) fn add(&self, index: u64, hash: ChunkHash) -> Answer<()> {
+        let mut hasher = self.lock();
+        match hasher.as_mut().map_or(Ok(()), |hasher| hasher.add(index, hash)) {
+            Ok(()) => Ok(()),
+            Err(NotTaken::Twice) => {
+                *hasher = None;
+                Ok(())
+            }
+            Err(error) => Err(ServiceError::BadRequest(format!("chunk {index}: {error}"))),
+        }
+    }
+
+    /// The digest of all chunks; reads `file` back when they are not all known.
+    pub(super) async fn digest(&self, file: &impl File) -> Answer<Digest> {
+        // Taken: should finishing fail and be tried again, the file is read back.
+        let hasher = self.lock().take();
+        let Some(hasher) = hasher else {
+            return self.read_back(file).await;
+        };
+        let next = hasher.next_missing();
+        if next < chunk_count(self.size) {
+            *self.lock() = Some(hasher);
+            return Err(ServiceError::BadRequest(format!("chunk {next} is missing")));
+        }
+        hasher.digest().ok_or(ServiceError::Internal)
+    }
+
+    pub(super) async fn read_back(&self, file: &impl File) -> Answer<Digest> {
+        file.drop_cache()
+            .await
+            .map_err(|e| ServiceError::io("drop the cache of", &e))?;
+        let mut hasher = FileHasher::new(self.size, 1);
+        for index in 0..chunk_count(self.size) {
+            let hash = read_chunk_hash(file, self.size, index)
+                .await?
+                .ok_or(ServiceError::DigestMismatch)?;
+            hasher.add(index, hash).map_err(|_| ServiceError::Internal)?;
+        }
+        hasher.digest().ok_or(ServiceError::Internal)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<FileHasher>> {
+        // Nothing panics while it is held.
+        self.hasher.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The hash of chunk `index` of a file that shall have `size` bytes; `None` when it ends before.
+async fn read_chunk_hash(file: &impl File, size: u64, index: u64) -> Answer<Option<ChunkHash>> {
+    let Some(len) = chunk_len(size, index) else {
+        return Err(ServiceError::BadRequest("a chunk past the end".into()));
+    };
+    let mut buf = vec![0; len];
+    let read = read_full(file, index * CHUNK_BYTES, &mut buf)
+        .await
+        .map_err(|e| ServiceError::io("read back", &e))?;
+    Ok((read == len).then(|| hash_chunk(size, index, &buf)))
+}
+
+pub(super) async fn compare_chunks(
+    file: &impl File,
+    hashes: &Hashes,
+    first: u64,
+    theirs: &[ChunkHash],
+) -> Answer<Vec<bool>> {
+    let mut equal = Vec::with_capacity(theirs.len());
+    for (index, theirs) in (first..).zip(theirs) {
+        let same = read_chunk_hash(file, hashes.size, index).await? == Some(*theirs);
+        if same {
+            hashes.add(index, *theirs)?;
+        }
+        equal.push(same);
+    }
+    Ok(equal)
+}
+
+impl<F: Fs> Partial<F> {
+    /// Bytes that were there when it was opened.
+    pub fn found_len(&self) -> u64 {
+        self.found_len
+    }
+
+    /// A call of a connection that was lost must not reach what is final by now.
+    fn ensure_partial(&self) -> Answer<()> {
+        if self.is_final.load(Ordering::Relaxed) {
+            Err(ServiceError::BadHandle)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Which of the chunks from `first` on are those of the source; these count as written.
+    pub async fn compare(&self, first: u64, theirs: &[ChunkHash]) -> Answer<Vec<bool>> {
+        self.ensure_partial()?;
+        compare_chunks(&self.file, &self.hashes, first, theirs).await
+    }
+
+    /// Writes chunk `index`, which must be whole. Where `sparse`, blocks of zeros in new ground become holes.
+    /// `turn` is dropped as soon as it is written.
+    pub async fn write_chunk(
+        &self,
+        store: &Store<F>,
+        index: u64,
+        data: &Bytes,
+        sparse: bool,
+        turn: impl Send,
+    ) -> Answer<()> {
+        if chunk_len(self.size, index) != Some(data.len()) {
+            return Err(ServiceError::BadRequest("not a whole chunk".into()));
+        }
+        self.ensure_partial()?;
+        store.ensure_safe()?;
+        let start = index * CHUNK_BYTES;
+        let written = if sparse && start >= self.found_len {
+            self.write_around_zeros(start, data).await
+        } else {
+            write_all(&self.file, start, data).await
+        };
+        drop(turn);
+        written.map_err(|e| ServiceError::io("write", &e))?;
+        self.hashes.add(index, hash_chunk(self.size, index, data))?;
+        let unsynced_bytes = self.unsynced_bytes.fetch_add(data.len() as u64, Ordering::Relaxed) + data.len() as u64;
+        if unsynced_bytes >= store.inner.limits.sync_every_bytes {
+            self.unsynced_bytes.store(0, Ordering::Relaxed);
+            self.file.sync().await.map_err(|e| store.sync_failed("sync", &e))?;
+        }
+        Ok(())
+    }
+
+    async fn write_around_zeros(&self, start: u64, data: &[u8]) -> io::Result<()> {
+        for (block_index, block) in data.chunks(BLOCK_BYTES).enumerate() {
+            if !is_zero(block) {
+                write_all(&self.file, start + (block_index * BLOCK_BYTES) as u64, block).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts or extends it to `len` bytes.
+    pub async fn truncate(&self, len: u64) -> Answer<()> {
+        self.ensure_partial()?;
+        if len > self.size {
+            return Err(ServiceError::BadRequest("past the end of the file".into()));
+        }
+        self.file.set_len(len).await.map_err(|e| ServiceError::io("cut", &e))
+    }
+
+    /// Makes it final: durable, verified, under its name.
+    pub async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
+        store.ensure_safe()?;
+        if self.is_final.load(Ordering::Relaxed) {
+            // Asked again after the answer to the first time was lost.
+            store
+                .settle_if_equal(&self.dir, &self.path, &self.name, finish.digest, finish.meta)
+                .await?;
+            return store.make_names_durable(self.path.parent().unwrap_or_default()).await;
+        }
+        self.file
+            .set_len(self.size)
+            .await
+            .map_err(|e| ServiceError::io("set the length of", &e))?;
+        set_meta(&self.file, finish.meta).await?;
+        if !planted(Bug::DeleteBeforeSync) {
+            self.file.sync().await.map_err(|e| store.sync_failed("sync", &e))?;
+        }
+        if self.hashes.digest(&self.file).await? != finish.digest && !planted(Bug::SkipDigest) {
+            return Err(ServiceError::DigestMismatch);
+        }
+        let ours = Ours::Inode(
+            self.file
+                .metadata()
+                .await
+                .map_err(|e| ServiceError::io("stat", &e))?
+                .version,
+        );
+        match store
+            .publish(&self.dir, &self.part, &self.name, finish.expected, &ours)
+            .await
+        {
+            Ok(()) => self.is_final.store(true, Ordering::Relaxed),
+            Err(ServiceError::Changed) => {
+                // Finished by an earlier connection, whose answer was lost?
+                store
+                    .settle_if_equal(&self.dir, &self.path, &self.name, finish.digest, finish.meta)
+                    .await?;
+                ignore_missing(self.dir.unlink(&self.part).await).map_err(|e| ServiceError::io("remove", &e))?;
+                return store.make_names_durable(self.path.parent().unwrap_or_default()).await;
+            }
+            Err(error) => return Err(error),
+        }
+        store.make_names_durable(self.path.parent().unwrap_or_default()).await?;
+        store.prove_there(&self.path, &ours).await
+    }
+}
+
+impl<F: Fs> Store<F> {
+    /// Opens the partial of a file of `size` bytes, made new or left by an earlier run; its bytes count for nothing
+    /// until compared.
+    pub async fn open_partial(&self, path: &RelPath, size: u64) -> Answer<Partial<F>> {
+        self.ensure_safe()?;
+        let (dir, name) = self.parent_of(path).await?;
+        let part = names::partial(&name);
+        let (file, found_len) = self.take_partial(&dir, &part, true).await?;
+        if found_len > size {
+            file.set_len(size).await.map_err(|e| ServiceError::io("cut", &e))?;
+        }
+        let found_len = found_len.min(size);
+        if found_len > 0 {
+            // Written by another process: its failed syncs are not told to this one, so the device has to show the bytes.
+            file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
+            file.drop_cache()
+                .await
+                .map_err(|e| ServiceError::io("drop the cache of", &e))?;
+        }
+        let hashes = Hashes::new(size, self.inner.limits.hashes_ahead);
+        let path = path.clone();
+        Ok(Partial {
+            path,
+            name,
+            dir,
+            part,
+            file,
+            size,
+            found_len,
+            hashes,
+            unsynced_bytes: AtomicU64::new(0),
+            is_final: AtomicBool::new(false),
+        })
+    }
+
+    /// Removes the partial of a file that arrived in another way, unless somebody is writing to it.
+    pub(super) async fn remove_partial(&self, dir: &F::Dir, name: &Name) -> Answer<()> {
+        let part = names::partial(name);
+        let is_removable = match dir.open(&part).await {
+            Ok(file) => lock_named(dir, &part, &file).await? == Locked::Yes,
+            // Nobody can lock a link: a run that is at it finds that out when it publishes.
+            Err(error) => is_any(&error, &[Errno::LOOP]),
+        };
+        if !is_removable {
+            return Ok(());
+        }
+        ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))
+    }
+
+    /// Takes the partial `part` for this handle alone: made new, or with `resume` the one that is there. How
+    /// many bytes it has.
+    pub(super) async fn take_partial(&self, dir: &F::Dir, part: &Name, resume: bool) -> Answer<(F::File, u64)> {
+        for _ in 0..OPEN_TRIES {
+            let (file, is_new) = match dir.create(part).await {
+                Ok(file) => (file, true),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match dir.open_write(part).await {
+                    Ok(file) => (file, false),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) if is_any(&error, &[Errno::ACCESS]) => {
+                        make_writable(dir, part).await?;
+                        continue;
+                    }
+                    Err(error) if is_any(&error, &[Errno::INVAL, Errno::LOOP, Errno::ISDIR]) => {
+                        return Err(ServiceError::Leftover(part.clone()));
+                    }
+                    Err(error) => return Err(ServiceError::io("open the partial", &error)),
+                },
+                Err(error) => return Err(ServiceError::io("make a file", &error)),
+            };
+            match lock_named(dir, part, &file).await? {
+                Locked::Yes => {}
+                Locked::ByOther => return Err(ServiceError::Busy("another run is writing this file".into())),
+                // Its last holder published or removed it.
+                Locked::NotNamed => continue,
+            }
+            let metadata = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
+            if is_new || (resume && metadata.links == 1) {
+                return Ok((file, metadata.version.size));
+            }
+            // Somebody's second name, or of no use: this name alone goes.
+            ignore_missing(dir.unlink(part).await).map_err(|e| ServiceError::io("remove", &e))?;
+        }
+        Err(somebody_else())
+    }
+}
+
+/// What came of locking a partial.
+#[derive(PartialEq, Eq)]
+pub(super) enum Locked {
+    /// It is ours alone, and still has its name.
+    Yes,
+    /// Another run has it.
+    ByOther,
+    /// It has lost its name since it was opened.
+    NotNamed,
+}
+
+/// Locks `file`, which was opened as `part`.
+pub(super) async fn lock_named<D: Dir>(dir: &D, part: &Name, file: &D::File) -> Answer<Locked> {
+    if let Err(error) = file.try_lock().await {
+        if is_any(&error, &[Errno::AGAIN]) {
+            return Ok(Locked::ByOther);
+        }
+        return Err(ServiceError::io("lock the partial", &error));
+    }
+    let version = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?.version;
+    Ok(if is_ours(dir, part, &Ours::Inode(version)).await? {
+        Locked::Yes
+    } else {
+        Locked::NotNamed
+    })
+}
+
+/// Makes a partial writable again that got its final mode just before a crash. One that a live run holds stays as it is.
+async fn make_writable<D: Dir>(dir: &D, part: &Name) -> Answer<()> {
+    let file = dir.open(part).await.map_err(|_| ServiceError::Leftover(part.clone()))?;
+    match lock_named(dir, part, &file).await? {
+        Locked::Yes => {
+            let mtime = file
+                .metadata()
+                .await
+                .map_err(|e| ServiceError::io("stat", &e))?
+                .version
+                .mtime;
+            file.set_meta(0o600, mtime)
+                .await
+                .map_err(|e| ServiceError::io("set the mode of", &e))
+        }
+        Locked::ByOther => Err(ServiceError::Busy("another run is writing this file".into())),
+        Locked::NotNamed => Ok(()),
+    }
+}
+
+pub(super) fn somebody_else() -> ServiceError {
+    ServiceError::Busy("another run is at this file".into())
+}

@@ -1,0 +1,161 @@
+//! From a partial to a final name in one step, if what is there is what is expected.
+
+use std::{collections::BTreeSet, io};
+
+use bytes::Bytes;
+
+use super::{Store, ignore_missing, is_unsupported, names, partial::somebody_else, source::move_unless_there};
+use crate::{
+    fs::{Dir, File, Fs, Rename},
+    model::{Kind, Name, RelPath, Version},
+    service::{Answer, Expected, Meta, ServiceError},
+};
+
+/// What tells something that this process wrote from anything else under the same name.
+pub enum Ours {
+    /// A file: its inode.
+    Inode(Version),
+    /// A link: its text. (Nobody can hold a link open or lock it.)
+    Link(Bytes),
+}
+
+impl<F: Fs> Store<F> {
+    /// Gives `part`, which must be `ours`, its final name, if what is there is what is expected.
+    pub(super) async fn publish(
+        &self,
+        dir: &F::Dir,
+        part: &Name,
+        name: &Name,
+        expected: Expected,
+        ours: &Ours,
+    ) -> Answer<()> {
+        match expected {
+            Expected::Absent => {
+                move_unless_there(dir, part, dir, name)
+                    .await
+                    .map_err(|error| match error.kind() {
+                        io::ErrorKind::AlreadyExists => ServiceError::Changed,
+                        _ => ServiceError::io("rename", &error),
+                    })?;
+                if is_ours(dir, name, ours).await? {
+                    return Ok(());
+                }
+                // Somebody had put another under the partial's name.
+                move_unless_there(dir, name, dir, part)
+                    .await
+                    .map_err(|e| ServiceError::io("rename back", &e))?;
+                Err(somebody_else())
+            }
+            Expected::Version(version) => self.replace(dir, part, name, &version, ours).await,
+        }
+    }
+
+    /// Proves that who looks for `path` now finds `ours`: its directory may have been moved away meanwhile.
+    pub async fn prove_there(&self, path: &RelPath, ours: &Ours) -> Answer<()> {
+        let (dir, name) = self.parent_of(path).await?;
+        if is_ours(&dir, &name, ours).await? {
+            Ok(())
+        } else {
+            Err(ServiceError::Changed)
+        }
+    }
+
+    /// Puts `part` in the place of `version`, by way of a name that tells a crash what was going on.
+    async fn replace(&self, dir: &F::Dir, part: &Name, name: &Name, version: &Version, ours: &Ours) -> Answer<()> {
+        self.ensure_final_is(dir, name, version).await?;
+        if let Ok(old) = dir.open(name).await {
+            // After a crash the old one is known by its version, so that must be on the disk.
+            old.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
+        }
+        let swap = names::swap(name, version);
+        move_unless_there(dir, part, dir, &swap)
+            .await
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::AlreadyExists => ServiceError::Leftover(swap.clone()),
+                _ => ServiceError::io("rename", &error),
+            })?;
+        let back_to_partial = async {
+            move_unless_there(dir, &swap, dir, part)
+                .await
+                .map_err(|_| ServiceError::Leftover(swap.clone()))
+        };
+        if !is_ours(dir, &swap, ours).await? {
+            back_to_partial.await?;
+            return Err(somebody_else());
+        }
+        match dir.rename(&swap, dir, name, Rename::Exchange).await {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                back_to_partial.await?;
+                return Err(ServiceError::Changed);
+            }
+            Err(error) if is_unsupported(&error) => {
+                // Who writes a new file between the look and the rename loses it: documented for such file systems.
+                if let Err(error) = self.ensure_final_is(dir, name, version).await {
+                    back_to_partial.await?;
+                    return Err(error);
+                }
+                let replaced = dir.rename(&swap, dir, name, Rename::Replace).await;
+                return replaced.map_err(|e| ServiceError::io("rename", &e));
+            }
+            Err(error) => {
+                back_to_partial.await?;
+                return Err(ServiceError::io("rename", &error));
+            }
+        }
+        let out = dir.stat(&swap).await.map_err(|e| ServiceError::io("stat", &e))?;
+        if out.version.same_but_ctime(version) {
+            return ignore_missing(dir.unlink(&swap).await).map_err(|e| ServiceError::io("remove the old", &e));
+        }
+        // Somebody put another there in between: it gets its name back.
+        dir.rename(&swap, dir, name, Rename::Exchange)
+            .await
+            .map_err(|_| ServiceError::Leftover(swap.clone()))?;
+        back_to_partial.await?;
+        Err(ServiceError::Changed)
+    }
+
+    async fn ensure_final_is(&self, dir: &F::Dir, name: &Name, version: &Version) -> Answer<()> {
+        match dir.stat(name).await {
+            Ok(found) if found.version == *version => Ok(()),
+            Ok(_) => Err(ServiceError::Changed),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ServiceError::Changed),
+            Err(error) => Err(ServiceError::io("stat", &error)),
+        }
+    }
+}
+
+pub(super) async fn is_ours<D: Dir>(dir: &D, name: &Name, ours: &Ours) -> Answer<bool> {
+    match ours {
+        Ours::Inode(version) => match dir.stat(name).await {
+            Ok(found) => Ok(found.version.is_same_inode(version)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(ServiceError::io("stat", &error)),
+        },
+        Ours::Link(text) => is_link_to(dir, name, text).await,
+    }
+}
+
+pub(super) async fn is_link_to<D: Dir>(dir: &D, name: &Name, text: &Bytes) -> Answer<bool> {
+    match dir.stat(name).await {
+        Ok(found) if found.kind == Kind::Symlink => Ok(dir
+            .readlink(name)
+            .await
+            .map_err(|e| ServiceError::io("read the link", &e))?
+            == *text),
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(ServiceError::io("stat", &error)),
+    }
+}
+
+pub(super) async fn set_meta(file: &impl File, meta: Meta) -> Answer<()> {
+    file.set_meta(meta.mode & 0o777, meta.mtime)
+        .await
+        .map_err(|e| ServiceError::io("set mode and times", &e))
+}
+
+/// The directories that `paths` are in.
+pub fn parents<'a>(paths: impl IntoIterator<Item = &'a RelPath>) -> BTreeSet<RelPath> {
+    paths.into_iter().filter_map(RelPath::parent).collect()
+}

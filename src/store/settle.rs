@@ -1,0 +1,158 @@
+//! Finals that may be equal to the source: compared, read back from the device, made durable like a written file.
+
+use rustix::io::Errno;
+
+use super::{
+    Store, is_any,
+    partial::{Hashes, compare_chunks},
+};
+use crate::{
+    digest::ChunkHash,
+    fs::{Dir, File, Fs},
+    model::{Digest, Kind, Name, RelPath, Version},
+    service::{Answer, FileRef, Finish, Meta, Same, ServiceError},
+};
+
+/// A final that may be equal to the source.
+pub struct Confirm<F: Fs> {
+    path: RelPath,
+    file: F::File,
+    version: Version,
+    hashes: Hashes,
+}
+
+impl<F: Fs> Confirm<F> {
+    /// Which of the chunks from `first` on are those of the source.
+    pub async fn compare(&self, first: u64, theirs: &[ChunkHash]) -> Answer<Vec<bool>> {
+        compare_chunks(&self.file, &self.hashes, first, theirs).await
+    }
+
+    /// Bytes of the final.
+    pub fn size(&self) -> u64 {
+        self.version.size
+    }
+
+    /// Makes the equal final durable, with its mode and mtime.
+    pub async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
+        store.ensure_safe()?;
+        if self.hashes.digest(&self.file).await? != finish.digest {
+            return Err(ServiceError::DigestMismatch);
+        }
+        store
+            .settle_open(&self.path, &self.file, &self.version, finish.meta)
+            .await?;
+        store.make_names_durable(self.path.parent().unwrap_or_default()).await
+    }
+}
+
+impl<F: Fs> Store<F> {
+    /// Opens the final at `path`, which must be `version`, to be compared with the source.
+    pub async fn open_final(&self, path: &RelPath, version: &Version) -> Answer<Confirm<F>> {
+        self.ensure_safe()?;
+        let (dir, name) = self.parent_of(path).await?;
+        let file = self.open_to_confirm(&dir, &name, version).await?;
+        let hashes = Hashes::new(version.size, self.inner.limits.hashes_ahead);
+        Ok(Confirm {
+            path: path.clone(),
+            file,
+            version: *version,
+            hashes,
+        })
+    }
+
+    /// Confirms a small final that may be equal: read back from the device, given its mode and mtime, synced. Not
+    /// durable before [`make_names_durable`](Self::make_names_durable).
+    pub async fn settle(&self, same: &Same) -> Answer<()> {
+        let Same {
+            file: FileRef { path, version },
+            digest,
+            meta,
+        } = same;
+        if version.size > self.inner.limits.small_file_bytes {
+            return Err(ServiceError::BadRequest("too large to be settled whole".into()));
+        }
+        self.ensure_safe()?;
+        let (dir, name) = self.parent_of(path).await?;
+        self.settle_final(&dir, path, &name, version, *digest, *meta).await
+    }
+
+    /// As [`settle`](Self::settle) with whatever is at `name` now; `Changed` when that is not the wanted content.
+    pub(super) async fn settle_if_equal(
+        &self,
+        dir: &F::Dir,
+        path: &RelPath,
+        name: &Name,
+        wanted: Digest,
+        meta: Meta,
+    ) -> Answer<()> {
+        let Ok(found) = dir.stat(name).await else {
+            return Err(ServiceError::Changed);
+        };
+        if found.kind != Kind::File {
+            return Err(ServiceError::Changed);
+        }
+        self.settle_final(dir, path, name, &found.version, wanted, meta)
+            .await
+            .map_err(|error| match error {
+                ServiceError::DigestMismatch => ServiceError::Changed,
+                error => error,
+            })
+    }
+
+    pub(super) async fn settle_final(
+        &self,
+        dir: &F::Dir,
+        path: &RelPath,
+        name: &Name,
+        version: &Version,
+        wanted: Digest,
+        meta: Meta,
+    ) -> Answer<()> {
+        let file = self.open_to_confirm(dir, name, version).await?;
+        let hashes = Hashes::new(version.size, 1);
+        if hashes.read_back(&file).await? != wanted {
+            return Err(ServiceError::DigestMismatch);
+        }
+        self.settle_open(path, &file, version, meta).await
+    }
+
+    /// A final open for reading, its content on the device and out of the cache.
+    pub(super) async fn open_to_confirm(&self, dir: &F::Dir, name: &Name, version: &Version) -> Answer<F::File> {
+        let file = dir.open(name).await.map_err(|e| ServiceError::io("open", &e))?;
+        let now = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
+        if now.version != *version {
+            return Err(ServiceError::Changed);
+        }
+        file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
+        file.drop_cache()
+            .await
+            .map_err(|e| ServiceError::io("drop the cache of", &e))?;
+        Ok(file)
+    }
+
+    /// Gives a final that was found equal its mode and mtime; `Changed` when it is another by now.
+    pub(super) async fn settle_open(
+        &self,
+        path: &RelPath,
+        file: &F::File,
+        version: &Version,
+        meta: Meta,
+    ) -> Answer<()> {
+        let (dir, name) = self.parent_of(path).await?;
+        let now = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
+        let named = dir.stat(&name).await.map_err(|e| ServiceError::io("stat", &e))?;
+        if now.version != *version || named.version != *version {
+            return Err(ServiceError::Changed);
+        }
+        self.remove_partial(&dir, &name).await?;
+        if (now.mode, now.version.mtime) != (meta.mode & 0o777, meta.mtime) {
+            match file.set_meta(meta.mode & 0o777, meta.mtime).await {
+                // It belongs to somebody else; its content is what counts.
+                Err(error) if is_any(&error, &[Errno::PERM]) => {}
+                set => set.map_err(|e| ServiceError::io("set mode and times", &e))?,
+            }
+            file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
+        }
+        Ok(())
+    }
+}

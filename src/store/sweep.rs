@@ -1,0 +1,94 @@
+//! What earlier runs left in a directory of the target.
+
+use std::io;
+
+use super::{
+    Store, ignore_missing,
+    listing::put_back,
+    names,
+    names::NameKind,
+    partial::{Locked, lock_named},
+    source::is_older,
+};
+use crate::{
+    fs::{Dir, File, Fs},
+    model::{Name, RelPath, Timestamp},
+    service::{Answer, ServiceError, Swept},
+};
+
+impl<F: Fs> Store<F> {
+    /// Looks through the directory at `path` before files arrive in it: see [`Swept`].
+    pub async fn sweep(&self, path: &RelPath) -> Answer<Swept> {
+        let dir = self.open_dir(path).await?;
+        let mut swept = Swept::default();
+        for name in dir
+            .names_beginning(b'.')
+            .await
+            .map_err(|e| ServiceError::io("read the directory", &e))?
+        {
+            match names::classify(&name) {
+                NameKind::Token => swept.tokens.push(name),
+                NameKind::Partial => swept.partials += 1,
+                NameKind::Swap(swap) if !self.resolve_swap(&dir, &name, &swap).await? => swept.leftovers.push(name),
+                _ => {}
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Puts right what a crash left of a replacement. False when the file may be somebody's and is left alone.
+    async fn resolve_swap(&self, dir: &F::Dir, left: &Name, swap: &names::Swap) -> Answer<bool> {
+        let name = match &swap.name {
+            Some(name) => name.clone(),
+            None => {
+                let names = dir
+                    .names()
+                    .await
+                    .map_err(|e| ServiceError::io("read the directory", &e))?;
+                let Some(name) = names.into_iter().find(|name| swap.is_of(name)) else {
+                    return Ok(false);
+                };
+                name
+            }
+        };
+        let name = &name;
+        let tag = |found: io::Result<crate::fs::Metadata>| found.ok().map(|found| names::version_tag(&found.version));
+        let (left_tag, final_tag) = (tag(dir.stat(left).await), tag(dir.stat(name).await));
+        if left_tag.as_ref() == Some(&swap.replaced) && final_tag.is_some() {
+            // The old one, which had been replaced.
+            ignore_missing(dir.unlink(left).await).map_err(|e| ServiceError::io("remove the old", &e))?;
+            return Ok(true);
+        }
+        if final_tag.as_ref() == Some(&swap.replaced) {
+            // The old one still has its name, so this is the partial: to be continued.
+            return Ok(put_back(dir, left, dir, &names::partial(name)).await.is_ok());
+        }
+        Ok(false)
+    }
+
+    /// Removes partials in the directory at `path` that nobody has open and nobody wrote to for long.
+    /// How many went.
+    pub async fn remove_orphans(&self, path: &RelPath, wall: Timestamp) -> Answer<u64> {
+        let dir = self.open_dir(path).await?;
+        let mut removed = 0;
+        for name in dir
+            .names_beginning(b'.')
+            .await
+            .map_err(|e| ServiceError::io("read the directory", &e))?
+        {
+            if names::classify(&name) != NameKind::Partial {
+                continue;
+            }
+            // What can't be opened or is in use is no orphan to be judged here.
+            let Ok(file) = dir.open(&name).await else { continue };
+            let Ok(metadata) = file.metadata().await else { continue };
+            // The ctime: the mtime may be the source's already.
+            let is_old = is_older(metadata.version.ctime, self.inner.limits.orphan_age, wall);
+            if is_old && lock_named(&dir, &name, &file).await? == Locked::Yes {
+                ignore_missing(dir.unlink(&name).await).map_err(|e| ServiceError::io("remove", &e))?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+}
