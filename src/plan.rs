@@ -164,6 +164,8 @@ pub fn nesting(source: &[Place], target: &[Place]) -> Nesting {
 pub enum Outcome {
     /// It is gone from the source.
     Gone,
+    /// It is at the target, and still here by option: the directory stays too.
+    Kept,
     /// It is still there: the directory stays too.
     Stays,
 }
@@ -183,6 +185,7 @@ struct OpenDir<T> {
     pending: u64,
     listed: bool,
     stays: bool,
+    failed: bool,
 }
 
 /// A directory that is done.
@@ -194,6 +197,8 @@ pub struct DoneDir<T> {
     pub what: Option<T>,
     /// Whether something in it stays at the source.
     pub stays: bool,
+    /// Whether something of it has not arrived at the target.
+    pub failed: bool,
 }
 
 impl<T> Default for DirTree<T> {
@@ -203,6 +208,7 @@ impl<T> Default for DirTree<T> {
             pending: 0,
             listed: false,
             stays: false,
+            failed: false,
         };
         Self {
             dirs: [(RelPath::root(), root)].into(),
@@ -241,6 +247,7 @@ impl<T> DirTree<T> {
                 pending: 0,
                 listed: false,
                 stays: false,
+                failed: false,
             },
         );
         self.listing.push(path);
@@ -258,12 +265,21 @@ impl<T> DirTree<T> {
         let parent = path.parent()?;
         let dir = self.dirs.get_mut(&parent)?;
         dir.pending = dir.pending.saturating_sub(1);
-        dir.stays |= outcome == Outcome::Stays;
+        dir.stays |= outcome != Outcome::Gone;
+        dir.failed |= outcome == Outcome::Stays;
         self.take_if_done(&parent)
     }
 
     /// Something that was never added stays in the directory that `path` is in.
     pub fn stays(&mut self, path: &RelPath) {
+        if let Some(dir) = path.parent().and_then(|parent| self.dirs.get_mut(&parent)) {
+            dir.stays = true;
+            dir.failed = true;
+        }
+    }
+
+    /// Something that was never added is left by option in the directory that `path` is in.
+    pub fn keeps(&mut self, path: &RelPath) {
         if let Some(dir) = path.parent().and_then(|parent| self.dirs.get_mut(&parent)) {
             dir.stays = true;
         }
@@ -289,6 +305,7 @@ impl<T> DirTree<T> {
             path: path.clone(),
             what: dir.what,
             stays: dir.stays,
+            failed: dir.failed,
         })
     }
 }

@@ -16,7 +16,10 @@ mod sweep;
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rustix::io::Errno;
@@ -58,6 +61,10 @@ struct Inner<F: Fs> {
     failed_sync: OnceLock<String>,
     /// Directories whose own names are durable, with device and inode.
     synced: Mutex<BTreeMap<RelPath, (u64, u64)>>,
+    /// Whether a name of the root is found under another case too; told by the token of a claim.
+    ignores_case: AtomicBool,
+    /// Owner of the files that this process makes there; told by the token of a claim.
+    owner: OnceLock<u32>,
 }
 
 /// A claimed root: the lock goes when this is dropped, the token by [`Store::release`].
@@ -82,6 +89,8 @@ impl<F: Fs> Store<F> {
                 accept_unsynced,
                 failed_sync: OnceLock::new(),
                 synced,
+                ignores_case: AtomicBool::new(false),
+                owner: OnceLock::new(),
             }),
         }
     }
@@ -161,9 +170,9 @@ impl<F: Fs> Store<F> {
         };
         let found = match self.inner.root.open_dir(&parent).await {
             Ok(dir) => {
-                if restore && let Some(gone) = names::gone(&name) {
+                if restore {
                     // Usually there is none; and what does not go back is found by the next listing.
-                    listing::put_back(&dir, &gone, &dir, &name).await.ok();
+                    listing::restore(&dir, &name).await.ok();
                 }
                 dir.stat(&name).await.map(|metadata| (dir, metadata))
             }
@@ -171,7 +180,7 @@ impl<F: Fs> Store<F> {
         };
         match found {
             Ok((dir, metadata)) => {
-                prove_spelling(&dir, &name, &metadata).await?;
+                self.prove_spelling(&dir, &name, &metadata).await?;
                 Ok(Some(entry(path.clone(), &dir, &name, metadata).await))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -195,7 +204,7 @@ impl<F: Fs> Store<F> {
                     .map_err(|e| ServiceError::io("set the mode of", &e))
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match dir.stat(&name).await {
-                Ok(metadata) if metadata.kind == Kind::Dir => Ok(()),
+                Ok(metadata) if metadata.kind == Kind::Dir => self.prove_spelling(&dir, &name, &metadata).await,
                 _ => Err(ServiceError::Changed),
             },
             Err(error) => Err(ServiceError::io("make the directory", &error)),
@@ -329,6 +338,30 @@ impl<F: Fs> Store<F> {
         self.inner.synced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Fails when `found` is called something else than `name` there: a file system that ignores case finds one file under
+    /// many spellings, and to replace it would lose the other name's file. Told by asking for a third spelling; for
+    /// names without ASCII letters by the directory's names, where the root ignores case at all.
+    async fn prove_spelling(&self, dir: &F::Dir, name: &Name, found: &Metadata) -> Answer<()> {
+        match flipped(name) {
+            Some(flipped) => match dir.stat(&flipped).await {
+                Ok(other) if other.version.is_same_inode(&found.version) => {}
+                _ => return Ok(()),
+            },
+            None if !self.inner.ignores_case.load(Ordering::Relaxed) => return Ok(()),
+            None => {}
+        }
+        // The directory ignores case, or somebody made a link of that very name.
+        let names = dir
+            .names()
+            .await
+            .map_err(|e| ServiceError::io("read the directory", &e))?;
+        if names.contains(name) {
+            Ok(())
+        } else {
+            Err(ServiceError::OtherSpelling)
+        }
+    }
+
     async fn open_dir(&self, path: &RelPath) -> Answer<F::Dir> {
         self.inner
             .root
@@ -364,12 +397,19 @@ impl<F: Fs> Store<F> {
             };
             // A run that begins just now may take it for a dead one before it is locked.
             let locked = file.try_lock().await.is_ok();
-            let version = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?.version;
+            let made = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
+            let version = made.version;
             let is_there = root
                 .stat(&token)
                 .await
                 .is_ok_and(|found| found.version.is_same_inode(&version));
             if locked && is_there {
+                self.inner.owner.get_or_init(|| made.uid);
+                if let Some(flipped) = flipped(&token) {
+                    let other = root.stat(&flipped).await;
+                    let is_one = other.is_ok_and(|other| other.version.is_same_inode(&version));
+                    self.inner.ignores_case.store(is_one, Ordering::Relaxed);
+                }
                 return Ok((Some(token), Some(file)));
             }
             ignore_missing(root.unlink(&token).await).map_err(|e| ServiceError::io("mark the directory", &e))?;
@@ -433,10 +473,8 @@ async fn entry<D: Dir>(path: RelPath, dir: &D, name: &Name, metadata: Metadata) 
     }
 }
 
-/// Fails when `found` is called something else than `name` there: a file system that ignores case finds one file under
-/// many spellings, and to replace it would lose the other name's file. Told by asking for a third spelling; letters
-/// beyond ASCII are not told.
-async fn prove_spelling<D: Dir>(dir: &D, name: &Name, found: &Metadata) -> Answer<()> {
+/// `name` with its ASCII letters in the other case; `None` where it has none.
+fn flipped(name: &Name) -> Option<Name> {
     let flip = |byte: &u8| {
         if byte.is_ascii_lowercase() {
             byte.to_ascii_uppercase()
@@ -445,23 +483,7 @@ async fn prove_spelling<D: Dir>(dir: &D, name: &Name, found: &Metadata) -> Answe
         }
     };
     let flipped: Vec<u8> = name.as_bytes().iter().map(flip).collect();
-    let Some(flipped) = Name::new(flipped).ok().filter(|flipped| flipped != name) else {
-        return Ok(());
-    };
-    match dir.stat(&flipped).await {
-        Ok(other) if other.version.is_same_inode(&found.version) => {}
-        _ => return Ok(()),
-    }
-    // The directory ignores case, or somebody made a link of that very name.
-    let names = dir
-        .names()
-        .await
-        .map_err(|e| ServiceError::io("read the directory", &e))?;
-    if names.contains(name) {
-        Ok(())
-    } else {
-        Err(ServiceError::OtherSpelling)
-    }
+    Name::new(flipped).ok().filter(|flipped| flipped != name)
 }
 
 fn is_any(error: &io::Error, errnos: &[Errno]) -> bool {

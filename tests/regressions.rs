@@ -187,3 +187,128 @@ fn what_replaces_something_says_so() {
     }
     assert_eq!(outcome.stdout().matches("(replaced").count(), 1, "{outcome}");
 }
+
+#[test]
+fn many_files_with_names_too_long_for_a_suffix_all_go() {
+    let scratch = Scratch::on_disk();
+    let memory = Scratch::in_memory();
+    for target in [scratch.dir("target"), memory.dir("target")] {
+        let source = scratch.dir("source");
+        for number in 0..600 {
+            fs::write(
+                source.join(format!("{number:05}{}", "n".repeat(245))),
+                format!("{number}"),
+            )
+            .unwrap();
+        }
+        realize().args([&source, &target]).run().expect_code(0);
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 600);
+        assert_eq!(fs::read_dir(&source).unwrap().count(), 0);
+        fs::remove_dir(&source).unwrap();
+    }
+}
+
+#[test]
+fn a_file_with_a_long_name_that_was_set_aside_can_be_named() {
+    for (_scratches, source, target) in of_both_kinds() {
+        let name = "n".repeat(250);
+        fs::create_dir(source.join(".realize-gone")).unwrap();
+        fs::write(source.join(".realize-gone").join(&name), "set aside").unwrap();
+        realize().args([&source.join(&name), &target]).run().expect_code(0);
+        assert_eq!(fs::read_to_string(target.join(&name)).unwrap(), "set aside");
+    }
+}
+
+#[test]
+fn a_read_only_directory_that_is_copied_in_part_can_be_gone_on_with() {
+    for options in [&["--copy"][..], &["--keep-dirs"]] {
+        for (scratches, source, target) in of_both_kinds() {
+            let dir = source.join("read-only");
+            fs::create_dir(&dir).unwrap();
+            fs::write(dir.join("free"), "text").unwrap();
+            fs::write(dir.join("busy"), "text").unwrap();
+            scratches.iter().for_each(|scratch| give_to_nobody(scratch));
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o555)).unwrap();
+            let busy = fs::File::create(dir.join("busy")).unwrap();
+            let run = || realize().args(options).args([&source, &target]).unprivileged().run();
+            run().expect_code(1);
+            drop(busy);
+            if options == ["--keep-dirs"] {
+                // Files can't leave it otherwise.
+                fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+            }
+            run().expect_code(0);
+            assert!(target.join("read-only/busy").exists(), "{options:?}");
+        }
+    }
+}
+
+#[test]
+fn hard_links_on_one_file_system_all_move_at_once() {
+    let scratch = Scratch::on_disk();
+    let (source, target) = (scratch.dir("source"), scratch.dir("target"));
+    fs::write(source.join("a"), vec![7; 300_000]).unwrap();
+    for number in 0..300 {
+        fs::hard_link(source.join("a"), source.join(format!("b{number}"))).unwrap();
+    }
+    realize().args([&source, &target]).run().expect_code(0);
+    assert_eq!(fs::read_dir(&target).unwrap().count(), 301);
+}
+
+#[test]
+fn a_link_left_under_the_name_of_a_partial_is_not_in_the_way() {
+    for (_scratches, source, target) in of_both_kinds() {
+        for name in ["small", "large"] {
+            fs::write(source.join(name), vec![7; if name == "small" { 10 } else { 100_000 }]).unwrap();
+            std::os::unix::fs::symlink("elsewhere", target.join(format!(".{name}.realize-part"))).unwrap();
+        }
+        realize().args([&source, &target]).run().expect_code(0);
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 2);
+    }
+}
+
+#[test]
+fn a_partial_that_somebody_else_made_is_not_continued() {
+    if !run_as_root() {
+        return;
+    }
+    let (disk, memory) = (Scratch::on_disk(), Scratch::in_memory());
+    let (source, target) = (disk.dir("source"), memory.dir("target"));
+    fs::write(source.join("large"), vec![7; 100_000]).unwrap();
+    let partial = target.join(".large.realize-part");
+    fs::write(&partial, vec![7; 100_000]).unwrap();
+    std::os::unix::fs::chown(&partial, Some(65534), Some(65534)).unwrap();
+    realize().args([&source, &target]).run().expect_code(0);
+    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(target.join("large")).unwrap());
+    assert_eq!(owner, 0, "it may still be open for writing by whoever made it");
+}
+
+#[test]
+fn what_a_live_run_swaps_is_left_to_it() {
+    let (disk, memory) = (Scratch::on_disk(), Scratch::in_memory());
+    let (source, target) = (disk.dir("source"), memory.dir("target"));
+    fs::write(source.join("b"), "text").unwrap();
+    fs::write(target.join("a"), "the older").unwrap();
+    let metadata = fs::metadata(target.join("a")).unwrap();
+    let version = realize::model::Version {
+        dev: 0,
+        ino: std::os::unix::fs::MetadataExt::ino(&metadata),
+        size: metadata.len(),
+        mtime: realize::model::Timestamp {
+            secs: std::os::unix::fs::MetadataExt::mtime(&metadata),
+            nanos: std::os::unix::fs::MetadataExt::mtime_nsec(&metadata) as u32,
+        },
+        ctime: realize::model::Timestamp { secs: 0, nanos: 0 },
+    };
+    let name = realize::model::Name::new("a").unwrap();
+    let swap =
+        target.join(String::from_utf8(realize::store::names::swap(&name, &version).as_bytes().to_vec()).unwrap());
+    let held = fs::File::create(&swap).unwrap();
+    held.lock().unwrap();
+    realize().args([&source, &target]).run().expect_code(0);
+    assert!(swap.exists(), "a live run was about to exchange it");
+    drop(held);
+    fs::write(source.join("b"), "text").unwrap();
+    realize().args([&source, &target]).run().expect_code(0);
+    assert!(!swap.exists(), "a dead run's is put back");
+}

@@ -115,9 +115,6 @@ fn large(text: &str, large: Large) -> Content {
 impl World {
     /// A small tree: files new, equal, older and half there at the target, small and large; links; directories.
     pub fn small(seed: u64, one_disk: bool, size: Large) -> Self {
-        let machine = Machine::new(seed);
-        let source = machine.disk(SOURCE);
-        let target = if one_disk { source.clone() } else { machine.disk(TARGET) };
         let link = |text: &str| Body::Link(text.into());
         let truth = [
             ("a", body("alpha"), None),
@@ -131,13 +128,22 @@ impl World {
             ("other", body("one"), Some(body("two"))),
             ("relink", link("new text"), Some(link("old text"))),
         ];
+        Self::of(seed, one_disk, truth.into())
+    }
+
+    /// Files, each with what the target has under its name; directories as in [`small`](Self::small).
+    pub fn of(seed: u64, one_disk: bool, truth: Vec<(&str, Body, Option<Body>)>) -> Self {
+        let machine = Machine::new(seed);
+        let source = machine.disk(SOURCE);
+        let target = if one_disk { source.clone() } else { machine.disk(TARGET) };
         let olds: Vec<_> = truth
             .iter()
             .filter_map(|(at, _, old)| Some((path(at), old.clone()?)))
             .collect();
         let truth = truth
+            .into_iter()
             .map(|(at, new, _)| (path(at), Truth { new, olds: Vec::new() }))
-            .into();
+            .collect();
         let mut world = Self {
             machine,
             source,
@@ -155,6 +161,9 @@ impl World {
         }
         self.target.mkdir_all("target/d")?;
         for (path, truth) in self.truth.iter() {
+            if let Some(dir) = at_source(path).parent() {
+                self.source.mkdir_all(dir.as_bytes())?;
+            }
             put(&self.source, &at_source(path), &truth.new)?;
         }
         self.source.create("outside", b"not to be touched")?;

@@ -392,3 +392,144 @@ fn a_source_replaced_while_a_link_stands_for_its_rename_is_not_unlinked() {
     );
     assert_eq!(world.source.read(source.as_bytes()).unwrap(), b"theirs", "{ended:?}");
 }
+
+/// The calls about `name` at the target from the first that changes something on, in a move that nothing disturbs.
+fn calls_at(name: &str, one_disk: bool) -> Vec<At> {
+    let world = World::small(1, one_disk, Large::OneChunk);
+    world.machine.keep_log();
+    world.move_all();
+    let path = at_target(&path(name));
+    let (dir, name) = path.split().unwrap();
+    let ours = [dir.as_bytes(), b"/.", name.as_bytes(), b".realize-"].concat();
+    let is_at = |at: &Option<RelPath>| {
+        let at = at.as_ref();
+        at.is_some_and(|at| *at == path || at.as_bytes().starts_with(&ours))
+    };
+    let log = world.machine.log();
+    let at = |call: &realize_sim::fs::Call| match call.op.is_effect() {
+        true => At::Effect(call.index),
+        false => At::Read(call.index),
+    };
+    log.iter()
+        .filter(|call| is_at(&call.path) || is_at(&call.to))
+        .skip_while(|call| !call.op.is_effect())
+        .map(at)
+        .collect()
+}
+
+/// What is under the final name when nobody of the move's was to put it there.
+fn stays_replaced(name: &str, one_disk: bool, moments: &[At]) -> bool {
+    let target = at_target(&path(name));
+    let world = World::small(1, one_disk, Large::OneChunk);
+    for (nth, at) in moments.iter().enumerate() {
+        let target = target.clone();
+        world.machine.inject(act(at.clone(), move |machine: &Machine| {
+            let theirs = [b"theirs".as_slice(), &[b'0' + nth as u8]].concat();
+            machine
+                .disk(if one_disk { SOURCE } else { TARGET })
+                .replace(target.as_bytes(), &theirs)
+                .unwrap();
+        }));
+    }
+    let ended = world.move_all();
+    if !world.machine.heal().is_empty() {
+        return false;
+    }
+    let last = [b"theirs".as_slice(), &[b'0' + moments.len() as u8 - 1]].concat();
+    // Two of theirs may have come so fast that the move can't tell which is to stay: then it says so, and both do.
+    let is_kept = |at: &RelPath| *at == target || at.as_bytes().windows(14).any(|bytes| bytes == b".realize-swap-");
+    let nodes = world.target.nodes();
+    let kept = nodes.iter().filter(|(at, _)| is_kept(at));
+    assert!(
+        kept.map(|(_, node)| node.content.to_vec())
+            .any(|content| content == last),
+        "{name} replaced at {moments:?}: {ended:?}"
+    );
+    assert!(moments.len() > 1 || world.target.read(target.as_bytes()).unwrap() == last);
+    true
+}
+
+#[test]
+fn what_somebody_puts_over_a_final_at_any_moment_stays_there() {
+    for one_disk in [false, true] {
+        for name in ["d/b", "large", "a", "d/link", "older", "relink"] {
+            let struck = calls_at(name, one_disk)
+                .into_iter()
+                .filter(|at| stays_replaced(name, one_disk, std::slice::from_ref(at)))
+                .count();
+            assert!(struck > if one_disk { 0 } else { 5 }, "{name}: {struck}");
+        }
+    }
+}
+
+#[test]
+fn what_two_put_over_a_final_one_after_the_other_leaves_the_second() {
+    for name in ["d/b", "older", "other", "relink"] {
+        let calls = calls_at(name, false);
+        for (nth, first) in calls.iter().enumerate() {
+            for second in &calls[nth + 1..] {
+                stays_replaced(name, false, &[first.clone(), second.clone()]);
+            }
+        }
+    }
+}
+
+fn text(text: &str) -> realize_sim::world::Body {
+    realize_sim::world::Body::File(realize_sim::fs::Content::from(text.as_bytes()))
+}
+
+/// Moves twice to a file system on which some names are one, and expects every content on one side or the other.
+fn survives_folding(files: &[&str]) {
+    let world = World::of(1, false, files.iter().map(|name| (*name, text(name), None)).collect());
+    let refusals = Refusals {
+        folds: true,
+        ..Refusals::default()
+    };
+    world.target.refuse(refusals);
+    for _ in 0..2 {
+        let ended = world.move_all();
+        let (source, target) = (world.source.nodes(), world.target.nodes());
+        for name in files {
+            let holds =
+                |nodes: &realize_sim::fs::Nodes| nodes.values().any(|node| node.content.to_vec() == name.as_bytes());
+            assert!(holds(&source) || holds(&target), "{name}: {ended:?}");
+        }
+        assert!(!ended.stays.is_empty(), "{ended:?}");
+    }
+}
+
+#[test]
+fn directories_that_the_target_takes_for_one_are_not_merged() {
+    let between: Vec<_> = ('a'..='y').map(|letter| format!("bar/{letter}")).collect();
+    let mut files = vec!["Bar/z", "bar/z"];
+    files.extend(between.iter().map(String::as_str));
+    survives_folding(&files);
+}
+
+#[test]
+fn names_without_letters_that_the_target_takes_for_one_do_not_replace_each_other() {
+    survives_folding(&["2024", "2024-1", "2024-2", "2024-3", "2024-4", "2024-5", "2024."]);
+}
+
+#[test]
+fn equal_files_whose_names_the_target_takes_for_one_both_stay_somewhere() {
+    let same = || text("the same");
+    let files = vec![
+        ("Foo", same(), None),
+        ("a", text("a"), None),
+        ("b", text("b"), None),
+        ("foo", same(), None),
+    ];
+    let world = World::of(1, false, files);
+    world.target.refuse(Refusals {
+        folds: true,
+        ..Refusals::default()
+    });
+    let ended = world.move_all();
+    let exists = |disk: &realize_sim::fs::Disk, name: &str| disk.nodes().contains_key(&path(name));
+    for name in ["Foo", "foo"] {
+        let there =
+            exists(&world.source, &format!("source/{name}")) || exists(&world.target, &format!("target/{name}"));
+        assert!(there, "{name}: {ended:?}");
+    }
+}

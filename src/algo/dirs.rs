@@ -53,7 +53,10 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
                     self.leave(&dir.to, Why::Target(error));
                     outcomes.push((dir.to.clone(), Outcome::Stays));
                 }
-                Ok(()) if dir.stays => outcomes.push((dir.to.clone(), Outcome::Stays)),
+                Ok(()) if dir.stays => {
+                    let outcome = if dir.is_complete { Outcome::Kept } else { Outcome::Stays };
+                    outcomes.push((dir.to.clone(), outcome));
+                }
                 Ok(()) => {
                     for (source, path) in &dir.sources {
                         removable[*source].push((dir.to.clone(), path.clone()));

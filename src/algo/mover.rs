@@ -149,7 +149,7 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
             }
             self.work.listing_at(&found.to);
             if found.entries.is_empty() {
-                self.work.tree.stays(&found.to);
+                self.work.tree.keeps(&found.to);
                 continue;
             }
             if self.refused.as_ref().is_some_and(|dir| found.to.is_within(dir)) {

@@ -267,7 +267,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
                 }
                 self.moved(item, how);
                 let outcome = if self.options.copy {
-                    Outcome::Stays
+                    Outcome::Kept
                 } else {
                     Outcome::Gone
                 };

@@ -237,10 +237,9 @@ impl<'a, S: ServiceStub, T: ServiceStub> Work<'a, S, T> {
         for dir in done {
             // The root is not finished: it is neither removed nor given times.
             if let Some(job) = dir.what {
-                let is_complete = job.stays || !dir.stays;
                 self.ready_dirs.push(DirJob {
                     stays: job.stays || dir.stays,
-                    is_complete,
+                    is_complete: !dir.failed,
                     ..job
                 });
             }

@@ -148,7 +148,8 @@ fn a_directory_is_done_after_all_that_is_in_it() {
         vec![DoneDir {
             path: RelPath::root(),
             what: None,
-            stays: false
+            stays: false,
+            failed: false
         }]
     );
 }

@@ -172,6 +172,19 @@ async fn restore_long_names<D: Dir>(
     Ok(())
 }
 
+/// Gives `name` back what was set aside of it, if anything was.
+pub(super) async fn restore<D: Dir>(dir: &D, name: &Name) -> io::Result<()> {
+    match names::gone(name) {
+        Some(gone) => put_back(dir, &gone, dir, name).await,
+        None => {
+            let long = names::gone_dir();
+            let gone_dir = dir.open_dir(&long.clone().into()).await?;
+            put_back(&gone_dir, name, dir, name).await?;
+            dir.rmdir(&long).await
+        }
+    }
+}
+
 /// Gives what was set aside its name back. Where that took a link and an unlink, a crash may have left both names.
 pub(super) async fn put_back<D: Dir>(gone_dir: &D, gone: &Name, dir: &D, name: &Name) -> io::Result<()> {
     match move_unless_there(gone_dir, gone, dir, name).await {

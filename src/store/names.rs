@@ -125,11 +125,11 @@ pub fn token(run: RunId, at_source: bool) -> Name {
     valid([TOKEN, format!("{run}.{end}").as_bytes()].concat())
 }
 
-/// Sixteen characters for what of a version survives a rename: device, inode, size, mtime.
+/// Sixteen characters for what of a version survives a rename and a reboot: inode, size, mtime. (A device may have another
+/// number then.)
 pub fn version_tag(version: &Version) -> Vec<u8> {
     let mut hasher = blake3::Hasher::new();
     for number in [
-        version.dev,
         version.ino,
         version.size,
         version.mtime.secs as u64,

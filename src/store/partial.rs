@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::{
     Store, ignore_missing, is_any, names,
-    publish::{Ours, is_ours, set_meta},
+    publish::{Ours, is_ours, remove_ours, set_meta},
     source::{BLOCK_BYTES, is_zero},
 };
 use crate::{
@@ -243,7 +243,7 @@ impl<F: Fs> Partial<F> {
                 store
                     .settle_if_equal(&self.dir, &self.path, &self.name, finish.digest, finish.meta)
                     .await?;
-                ignore_missing(self.dir.unlink(&self.part).await).map_err(|e| ServiceError::io("remove", &e))?;
+                remove_ours(&self.dir, &self.part, &ours).await;
                 return store.make_names_durable(self.path.parent().unwrap_or_default()).await;
             }
             Err(error) => return Err(error),
@@ -315,7 +315,12 @@ impl<F: Fs> Store<F> {
                         make_writable(dir, part).await?;
                         continue;
                     }
-                    Err(error) if is_any(&error, &[Errno::INVAL, Errno::LOOP, Errno::ISDIR]) => {
+                    // A link that was to become final when a run was interrupted.
+                    Err(error) if is_any(&error, &[Errno::LOOP]) => {
+                        ignore_missing(dir.unlink(part).await).map_err(|e| ServiceError::io("remove", &e))?;
+                        continue;
+                    }
+                    Err(error) if is_any(&error, &[Errno::INVAL, Errno::ISDIR]) => {
                         return Err(ServiceError::Leftover(part.clone()));
                     }
                     Err(error) => return Err(ServiceError::io("open the partial", &error)),
@@ -329,10 +334,12 @@ impl<F: Fs> Store<F> {
                 Locked::NotNamed => continue,
             }
             let metadata = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
-            if is_new || (resume && metadata.links == 1) {
+            // What somebody else made they may have open for writing.
+            let is_ours = self.inner.owner.get() == Some(&metadata.uid);
+            if is_new || (resume && is_ours && metadata.links == 1) {
                 return Ok((file, metadata.version.size));
             }
-            // Somebody's second name, or of no use: this name alone goes.
+            // Somebody's, or of no use: this name alone goes.
             ignore_missing(dir.unlink(part).await).map_err(|e| ServiceError::io("remove", &e))?;
         }
         Err(somebody_else())
@@ -366,9 +373,17 @@ pub(super) async fn lock_named<D: Dir>(dir: &D, part: &Name, file: &D::File) -> 
     })
 }
 
-/// Makes a partial writable again that got its final mode just before a crash. One that a live run holds stays as it is.
+/// Makes a partial writable again that got its final mode just before a crash, or removes it where that mode lets not even
+/// its owner look. One that a live run holds stays as it is.
 async fn make_writable<D: Dir>(dir: &D, part: &Name) -> Answer<()> {
-    let file = dir.open(part).await.map_err(|_| ServiceError::Leftover(part.clone()))?;
+    let file = match dir.open(part).await {
+        Ok(file) => file,
+        // Should a live run be just about to publish it, that run finds it gone.
+        Err(error) if is_any(&error, &[Errno::ACCESS]) => {
+            return ignore_missing(dir.unlink(part).await).map_err(|e| ServiceError::io("remove", &e));
+        }
+        Err(_) => return Err(ServiceError::Leftover(part.clone())),
+    };
     match lock_named(dir, part, &file).await? {
         Locked::Yes => {
             let mtime = file

@@ -29,23 +29,17 @@ impl<F: Fs> Store<F> {
         expected: Expected,
         ours: &Ours,
     ) -> Answer<()> {
+        // Looked at before and never after: what is under the final name once it was ours is whoever's put it there.
+        if !is_ours(dir, part, ours).await? {
+            return Err(somebody_else());
+        }
         match expected {
-            Expected::Absent => {
-                move_unless_there(dir, part, dir, name)
-                    .await
-                    .map_err(|error| match error.kind() {
-                        io::ErrorKind::AlreadyExists => ServiceError::Changed,
-                        _ => ServiceError::io("rename", &error),
-                    })?;
-                if is_ours(dir, name, ours).await? {
-                    return Ok(());
-                }
-                // Somebody had put another under the partial's name.
-                move_unless_there(dir, name, dir, part)
-                    .await
-                    .map_err(|e| ServiceError::io("rename back", &e))?;
-                Err(somebody_else())
-            }
+            Expected::Absent => move_unless_there(dir, part, dir, name)
+                .await
+                .map_err(|error| match error.kind() {
+                    io::ErrorKind::AlreadyExists => ServiceError::Changed,
+                    _ => ServiceError::io("rename", &error),
+                }),
             Expected::Version(version) => self.replace(dir, part, name, &version, ours).await,
         }
     }
@@ -111,6 +105,10 @@ impl<F: Fs> Store<F> {
         dir.rename(&swap, dir, name, Rename::Exchange)
             .await
             .map_err(|_| ServiceError::Leftover(swap.clone()))?;
+        if !is_ours(dir, &swap, ours).await? {
+            // Somebody was quicker once more. Which of theirs is the newer only they know: both stay.
+            return Err(ServiceError::Leftover(swap.clone()));
+        }
         back_to_partial.await?;
         Err(ServiceError::Changed)
     }
@@ -133,6 +131,15 @@ pub(super) async fn is_ours<D: Dir>(dir: &D, name: &Name, ours: &Ours) -> Answer
             Err(error) => Err(ServiceError::io("stat", &error)),
         },
         Ours::Link(text) => is_link_to(dir, name, text).await,
+    }
+}
+
+/// Removes a partial that came to nothing: nothing would be gained by keeping it, and on a full disk it would be in the way.
+/// What somebody else put under its name stays.
+pub(super) async fn remove_ours<D: Dir>(dir: &D, part: &Name, ours: &Ours) {
+    // What can't be removed is taken over by the next run.
+    if is_ours(dir, part, ours).await == Ok(true) {
+        dir.unlink(part).await.ok();
     }
 }
 

@@ -27,7 +27,6 @@ impl<F: Fs> Store<F> {
         let (from_dir, from_name) = self.parent_of(&file.from.path).await?;
         let (to_dir, to_name) = to.parent_of(&file.to).await?;
         let to_parent = file.to.parent().unwrap_or_default();
-        let inode = (file.from.version.dev, file.from.version.ino);
         match to_dir.stat(&names::partial(&to_name)).await {
             // An earlier run went the ordinary way: this one goes on there, and nothing of it is left over.
             Ok(_) => return Ok(Renamed::Impossible),
@@ -59,12 +58,11 @@ impl<F: Fs> Store<F> {
             }
         }
         let arrived = to_dir.stat(&to_name).await.map_err(|e| ServiceError::io("stat", &e))?;
-        if (arrived.version.dev, arrived.version.ino) != inode {
-            // Somebody put another file there just before: it gets its name back.
-            let back = to_dir.rename(&to_name, &from_dir, &from_name, Rename::NoReplace).await;
-            back.map_err(|e| ServiceError::io("rename back", &e))?;
-            return Ok(Renamed::SourceStays(ServiceError::Changed));
+        if arrived.version.is_same_inode(&file.from.version) {
+            return Ok(Renamed::Done);
         }
-        Ok(Renamed::Done)
+        // Somebody has put another there since, or had put another under the source's name just before, which is whole
+        // where it is now: neither is to be moved again.
+        Err(ServiceError::Changed)
     }
 }

@@ -91,6 +91,7 @@ impl<F: Fs> Store<F> {
         if found.kind != Kind::File {
             return Err(ServiceError::Changed);
         }
+        self.prove_spelling(dir, name, &found).await?;
         self.settle_final(dir, path, name, &found.version, wanted, meta)
             .await
             .map_err(|error| match error {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{
     Store, names,
-    publish::{Ours, is_link_to, set_meta},
+    publish::{Ours, is_link_to, remove_ours, set_meta},
 };
 use crate::{
     digest::digest,
@@ -76,8 +76,10 @@ impl<F: Fs> Store<F> {
             file.start_writeback().await.map_err(|e| self.sync_failed("write", &e))
         };
         let written = written.await;
-        self.unless_failed(dir, part, written).await?;
-        Ok(file)
+        if written.is_err() {
+            remove_ours(dir, part, &inode(&file).await?).await;
+        }
+        written.map(|()| file)
     }
 
     async fn prepare_link(
@@ -104,8 +106,10 @@ impl<F: Fs> Store<F> {
             .set_mtime(part, mtime)
             .await
             .map_err(|e| ServiceError::io("set times", &e));
-        self.unless_failed(dir, part, timed).await?;
-        Ok(PreparedState::Link)
+        if timed.is_err() {
+            remove_ours(dir, part, &Ours::Link(text.clone())).await;
+        }
+        timed.map(|()| PreparedState::Link)
     }
 
     /// The second step: its content is durable. (A link's is with its name.)
@@ -114,7 +118,10 @@ impl<F: Fs> Store<F> {
             && !planted(Bug::DeleteBeforeSync)
         {
             let synced = file.sync().await.map_err(|e| self.sync_failed("sync", &e));
-            self.unless_failed(&prepared.dir, &prepared.part, synced).await?;
+            if synced.is_err() {
+                remove_ours(&prepared.dir, &prepared.part, &inode(file).await?).await;
+            }
+            synced?;
         }
         Ok(prepared)
     }
@@ -131,9 +138,7 @@ impl<F: Fs> Store<F> {
             state,
         } = &prepared;
         let ours = match (state, &new.content) {
-            (PreparedState::File(file), _) => {
-                Ours::Inode(file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?.version)
-            }
+            (PreparedState::File(file), _) => inode(file).await?,
             (_, Content::Symlink(text)) => Ours::Link(text.clone()),
             (_, Content::File { .. }) => return Err(ServiceError::Internal),
         };
@@ -141,7 +146,10 @@ impl<F: Fs> Store<F> {
             return Ok(ours);
         }
         let published = self.publish(dir, part, name, new.expected, &ours).await;
-        match (self.unless_failed(dir, part, published).await, &new.content) {
+        if published.is_err() {
+            remove_ours(dir, part, &ours).await;
+        }
+        match (published, &new.content) {
             // Put again after the answer to the first time was lost?
             (Err(ServiceError::Changed), Content::File { digest, .. }) => {
                 self.settle_if_equal(dir, &new.path, name, *digest, new.meta).await?;
@@ -151,14 +159,9 @@ impl<F: Fs> Store<F> {
             (published, _) => published.map(|()| ours),
         }
     }
+}
 
-    /// Removes a small partial that came to nothing: nothing would be gained by keeping it, and on a full disk it would be
-    /// in the way.
-    async fn unless_failed(&self, dir: &F::Dir, part: &Name, done: Answer<()>) -> Answer<()> {
-        if done.is_err() {
-            // What can't be removed is taken over by the next run.
-            dir.unlink(part).await.ok();
-        }
-        done
-    }
+async fn inode(file: &impl File) -> Answer<Ours> {
+    let metadata = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
+    Ok(Ours::Inode(metadata.version))
 }

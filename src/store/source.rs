@@ -176,7 +176,14 @@ impl<F: Fs> SourceFile<F> {
             if now == before {
                 return Ok(());
             }
-            if !now.same_but_ctime(&self.version) || read_as != Some(self.digest().await?) {
+            if !now.same_but_ctime(&self.version) {
+                return Err(ServiceError::Changed);
+            }
+            // Nothing was read of it, and under a lease nobody writes: another name of the inode has come or gone.
+            if read_as.is_none() && self.leased {
+                return Ok(());
+            }
+            if read_as != Some(self.digest().await?) {
                 return Err(ServiceError::Changed);
             }
             before = now;
@@ -313,14 +320,10 @@ impl<F: Fs> Store<F> {
             Err(ServiceError::NotFound) => return Ok(()),
             found => found?,
         };
-        let aside = SetAside::new(&dir, name).await?;
-        match aside.take().await {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return aside.tidy().await,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(ServiceError::Leftover(aside.gone));
-            }
-            taken => taken.map_err(|e| ServiceError::io("set aside", &e))?,
-        }
+        let aside = match SetAside::take(&dir, name).await {
+            Err(ServiceError::NotFound) => return Ok(()),
+            taken => taken?,
+        };
         let proof = self.prove_aside(source, &aside, version).await;
         if proof.is_ok() || planted(Bug::NoSourceCheck) {
             let unlinked = aside.gone_dir.unlink(&aside.gone).await;
@@ -354,6 +357,9 @@ impl<F: Fs> Store<F> {
     }
 }
 
+/// How often a directory for long names that another job removes meanwhile is made again.
+const SET_ASIDE_TRIES: usize = 64;
+
 /// A source under the name it has while it is deleted.
 struct SetAside<'a, D> {
     dir: &'a D,
@@ -363,36 +369,51 @@ struct SetAside<'a, D> {
 }
 
 impl<'a, D: Dir> SetAside<'a, D> {
-    async fn new(dir: &'a D, name: Name) -> Answer<Self> {
-        if let Some(gone) = names::gone(&name) {
-            return Ok(Self {
+    /// Sets `name` aside. `NotFound` when there is nothing of that name, `Leftover` when something was set aside before.
+    async fn take(dir: &'a D, name: Name) -> Answer<Self> {
+        for _ in 0..SET_ASIDE_TRIES {
+            let (gone_dir, gone) = match names::gone(&name) {
+                Some(gone) => (dir.clone(), gone),
+                None => match Self::long_names(dir).await {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    made => (made.map_err(|e| ServiceError::io("set aside", &e))?, name.clone()),
+                },
+            };
+            let aside = Self {
                 dir,
-                gone_dir: dir.clone(),
+                name: name.clone(),
+                gone_dir,
                 gone,
-                name,
-            });
-        }
-        let long = names::gone_dir();
-        match dir.mkdir(&long).await {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(ServiceError::io("set aside", &error));
+            };
+            match move_unless_there(dir, &name, &aside.gone_dir, &aside.gone).await {
+                Ok(()) => return Ok(aside),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    return Err(ServiceError::Leftover(aside.gone));
+                }
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(ServiceError::io("set aside", &error));
+                }
+                // Either the file has gone, or another job has just removed the directory for long names.
+                Err(error) => {
+                    aside.tidy().await?;
+                    if dir.stat(&name).await.is_err() {
+                        return Err(ServiceError::io("set aside", &error));
+                    }
+                }
             }
-            _ => {}
         }
-        let gone_dir = dir
-            .open_dir(&long.into())
-            .await
-            .map_err(|e| ServiceError::io("set aside", &e))?;
-        Ok(Self {
-            dir,
-            gone_dir,
-            gone: name.clone(),
-            name,
-        })
+        Err(ServiceError::Busy(
+            "other files of the directory are being deleted".into(),
+        ))
     }
 
-    async fn take(&self) -> io::Result<()> {
-        move_unless_there(self.dir, &self.name, &self.gone_dir, &self.gone).await
+    async fn long_names(dir: &D) -> io::Result<D> {
+        let long = names::gone_dir();
+        match dir.mkdir(&long).await {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        dir.open_dir(&long.into()).await
     }
 
     async fn put_back(&self) -> io::Result<()> {

@@ -29,7 +29,10 @@ impl<F: Fs> Store<F> {
             match names::classify(&name) {
                 NameKind::Token => swept.tokens.push(name),
                 NameKind::Partial => swept.partials += 1,
-                NameKind::Swap(swap) if !self.resolve_swap(&dir, &name, &swap).await? => swept.leftovers.push(name),
+                // What could not be looked at may be somebody's as well.
+                NameKind::Swap(swap) if !self.resolve_swap(&dir, &name, &swap).await.unwrap_or(false) => {
+                    swept.leftovers.push(name);
+                }
                 _ => {}
             }
         }
@@ -52,8 +55,15 @@ impl<F: Fs> Store<F> {
             }
         };
         let name = &name;
-        let tag = |found: io::Result<crate::fs::Metadata>| found.ok().map(|found| names::version_tag(&found.version));
-        let (left_tag, final_tag) = (tag(dir.stat(left).await), tag(dir.stat(name).await));
+        if is_locked(dir, left).await || is_locked(dir, name).await {
+            // A run is at it just now.
+            return Ok(true);
+        }
+        let tag = |found: &io::Result<crate::fs::Metadata>| {
+            found.as_ref().ok().map(|found| names::version_tag(&found.version))
+        };
+        let aside = dir.stat(left).await;
+        let (left_tag, final_tag) = (tag(&aside), tag(&dir.stat(name).await));
         if left_tag.as_ref() == Some(&swap.replaced) && final_tag.is_some() {
             // The old one, which had been replaced.
             ignore_missing(dir.unlink(left).await).map_err(|e| ServiceError::io("remove the old", &e))?;
@@ -61,7 +71,19 @@ impl<F: Fs> Store<F> {
         }
         if final_tag.as_ref() == Some(&swap.replaced) {
             // The old one still has its name, so this is the partial: to be continued.
-            return Ok(put_back(dir, left, dir, &names::partial(name)).await.is_ok());
+            let part = names::partial(name);
+            if put_back(dir, left, dir, &part).await.is_err() {
+                return Ok(false);
+            }
+            let moved = dir.stat(&part).await;
+            if let (Ok(aside), Ok(moved)) = (aside, moved)
+                && !aside.version.is_same_inode(&moved.version)
+            {
+                // A run with a link, which can't be locked, has swapped somebody's file out just now.
+                put_back(dir, &part, dir, left).await.ok();
+                return Ok(false);
+            }
+            return Ok(true);
         }
         Ok(false)
     }
@@ -90,5 +112,14 @@ impl<F: Fs> Store<F> {
             }
         }
         Ok(removed)
+    }
+}
+
+/// Whether another run holds what is at `name` open for writing.
+async fn is_locked<D: Dir>(dir: &D, name: &Name) -> bool {
+    match dir.open(name).await {
+        Ok(file) => matches!(lock_named(dir, name, &file).await, Ok(Locked::ByOther)),
+        // A link, or nothing: no run can hold it.
+        Err(_) => false,
     }
 }

@@ -172,6 +172,8 @@ pub struct Refusals {
     pub dir_sync: Option<Errno>,
     /// `Dir::link`.
     pub link: Option<Errno>,
+    /// Not an error: names that differ in ASCII case or in dots at their end are one name, as on FAT.
+    pub folds: bool,
 }
 
 impl fmt::Debug for Act {

@@ -217,12 +217,12 @@ impl Machine {
         self.lock().bytes.get(&(device, op)).copied().unwrap_or(0)
     }
 
-    /// Starts to note every effect.
+    /// Starts to note every call.
     pub fn keep_log(&self) {
         self.lock().log.get_or_insert_default();
     }
 
-    /// The effects noted so far.
+    /// The calls noted so far. The index of each counts effects, or else reads.
     pub fn log(&self) -> Vec<Call> {
         self.lock().log.clone().unwrap_or_default()
     }
@@ -370,7 +370,7 @@ impl State {
     }
 
     fn wants_paths(&self, op: Op) -> bool {
-        let logged = op.is_effect() && (self.log.is_some() || self.watch.is_some());
+        let logged = self.log.is_some() || (op.is_effect() && self.watch.is_some());
         logged
             || self
                 .faults
@@ -394,7 +394,7 @@ impl State {
             path,
             to,
         };
-        if let Some(log) = self.log.as_mut().filter(|_| op.is_effect()) {
+        if let Some(log) = self.log.as_mut() {
             log.push(call.clone());
         }
         call

@@ -216,7 +216,25 @@ impl Tree {
     }
 
     pub fn lookup(&self, dir: Ino, name: &Name) -> Result<Ino> {
-        self.entries(dir).get(name).copied().ok_or(Errno::NOENT)
+        let entries = self.entries(dir);
+        entries.get(&self.as_spelt(dir, name)).copied().ok_or(Errno::NOENT)
+    }
+
+    /// How `name` is spelt where it is, on a file system that knows one name under several spellings.
+    fn as_spelt(&self, dir: Ino, name: &Name) -> Name {
+        let folded = |name: &Name| {
+            let mut bytes = name.as_bytes().to_ascii_lowercase();
+            while bytes.len() > 1 && bytes.ends_with(b".") {
+                bytes.pop();
+            }
+            bytes
+        };
+        let entries = self.entries(dir);
+        if !self.refusals.folds || entries.contains_key(name) {
+            return name.clone();
+        }
+        let known = entries.keys().find(|known| folded(known) == folded(name));
+        known.unwrap_or(name).clone()
     }
 
     fn is_dir(&self, ino: Ino) -> bool {
@@ -358,7 +376,7 @@ impl Tree {
     }
 
     fn may_create(&self, dir: Ino, name: &Name) -> Result<()> {
-        match self.entries(dir).contains_key(name) {
+        match self.lookup(dir, name).is_ok() {
             true => Err(Errno::EXIST),
             false if self.is_dead(dir) => Err(Errno::NOENT),
             false => Ok(()),
@@ -408,7 +426,7 @@ impl Tree {
             _ => {}
         }
         let old = self.lookup(dir, name)?;
-        let new = self.entries(to_dir).get(to).copied();
+        let new = self.lookup(to_dir, to).ok();
         match (how, new) {
             (Rename::NoReplace, Some(_)) => return Err(Errno::EXIST),
             (Rename::Exchange, None) => return Err(Errno::NOENT),
@@ -463,7 +481,10 @@ impl Tree {
     }
 
     /// The only place where names change: all of `sets` at once, noted in the journal.
-    fn assign(&mut self, sets: Vec<(Key, Option<Ino>)>) {
+    fn assign(&mut self, mut sets: Vec<(Key, Option<Ino>)>) {
+        for ((dir, name), _) in &mut sets {
+            *name = self.as_spelt(*dir, name);
+        }
         let now = self.now;
         let mut touched = BTreeSet::new();
         for ((dir, name), _) in &sets {

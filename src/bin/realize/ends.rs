@@ -172,9 +172,15 @@ fn source_kind(path: &Path) -> Result<SourceKind> {
 
 /// Whether an interrupted run left the file just before it was deleted.
 fn was_set_aside(path: &Path) -> bool {
-    let gone = split(path).ok().and_then(|(parent, name)| {
-        let gone = realize::store::names::gone(&name)?;
-        Some(parent.join(OsStr::from_bytes(gone.as_bytes())))
+    let gone = split(path).ok().map(|(parent, name)| {
+        let (dir, gone) = match realize::store::names::gone(&name) {
+            Some(gone) => (parent, gone),
+            None => (
+                parent.join(OsStr::from_bytes(realize::store::names::gone_dir().as_bytes())),
+                name,
+            ),
+        };
+        dir.join(OsStr::from_bytes(gone.as_bytes()))
     });
     gone.is_some_and(|gone| fs::symlink_metadata(gone).is_ok())
 }

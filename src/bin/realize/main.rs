@@ -75,7 +75,7 @@ async fn move_locally(args: Args, filter: Filter, sources: Vec<SourceRoot>, targ
     let mut source_dirs = Vec::new();
     for (index, source) in sources.iter().enumerate() {
         let id = DirId(format!("source {index}"));
-        let opened = roots.add(id.clone(), &source.path, false).await;
+        let opened = roots.add(id.clone(), &source.path, args.accept_unsynced).await;
         opened.with_context(|| format!("cannot open {}", shown(&source.path)))?;
         source_dirs.push(id);
     }
