@@ -11,6 +11,8 @@ pub mod clock;
 pub mod digest;
 pub mod filter;
 pub mod fs;
+mod hostfile;
+pub mod keys;
 pub mod location;
 pub mod net;
 
