@@ -16,6 +16,8 @@ pub mod keys;
 pub mod location;
 pub mod net;
 
+pub mod tls;
+
 pub mod service;
 
 pub mod plan;
