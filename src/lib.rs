@@ -16,6 +16,7 @@ pub mod keys;
 pub mod location;
 pub mod net;
 
+pub mod config;
 pub mod tls;
 
 pub mod service;
