@@ -11,8 +11,13 @@ pub mod clock;
 pub mod digest;
 pub mod filter;
 pub mod fs;
+mod hostfile;
+pub mod keys;
 pub mod location;
 pub mod net;
+
+pub mod config;
+pub mod tls;
 
 pub mod service;
 

@@ -92,6 +92,7 @@ impl Location {
 }
 
 fn remote(authority: &[u8], path: &[u8]) -> Result<Location, &'static str> {
+    let authority = std::str::from_utf8(authority).map_err(|_| "the host is not UTF-8")?;
     let (host, port) = split_authority(authority)?;
     let path = path.strip_suffix(b"/").unwrap_or(path);
     let (dir, below) = split_at_first(path, b"/").unwrap_or((path, b""));
@@ -103,15 +104,18 @@ fn remote(authority: &[u8], path: &[u8]) -> Result<Location, &'static str> {
     Ok(Location::Remote { host, port, dir, below })
 }
 
-fn split_authority(authority: &[u8]) -> Result<(String, u16), &'static str> {
-    let authority = std::str::from_utf8(authority).map_err(|_| "the host is not UTF-8")?;
+/// The host and the port of `HOST[:PORT]` or `[ADDRESS][:PORT]`, or what is wrong with it.
+pub(crate) fn split_authority(authority: &str) -> Result<(String, u16), &'static str> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
             let (address, rest) = rest.split_once(']').ok_or("the bracket is not closed")?;
             address
                 .parse::<std::net::Ipv6Addr>()
                 .map_err(|_| "not an IPv6 address in the brackets")?;
-            (address, rest.strip_prefix(':'))
+            match rest.strip_prefix(':') {
+                None if !rest.is_empty() => return Err("something stands between the bracket and the port"),
+                port => (address, port),
+            }
         }
         None => match authority.split_once(':') {
             Some((host, port)) => (host, Some(port)),
@@ -211,7 +215,7 @@ mod tests {
         ];
         for text in broken
             .into_iter()
-            .chain(["me@nas::a", "realize://nas", "[::1::a", "[x]::a"])
+            .chain(["me@nas::a", "realize://nas", "[::1::a", "[x]::a", "[::1]80::a"])
         {
             assert!(parse(text).is_err(), "{text}");
         }
