@@ -1,9 +1,5 @@
 //! Reading small files of this host by their paths: keys and configuration.
-#![expect(
-    clippy::disallowed_methods,
-    clippy::disallowed_types,
-    reason = "the edge: these files are in no root"
-)]
+#![expect(clippy::disallowed_types, reason = "the edge: these files are in no root")]
 
 use std::{
     fs::{Metadata, OpenOptions},

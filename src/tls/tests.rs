@@ -273,17 +273,22 @@ async fn every_connection_is_a_full_handshake_without_tickets() {
 }
 
 #[tokio::test]
-async fn client_takes_up_no_ticket_of_a_server_that_sends_them() {
+async fn client_keeps_no_ticket_of_a_server_that_sends_them() {
     let pair = Pair::new();
     let mut config = server_config(&Identity::new(&pair.server));
     config.send_tls13_tickets = 2;
     config.session_storage = rustls::server::ServerSessionMemoryCache::new(8);
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    // One configuration for both connections: what it kept of the first would serve the second.
+    let config = client_config(&Identity::new(&pair.client));
     for _ in 0..2 {
-        let (client, server) = pair.connect_rogue(config.clone()).await;
+        let (near, far) = duplex(64 << 10);
+        let (client, server) = both(connect_with(config.clone(), near), acceptor.accept(far)).await;
         let (mut client, mut server) = (client.unwrap(), server.unwrap());
         server.write_all(b"x").await.unwrap();
         server.flush().await.unwrap();
         assert_eq!(in_time(client.read_u8()).await.unwrap(), b'x');
+        assert_eq!(client.get_ref().1.tls13_tickets_received(), 2);
         assert_eq!(client.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
     }
 }
