@@ -20,6 +20,7 @@ use crate::{
     keys::PublicKey,
     location::{DEFAULT_PORT, split_authority},
     model::Escaped,
+    service::Rights,
 };
 
 /// The longest configuration file. A peer takes about 200 bytes: five thousand of them.
@@ -91,19 +92,6 @@ pub struct Peer {
     pub name: String,
     /// What it may do, by directory; nothing in those that are not named.
     pub rights: BTreeMap<String, Rights>,
-}
-
-/// What a peer may do in a directory. By default nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Rights {
-    /// List and read.
-    pub read: bool,
-    /// Make new files and directories.
-    pub write: bool,
-    /// Put a file in the place of another; only with `write`.
-    pub replace: bool,
-    /// Delete files and directories.
-    pub delete: bool,
 }
 
 impl DaemonConfig {

@@ -16,14 +16,19 @@ pub mod keys;
 pub mod location;
 pub mod net;
 
-pub mod config;
 pub mod tls;
 
 pub mod service;
+
+pub mod config;
+pub mod wire;
 
 pub mod plan;
 pub mod store;
 
 pub mod server;
+
+pub mod client;
+pub mod daemon;
 
 pub mod algo;

@@ -25,9 +25,9 @@ use crate::{
     model::{Entry, RelPath, Uncarried},
     planted::{Bug, planted},
     service::{
-        Answer, Chunk, Claim, Cursor, Delete, DirId, DirMeta, FileRef, Finish, Finished, Got, Handle, Held, Hello,
-        NewFile, OpenFor, Opened, Page, RealizeService, RenameFile, Renamed, Role, RunId, SERVICE_VERSION, Same,
-        ServiceError, Swept,
+        Answer, Chunk, Claim, Cursor, Delete, DirId, DirMeta, Expected, FileRef, Finish, Finished, Got, Handle, Held,
+        Hello, NewFile, OpenFor, Opened, Page, RealizeService, RenameFile, Renamed, Right, Rights, Role, RunId,
+        SERVICE_VERSION, Same, ServiceError, Swept,
     },
     store::{Confirm, Ours, Partial, Prepared, Source, SourceFile, Store, Walk, parents},
 };
@@ -38,7 +38,7 @@ pub struct Roots<F: Fs, C: Clock> {
     clock: C,
     limits: Limits,
     server: [u8; 16],
-    stores: BTreeMap<DirId, Store<F>>,
+    stores: BTreeMap<String, Store<F>>,
 }
 
 impl<F: Fs, C: Clock> Roots<F, C> {
@@ -53,15 +53,30 @@ impl<F: Fs, C: Clock> Roots<F, C> {
         }
     }
 
-    /// Serves the directory at `path` of the host as `id`. With `accept_unsynced` it may be on a file system
+    /// Serves the directory at `path` of the host as `name`. With `accept_unsynced` it may be on a file system
     /// that can't make names durable.
-    pub async fn add(&mut self, id: DirId, path: &Path, accept_unsynced: bool) -> std::io::Result<()> {
+    pub async fn add(&mut self, name: impl Into<String>, path: &Path, accept_unsynced: bool) -> std::io::Result<()> {
         let (fs, path) = (self.fs.clone(), path.to_owned());
         let root = self.fs.offload(async move { fs.open_root(&path).await }).await;
         let root = root.map_err(std::io::Error::other)??;
         self.stores
-            .insert(id, Store::new(root, self.limits.clone(), accept_unsynced));
+            .insert(name.into(), Store::new(root, self.limits.clone(), accept_unsynced));
         Ok(())
+    }
+}
+
+/// What a peer may do. Asked at every call: it may be told otherwise from one to the next.
+pub trait Access: Send + Sync {
+    /// Its rights in the configured directory `dir`.
+    fn rights(&self, dir: &str) -> Rights;
+}
+
+/// The access of who is the same process.
+struct Full;
+
+impl Access for Full {
+    fn rights(&self, _: &str) -> Rights {
+        Rights::ALL
     }
 }
 
@@ -80,14 +95,17 @@ impl<F: Fs, C: Clock> Clone for RealizeServer<F, C> {
 
 struct Session<F: Fs, C: Clock> {
     roots: Arc<Roots<F, C>>,
+    access: Arc<dyn Access>,
     state: Mutex<State<F>>,
 }
 
 struct State<F: Fs> {
     run: Option<RunId>,
     next_handle: u64,
-    open: BTreeMap<Handle, Open<F>>,
+    open: BTreeMap<Handle, (DirId, Open<F>)>,
     claims: BTreeMap<DirId, crate::store::Claimed<F>>,
+    /// Roots below configured ones, open from their claims on.
+    below: BTreeMap<DirId, Store<F>>,
     /// Where the last page of each root ended.
     walks: BTreeMap<DirId, Walk<F>>,
 }
@@ -141,21 +159,62 @@ impl<F: Fs, T> OpenTarget<F, T> {
 }
 
 impl<F: Fs, C: Clock> RealizeServer<F, C> {
-    /// A session over `roots`.
+    /// A session over `roots` that may do everything.
     pub fn new(roots: Arc<Roots<F, C>>) -> Self {
+        Self::with_access(roots, Arc::new(Full))
+    }
+
+    /// A session over `roots` for a peer.
+    pub fn with_access(roots: Arc<Roots<F, C>>, access: Arc<dyn Access>) -> Self {
         let state = State {
             run: None,
             next_handle: 0,
             open: BTreeMap::new(),
             claims: BTreeMap::new(),
+            below: BTreeMap::new(),
             walks: BTreeMap::new(),
         };
         Self {
             session: Arc::new(Session {
                 roots,
+                access,
                 state: Mutex::new(state),
             }),
         }
+    }
+
+    /// Ends the session: closes what is open and gives back what is claimed, once no job is at it.
+    pub async fn end(&self) {
+        let (open, claims) = {
+            let mut state = self.state();
+            state.walks.clear();
+            (std::mem::take(&mut state.open), std::mem::take(&mut state.claims))
+        };
+        let handles = open.into_values().map(|(_, open)| open).collect();
+        // Nobody is told: what could not be done is left to the next claim.
+        self.close_all(handles).await.ok();
+        for (dir, claimed) in claims {
+            if let Ok(store) = self.find_store(&dir) {
+                self.job(async move { store.release(&claimed.claim).await }).await.ok();
+            }
+        }
+    }
+
+    async fn close_all(&self, closed: Vec<Open<F>>) -> Answer<()> {
+        // A close waits for every job on the file, a finish that nobody asked for again among them.
+        for open in &closed {
+            match open {
+                Open::Source(_) => {}
+                Open::Partial(target) => target.quiet().await,
+                Open::Confirm(target) => target.quiet().await,
+            }
+        }
+        // Closing a descriptor may block.
+        self.job(async move {
+            drop(closed);
+            Ok(())
+        })
+        .await
     }
 
     /// Files, links and partials that are open now.
@@ -176,14 +235,30 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         &self.session.roots.clock
     }
 
-    /// The one place where a call's directory is looked up, and where its rights will be checked.
-    fn store(&self, dir: &DirId) -> Answer<Store<F>> {
-        self.session
-            .roots
-            .stores
-            .get(dir)
-            .cloned()
-            .ok_or(ServiceError::NotFound)
+    /// The one place where the rights of a call are checked.
+    fn allow(&self, dir: &DirId, right: Right) -> Answer<()> {
+        if self.session.access.rights(&dir.name).has(right) {
+            Ok(())
+        } else if self.session.roots.stores.contains_key(&dir.name) {
+            Err(ServiceError::Denied(right))
+        } else {
+            Err(ServiceError::NotFound)
+        }
+    }
+
+    /// The store of a call's directory, for who may do this.
+    fn store(&self, dir: &DirId, right: Right) -> Answer<Store<F>> {
+        self.allow(dir, right)?;
+        self.find_store(dir)
+    }
+
+    fn find_store(&self, dir: &DirId) -> Answer<Store<F>> {
+        let found = if dir.below.is_root() {
+            self.session.roots.stores.get(&dir.name).cloned()
+        } else {
+            self.state().below.get(dir).cloned()
+        };
+        found.ok_or(ServiceError::NotFound)
     }
 
     async fn job<T: Send + 'static>(&self, job: impl Future<Output = Answer<T>> + Send + 'static) -> Answer<T> {
@@ -232,7 +307,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         Ok(())
     }
 
-    fn keep(&self, open: Open<F>) -> Answer<Handle> {
+    fn keep(&self, dir: &DirId, open: Open<F>) -> Answer<Handle> {
         let handles_max = self.limits().open_handles;
         let mut state = self.state();
         if state.open.len() >= handles_max {
@@ -240,42 +315,63 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         }
         let handle = Handle(state.next_handle);
         state.next_handle += 1;
-        state.open.insert(handle, open);
+        state.open.insert(handle, (dir.clone(), open));
         Ok(handle)
     }
 
-    fn hold(&self, source: Source<F>) -> Answer<Held> {
+    fn hold(&self, dir: &DirId, source: Source<F>) -> Answer<Held> {
         let (uncarried, leased) = match &source {
             Source::File(file) => (file.uncarried, file.leased),
             Source::Link { .. } => (Uncarried::default(), false),
         };
         Ok(Held {
-            handle: self.keep(Open::Source(Arc::new(source)))?,
+            handle: self.keep(dir, Open::Source(Arc::new(source)))?,
             uncarried,
             leased,
         })
     }
 
-    fn find(&self, handle: Handle) -> Answer<Open<F>> {
-        self.state().open.get(&handle).cloned().ok_or(ServiceError::BadHandle)
+    fn find(&self, handle: Handle, right: Right) -> Answer<Open<F>> {
+        let (dir, open) = self.state().open.get(&handle).cloned().ok_or(ServiceError::BadHandle)?;
+        self.allow(&dir, right)?;
+        Ok(open)
     }
 
-    fn find_source(&self, handle: Handle) -> Answer<Arc<Source<F>>> {
-        match self.find(handle)? {
+    fn find_source(&self, handle: Handle, right: Right) -> Answer<Arc<Source<F>>> {
+        match self.find(handle, right)? {
             Open::Source(source) => Ok(source),
             _ => Err(ServiceError::BadHandle),
         }
     }
 
     fn find_partial(&self, handle: Handle) -> Answer<Arc<OpenTarget<F, Partial<F>>>> {
-        match self.find(handle)? {
+        match self.find(handle, Right::Write)? {
             Open::Partial(partial) => Ok(partial),
             _ => Err(ServiceError::BadHandle),
         }
     }
 
+    async fn open_below(&self, dir: &DirId, make: bool) -> Answer<()> {
+        let root = self
+            .session
+            .roots
+            .stores
+            .get(&dir.name)
+            .cloned()
+            .ok_or(ServiceError::NotFound)?;
+        let below = dir.below.clone();
+        let store = self.job(async move { root.below(&below, make).await }).await?;
+        const ROOTS_MAX: usize = 64;
+        let mut state = self.state();
+        if state.below.len() >= ROOTS_MAX && !state.below.contains_key(dir) {
+            return Err(ServiceError::Busy("too many directories are claimed".into()));
+        }
+        state.below.insert(dir.clone(), store);
+        Ok(())
+    }
+
     async fn get_files(&self, dir: DirId, files: Vec<FileRef>, with_data: bool) -> Answer<Vec<Answer<Got>>> {
-        let store = self.store(&dir)?;
+        let store = self.store(&dir, Right::Read)?;
         let total_bytes = files
             .iter()
             .fold(0u64, |total, file| total.saturating_add(file.version.size));
@@ -297,7 +393,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
             .map(|read| {
                 read.and_then(|(source, content)| {
                     Ok(Got {
-                        held: self.hold(source)?,
+                        held: self.hold(&dir, source)?,
                         content,
                     })
                 })
@@ -407,7 +503,10 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         }
         self.state().run = Some(run);
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let known = self.session.roots.stores.keys();
+        let rights = known.map(|name| (name.clone(), self.session.access.rights(name)));
         Ok(Hello {
+            rights: rights.filter(|(_, rights)| *rights != Rights::default()).collect(),
             version: SERVICE_VERSION,
             server: self.session.roots.server,
             uid,
@@ -420,7 +519,16 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     }
 
     async fn claim(self, _: Context, dir: DirId, role: Role) -> Answer<Claim> {
-        let store = self.store(&dir)?;
+        let right = match role {
+            Role::Source | Role::SourceOfFiles => Right::Read,
+            Role::Target => Right::Write,
+            Role::Looked => Right::Look,
+        };
+        self.allow(&dir, right)?;
+        if !dir.below.is_root() {
+            self.open_below(&dir, role == Role::Target).await?;
+        }
+        let store = self.find_store(&dir)?;
         let run = self
             .state()
             .run
@@ -432,7 +540,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     }
 
     async fn release(self, _: Context, dir: DirId) -> Answer<()> {
-        let store = self.store(&dir)?;
+        let store = self.store(&dir, Right::Look)?;
         let claimed = self.state().claims.remove(&dir);
         match claimed {
             None => Ok(()),
@@ -441,7 +549,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     }
 
     async fn list(self, _: Context, dir: DirId, from: Option<Cursor>, restore: bool) -> Answer<Page> {
-        let store = self.store(&dir)?;
+        let store = self.store(&dir, Right::Read)?;
         let kept = self.state().walks.remove(&dir);
         let page_entries = self.limits().page_entries;
         let filled = self.job(async move {
@@ -477,7 +585,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         restore: bool,
     ) -> Answer<Vec<Answer<Option<Entry>>>> {
         const STATS_PER_JOB: usize = 256;
-        let store = self.store(&dir)?;
+        let store = self.store(&dir, Right::Look)?;
         let stat = move |path: RelPath| {
             let store = store.clone();
             async move { store.stat(&path, restore).await }
@@ -494,7 +602,11 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     }
 
     async fn open(self, _: Context, dir: DirId, path: RelPath, open_for: OpenFor) -> Answer<Opened> {
-        let store = self.store(&dir)?;
+        let right = match open_for {
+            OpenFor::Read(_) => Right::Read,
+            OpenFor::Confirm(_) | OpenFor::Write { .. } => Right::Write,
+        };
+        let store = self.store(&dir, right)?;
         let bare = |handle| Held {
             handle,
             uncarried: Uncarried::default(),
@@ -506,7 +618,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
                 let source = self.job(async move { store.open_source(&wanted, wall).await }).await?;
                 let len = as_file(&source)?.size();
                 Ok(Opened {
-                    held: self.hold(source)?,
+                    held: self.hold(&dir, source)?,
                     len,
                 })
             }
@@ -517,7 +629,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
                     .await?;
                 let len = confirm.size();
                 Ok(Opened {
-                    held: bare(self.keep(Open::Confirm(OpenTarget::new(store, confirm)))?),
+                    held: bare(self.keep(&dir, Open::Confirm(OpenTarget::new(store, confirm)))?),
                     len,
                 })
             }
@@ -526,7 +638,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
                 let partial = self.job(async move { opened.open_partial(&path, size).await }).await?;
                 let len = partial.found_len();
                 Ok(Opened {
-                    held: bare(self.keep(Open::Partial(OpenTarget::new(store, partial)))?),
+                    held: bare(self.keep(&dir, Open::Partial(OpenTarget::new(store, partial)))?),
                     len,
                 })
             }
@@ -534,13 +646,13 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     }
 
     async fn read(self, _: Context, handle: Handle, chunk: u64) -> Answer<Chunk> {
-        let source = self.find_source(handle)?;
+        let source = self.find_source(handle, Right::Read)?;
         self.job(async move { as_file(&source)?.read_chunk(chunk).await }).await
     }
 
     async fn hashes(self, _: Context, handle: Handle, first: u64, count: u64) -> Answer<Vec<ChunkHash>> {
         self.check_count(count.try_into().unwrap_or(usize::MAX), self.limits().page_hashes)?;
-        let source = self.find_source(handle)?;
+        let source = self.find_source(handle, Right::Read)?;
         self.job(async move {
             let mut hashes = Vec::new();
             for index in first..first.saturating_add(count) {
@@ -553,7 +665,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
 
     async fn compare(self, _: Context, handle: Handle, first: u64, hashes: Vec<ChunkHash>) -> Answer<Vec<bool>> {
         self.check_count(hashes.len(), self.limits().page_hashes)?;
-        match self.find(handle)? {
+        match self.find(handle, Right::Write)? {
             Open::Source(_) => Err(ServiceError::BadHandle),
             Open::Partial(target) => {
                 let with_others = target.jobs.clone().read_owned().await;
@@ -568,15 +680,21 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     }
 
     async fn put(self, _: Context, dir: DirId, files: Vec<NewFile>) -> Answer<Vec<Answer<()>>> {
-        let store = self.store(&dir)?;
+        let store = self.store(&dir, Right::Write)?;
+        let may_replace = self.allow(&dir, Right::Replace);
         self.check_count(files.len(), self.limits().batch_files)?;
         let paths: Vec<_> = files.iter().map(|file| file.path.clone()).collect();
         let (names_per_job, syncs_per_job) = (self.limits().job_files, self.limits().job_syncs);
         let prepare = {
             let store = store.clone();
             move |file: NewFile| {
-                let store = store.clone();
-                async move { store.prepare(file).await }
+                let (store, may_replace) = (store.clone(), may_replace.clone());
+                async move {
+                    if file.expected != Expected::Absent {
+                        may_replace?;
+                    }
+                    store.prepare(file).await
+                }
             }
         };
         let sync = {
@@ -609,7 +727,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     }
 
     async fn settle(self, _: Context, dir: DirId, files: Vec<Same>) -> Answer<Vec<Answer<()>>> {
-        let store = self.store(&dir)?;
+        let store = self.store(&dir, Right::Write)?;
         let paths: Vec<_> = files.iter().map(|same| same.file.path.clone()).collect();
         let settle = {
             let store = store.clone();
@@ -647,8 +765,13 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     }
 
     async fn finish(self, _: Context, handle: Handle, finish: Finish) -> Answer<Finished> {
-        match self.find(handle)? {
+        let right = match finish.expected {
+            Expected::Absent => Right::Write,
+            Expected::Version(_) => Right::Replace,
+        };
+        match self.find(handle, Right::Write)? {
             Open::Source(_) => Err(ServiceError::BadHandle),
+            Open::Partial(_) if self.find(handle, right).is_err() => Err(ServiceError::Denied(right)),
             Open::Partial(target) => self.finish_target(target, finish).await,
             Open::Confirm(target) => self.finish_target(target, finish).await,
         }
@@ -658,36 +781,23 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         let mut closed = Vec::new();
         {
             let mut state = self.state();
-            closed.extend(handles.iter().filter_map(|handle| state.open.remove(handle)));
+            closed.extend(handles.iter().filter_map(|handle| Some(state.open.remove(handle)?.1)));
         }
-        // A close waits for every job on the file, a finish that nobody asked for again among them.
-        for open in &closed {
-            match open {
-                Open::Source(_) => {}
-                Open::Partial(target) => target.quiet().await,
-                Open::Confirm(target) => target.quiet().await,
-            }
-        }
-        // Closing a descriptor may block.
-        self.job(async move {
-            drop(closed);
-            Ok(())
-        })
-        .await
+        self.close_all(closed).await
     }
 
     async fn sweep(self, _: Context, dir: DirId, path: RelPath) -> Answer<Swept> {
-        let store = self.store(&dir)?;
+        let store = self.store(&dir, Right::Write)?;
         self.job(async move { store.sweep(&path).await }).await
     }
 
     async fn remove_orphans(self, _: Context, dir: DirId, path: RelPath) -> Answer<u64> {
-        let (store, wall) = (self.store(&dir)?, self.clock().wall());
+        let (store, wall) = (self.store(&dir, Right::Write)?, self.clock().wall());
         self.job(async move { store.remove_orphans(&path, wall).await }).await
     }
 
     async fn make_dirs(self, _: Context, dir: DirId, dirs: Vec<DirMeta>) -> Answer<Vec<Answer<()>>> {
-        let store = self.store(&dir)?;
+        let store = self.store(&dir, Right::Write)?;
         let one_job = dirs.len().max(1);
         // One job: a directory comes before what is below it.
         let make = move |dir: DirMeta| {
@@ -698,7 +808,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     }
 
     async fn finish_dirs(self, _: Context, dir: DirId, dirs: Vec<DirMeta>) -> Answer<Vec<Answer<()>>> {
-        let store = self.store(&dir)?;
+        let store = self.store(&dir, Right::Write)?;
         let finish = move |dir: DirMeta| {
             let store = store.clone();
             async move { store.finish_dir(&dir.path, dir.meta, dir.is_complete).await }
@@ -707,7 +817,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     }
 
     async fn remove_dirs(self, _: Context, dir: DirId, paths: Vec<RelPath>) -> Answer<Vec<Answer<()>>> {
-        let store = self.store(&dir)?;
+        let store = self.store(&dir, Right::Delete)?;
         let one_job = paths.len().max(1);
         let remove = move |path: RelPath| {
             let store = store.clone();
@@ -717,10 +827,10 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     }
 
     async fn delete(self, _: Context, dir: DirId, files: Vec<Delete>) -> Answer<Vec<Answer<()>>> {
-        let store = self.store(&dir)?;
+        let store = self.store(&dir, Right::Delete)?;
         let files: Vec<_> = files
             .into_iter()
-            .map(|file| (self.find_source(file.handle), file))
+            .map(|file| (self.find_source(file.handle, Right::Delete), file))
             .collect();
         let handles: Vec<_> = files.iter().map(|(_, file)| file.handle).collect();
         let delete = move |(source, file): (Answer<Arc<Source<F>>>, Delete)| {
@@ -741,7 +851,9 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     }
 
     async fn rename(self, _: Context, from: DirId, to: DirId, files: Vec<RenameFile>) -> Answer<Vec<Answer<Renamed>>> {
-        let (from, to, wall) = (self.store(&from)?, self.store(&to)?, self.clock().wall());
+        self.allow(&from, Right::Read)?;
+        let (from, to) = (self.store(&from, Right::Delete)?, self.store(&to, Right::Write)?);
+        let wall = self.clock().wall();
         let mut from_paths = Vec::new();
         let mut to_paths = Vec::new();
         for file in &files {

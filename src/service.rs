@@ -4,10 +4,14 @@
 //! result of its own. The server checks everything here that a peer could get wrong; the types check
 //! paths and names when they are decoded.
 
-use std::{fmt, io};
+use std::{
+    fmt, io,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tarpc::context::Context;
 
 use crate::{
     digest::ChunkHash,
@@ -18,9 +22,37 @@ use crate::{
 /// The version of this service. Both sides must have the same.
 pub const SERVICE_VERSION: u32 = 1;
 
-/// A configured directory, by its name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct DirId(pub String);
+/// A configured directory, or one below it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DirId {
+    /// What the server calls it.
+    pub name: String,
+    /// Where below it; its own root for all of it.
+    pub below: RelPath,
+}
+
+impl DirId {
+    /// The whole of the configured directory `name`.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            below: RelPath::root(),
+        }
+    }
+}
+
+/// What a peer may do in a directory. By default nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Rights {
+    /// List and read.
+    pub read: bool,
+    /// Make new files and directories.
+    pub write: bool,
+    /// Put a file in the place of another; only with `write`.
+    pub replace: bool,
+    /// Delete files and directories.
+    pub delete: bool,
+}
 
 /// One run of the mover: random, the same for all its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -35,6 +67,54 @@ impl fmt::Display for RunId {
 /// An open file or link of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Handle(pub u64);
+
+/// One of the [`Rights`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Right {
+    /// To read.
+    Read,
+    /// To read or to write: to look at what is there.
+    Look,
+    /// To write.
+    Write,
+    /// To replace.
+    Replace,
+    /// To delete.
+    Delete,
+}
+
+impl fmt::Display for Right {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::Look => "read or write",
+            Self::Write => "write",
+            Self::Replace => "replace",
+            Self::Delete => "delete",
+        })
+    }
+}
+
+impl Rights {
+    /// Everything.
+    pub const ALL: Self = Self {
+        read: true,
+        write: true,
+        replace: true,
+        delete: true,
+    };
+
+    /// Whether `right` is among them.
+    pub fn has(&self, right: Right) -> bool {
+        match right {
+            Right::Read => self.read,
+            Right::Look => self.read || self.write,
+            Right::Write => self.write,
+            Right::Replace => self.write && self.replace,
+            Right::Delete => self.delete,
+        }
+    }
+}
 
 /// How a call fails. Callers decide by kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -70,8 +150,8 @@ pub enum ServiceError {
     #[error("bad request: {0}")]
     BadRequest(String),
     /// The peer may not do this.
-    #[error("not allowed")]
-    Denied,
+    #[error("not allowed: that takes the right to {0}")]
+    Denied(Right),
     /// The operating system says no.
     #[error("cannot {doing}: {}", io::Error::from_raw_os_error(*errno))]
     Io {
@@ -123,6 +203,16 @@ impl From<BadPath> for ServiceError {
     }
 }
 
+/// The context of a call. Its deadline is a year away: limits are kept on our own clock, and a deadline
+/// on tarpc's would be one more way to fail.
+pub fn context() -> Context {
+    let mut context = tarpc::context::current();
+    #[expect(clippy::disallowed_methods, reason = "tarpc wants one; nothing waits for it")]
+    let now = Instant::now();
+    context.deadline = now + Duration::from_secs(365 * 24 * 3600);
+    context
+}
+
 /// A result on the wire.
 pub type Answer<T> = Result<T, ServiceError>;
 
@@ -138,6 +228,8 @@ pub struct Hello {
     pub uid: u32,
     /// Group of the files it makes.
     pub gid: u32,
+    /// The directories in which the caller may do anything, and what.
+    pub rights: Vec<(String, Rights)>,
 }
 
 /// What a root is to a run.

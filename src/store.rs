@@ -35,7 +35,7 @@ pub use self::{
 use crate::{
     fs::{Dir, File, Fs, Lock, Metadata},
     limits::Limits,
-    model::{Entry, Kind, Name, RelPath},
+    model::{Entry, Kind, Name, RelPath, Timestamp},
     planted::{Bug, planted},
     service::{Answer, Claim, Meta, Role, RunId, ServiceError},
 };
@@ -58,7 +58,7 @@ struct Inner<F: Fs> {
     limits: Limits,
     accept_unsynced: bool,
     /// The first sync that failed; set once and for all.
-    failed_sync: OnceLock<String>,
+    failed_sync: Arc<OnceLock<String>>,
     /// Directories whose own names are durable, with device and inode.
     synced: Mutex<BTreeMap<RelPath, (u64, u64)>>,
     /// Whether a name of the root is found under another case too; told by the token of a claim.
@@ -87,12 +87,37 @@ impl<F: Fs> Store<F> {
                 root,
                 limits,
                 accept_unsynced,
-                failed_sync: OnceLock::new(),
+                failed_sync: Arc::default(),
                 synced,
                 ignores_case: AtomicBool::new(false),
                 owner: OnceLock::new(),
             }),
         }
+    }
+
+    /// The store of the directory at `path` below this one, as a root of its own; with `make` its last component is made when it
+    /// is missing, and its name is durable.
+    pub async fn below(&self, path: &RelPath, make: bool) -> Answer<Self> {
+        if make {
+            match self.open_dir(path).await {
+                Err(ServiceError::NotFound) => {
+                    let (mode, mtime) = (0o755, Timestamp { secs: 0, nanos: 0 });
+                    self.make_dir(path, Meta { mode, mtime }).await?;
+                }
+                found => drop(found?),
+            }
+            self.make_dir_durable(path.clone()).await?;
+        }
+        let store = Self::new(
+            self.open_dir(path).await?,
+            self.inner.limits.clone(),
+            self.inner.accept_unsynced,
+        );
+        let Ok(mut inner) = Arc::try_unwrap(store.inner) else {
+            return Err(ServiceError::Internal);
+        };
+        inner.failed_sync = self.inner.failed_sync.clone();
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Claims the root for `run`.

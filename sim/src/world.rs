@@ -239,15 +239,9 @@ impl World {
         };
         let mut roots = Roots::new(fs, clock, limits(), [1; 16]);
         let failed = |error: io::Error| MoveError::Side(realize::algo::Side::Source, sim_error(&error));
-        let (source_dir, target_dir) = (DirId("source".into()), DirId("target".into()));
-        roots
-            .add(source_dir.clone(), Path::new("/source"), false)
-            .await
-            .map_err(failed)?;
-        roots
-            .add(target_dir.clone(), Path::new("/target"), false)
-            .await
-            .map_err(failed)?;
+        let (source_dir, target_dir) = (DirId::new("source"), DirId::new("target"));
+        roots.add("source", Path::new("/source"), false).await.map_err(failed)?;
+        roots.add("target", Path::new("/target"), false).await.map_err(failed)?;
         let service = SimService(RealizeServer::new(Arc::new(roots)));
         let client = RealizeServiceClient::from(service.clone());
         let sources = [Source {

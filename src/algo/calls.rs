@@ -1,23 +1,11 @@
 //! How the calls of a service are made.
 
-use std::{
-    future::Future,
-    time::{Duration, Instant},
-};
+use std::future::Future;
 
-use tarpc::{client::RpcError, context::Context};
+use tarpc::client::RpcError;
 
+pub use crate::service::context;
 use crate::service::{Answer, ServiceError};
-
-/// The context of a call. Its deadline is a year away: limits are kept on our own clock, and a deadline
-/// on tarpc's would be one more way to fail.
-pub fn context() -> Context {
-    let mut context = tarpc::context::current();
-    #[expect(clippy::disallowed_methods, reason = "tarpc wants one; nothing waits for it")]
-    let now = Instant::now();
-    context.deadline = now + Duration::from_secs(365 * 24 * 3600);
-    context
-}
 
 /// The answer of a call; no answer is an error too, and tells nothing of what was done.
 pub async fn flat<T>(call: impl Future<Output = Result<Answer<T>, RpcError>>) -> Answer<T> {

@@ -147,6 +147,30 @@ pub struct MoveReport {
 }
 
 impl MoveReport {
+    /// Whether anything was moved.
+    pub fn did_something(&self) -> bool {
+        self.copied + self.verified + self.renamed + self.dirs_removed > 0
+    }
+
+    /// Takes in the report of the same move begun again: what was done adds up, what stays is what stays now.
+    pub fn add(&mut self, later: &Self) {
+        self.copied += later.copied;
+        self.replaced += later.replaced;
+        self.verified += later.verified;
+        self.renamed += later.renamed;
+        self.bytes += later.bytes;
+        self.bytes_sent += later.bytes_sent;
+        self.dirs_removed += later.dirs_removed;
+        self.orphans_removed += later.orphans_removed;
+        for (loss, files) in &later.losses {
+            *self.losses.entry(*loss).or_default() += files;
+        }
+        self.excluded = later.excluded;
+        self.stays = later.stays;
+        self.would_move = later.would_move;
+        self.stopped = later.stopped.clone();
+    }
+
     /// Whether nothing was left behind but by option.
     pub fn is_complete(&self) -> bool {
         self.stays == 0 && self.stopped.is_none()

@@ -8,11 +8,13 @@
 #![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
 
 mod command;
+mod hosts;
 mod manifest;
 mod scratch;
 mod tree;
 
 pub use command::{Outcome, Run, Running, TimedOut, name_spaces_allowed, realize, realized, run_as_root};
+pub use hosts::{ALL, Hosts};
 pub use manifest::{Entry, Kind, Manifest, is_reserved};
 pub use scratch::{NOBODY, Scratch, give_to_nobody};
 pub use tree::{

@@ -1,8 +1,8 @@
 //! The command line.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, path::PathBuf};
 
-use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use realize::filter::Rule;
 
 /// Moves files and directories, and never loses one.
@@ -10,16 +10,23 @@ use realize::filter::Rule;
 /// What is in the directory SRC goes to the same paths in the directory DST. A file leaves the source only after the
 /// target holds the same bytes under the final name, verified and on the disk. Whatever stops a move, the
 /// same command goes on from there.
+///
+/// SRC and DST are local paths, or HOST::DIR[/SUB] for a directory that realized serves on another host (HOST:PORT::DIR, [ADDRESS]:PORT::DIR,
+/// realize://HOST:PORT/DIR/SUB).
 #[derive(Debug, Parser)]
 #[command(name = "realize", version, max_term_width = 100, after_long_help = AFTER_HELP)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Args {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// Directories whose contents are moved, or single files
     #[arg(value_name = "SRC", required = true, num_args = 1..)]
     pub sources: Vec<OsString>,
 
     /// Where they go: a directory, made if only its last component is missing; for one file also its new name
     #[arg(value_name = "DST", required = true)]
-    pub target: OsString,
+    pub target: Option<OsString>,
 
     /// Say what would be moved; write nothing anywhere. Opens no file, so what shows only then (no right to read it, in use, too
     /// large for the target's disk) is not foreseen
@@ -58,6 +65,31 @@ pub struct Args {
     /// Show no progress
     #[arg(short, long)]
     pub quiet: bool,
+
+    /// This host's secret key; by default "key" in ~/.config/realize or /etc/realize
+    #[arg(long, value_name = "FILE", global = true)]
+    pub key: Option<PathBuf>,
+
+    /// The keys of other hosts; by default "hosts.toml" in ~/.config/realize or /etc/realize
+    #[arg(long, value_name = "FILE", global = true)]
+    pub hosts: Option<PathBuf>,
+}
+
+/// What else there is to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make the key of this host, and print the lines to paste on others. (For a directory of this name write ./keygen.)
+    Keygen {
+        /// The file to make; by default "key" in ~/.config/realize
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Try to reach a host, and say what is in the way and what to do about it
+    Check {
+        /// HOST, or HOST::DIR for a directory on it
+        #[arg(value_name = "HOST[::DIR]")]
+        host: OsString,
+    },
 }
 
 const AFTER_HELP: &str = "\
@@ -66,11 +98,14 @@ Examples:
   realize -n /srv/downloads /mnt/archive     only say what would be moved
   realize film.mkv series/ /mnt/archive/     a file and what is in a directory, into a directory
   realize --exclude '*.tmp' build/ /backup   leave temporary files where they are
+  realize /srv/downloads nas::archive        empty it into the directory that realized on nas calls archive
+  realize keygen                             make this host's key; realize check nas::archive tells what is missing
 
 Exit status:
    0  everything was moved; nothing was left behind but by option
    1  something was left behind: each is named, with the reason
    2  the command line can't be carried out: nothing was touched
+  12  this host or the other could not prove who it is
   13  another run is moving the same source";
 
 impl Args {

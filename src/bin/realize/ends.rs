@@ -6,17 +6,14 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::{OsStr, OsString},
+    ffi::OsStr,
     fs, io,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
-use realize::{
-    location::Location,
-    model::{Escaped, Name, RelPath},
-};
+use realize::model::{Escaped, Name, RelPath};
 
 /// A directory that files leave.
 #[derive(Debug)]
@@ -41,33 +38,29 @@ pub fn shown(path: &Path) -> String {
     Escaped(path.as_os_str().as_bytes()).to_string()
 }
 
-/// Finds out what `sources` and `target` mean. Changes nothing.
-pub fn resolve(sources: &[OsString], target: &OsStr) -> Result<(Vec<SourceRoot>, TargetRoot)> {
-    let sources = sources.iter().map(|text| local(text)).collect::<Result<Vec<_>>>()?;
-    let target = local(target)?;
-    let kinds = sources
-        .iter()
-        .map(|path| source_kind(path))
-        .collect::<Result<Vec<_>>>()?;
-    let single_file = sources.len() == 1 && kinds[0] == SourceKind::File;
-    let (target, renamed) = target_root(&target, single_file)?;
+/// Finds out which directories the local `sources` are in, and how they are called at the target.
+pub fn source_roots(
+    sources: &[(PathBuf, SourceKind)],
+    renamed: Option<&Name>,
+    target: Option<&TargetRoot>,
+) -> Result<Vec<SourceRoot>> {
     let mut dirs: Vec<(PathBuf, (u64, u64))> = Vec::new();
     let mut files: BTreeMap<PathBuf, Vec<(RelPath, RelPath)>> = BTreeMap::new();
-    for (path, kind) in sources.iter().zip(kinds) {
+    for (path, kind) in sources {
         match kind {
             SourceKind::Dir(inode) => {
-                if let Some((other, _)) = dirs.iter().find(|(_, known)| *known == inode) {
+                if let Some((other, _)) = dirs.iter().find(|(_, known)| known == inode) {
                     bail!(
                         "{} and {} are the same directory: name it once",
                         shown(other),
                         shown(path)
                     );
                 }
-                dirs.push((path.clone(), inode));
+                dirs.push((path.clone(), *inode));
             }
             SourceKind::File => {
                 let (parent, name) = split(path)?;
-                let to = renamed.clone().unwrap_or_else(|| name.clone());
+                let to = renamed.cloned().unwrap_or_else(|| name.clone());
                 files.entry(parent).or_default().push((name.into(), to.into()));
             }
         }
@@ -83,7 +76,10 @@ pub fn resolve(sources: &[OsString], target: &OsStr) -> Result<(Vec<SourceRoot>,
                 shown(file_dir)
             );
         }
-        if target.is_missing && is_inside(&target.path, *inode)? {
+        if let Some(target) = target
+            && target.is_missing
+            && is_inside(&target.path, *inode)?
+        {
             bail!(
                 "the target {} is inside the source {}",
                 shown(&target.path),
@@ -99,7 +95,7 @@ pub fn resolve(sources: &[OsString], target: &OsStr) -> Result<(Vec<SourceRoot>,
         path,
         files: Some(files),
     }));
-    Ok((roots, target))
+    Ok(roots)
 }
 
 fn inode_of(path: &Path) -> io::Result<(u64, u64)> {
@@ -138,25 +134,17 @@ pub fn sync_name_of(path: &Path) -> Result<()> {
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum SourceKind {
+/// What a source is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceKind {
+    /// A directory, by device and inode.
     Dir((u64, u64)),
+    /// A file or link.
     File,
 }
 
-fn local(text: &OsStr) -> Result<PathBuf> {
-    match Location::parse(text)? {
-        Location::Local(path) => Ok(path),
-        Location::Remote { .. } => {
-            bail!(
-                "{}: moving to and from other hosts is not built yet; both ends must be local",
-                Escaped(text.as_bytes())
-            )
-        }
-    }
-}
-
-fn source_kind(path: &Path) -> Result<SourceKind> {
+/// What the local source at `path` is.
+pub fn source_kind(path: &Path) -> Result<SourceKind> {
     match fs::metadata(path) {
         // A link to a directory names the directory, with and without a trailing slash.
         Ok(metadata) if metadata.is_dir() => return Ok(SourceKind::Dir((metadata.dev(), metadata.ino()))),
@@ -185,8 +173,8 @@ fn was_set_aside(path: &Path) -> bool {
     gone.is_some_and(|gone| fs::symlink_metadata(gone).is_ok())
 }
 
-/// The target's root, and the name that a single file gets in it if not its own.
-fn target_root(target: &Path, single_file: bool) -> Result<(TargetRoot, Option<Name>)> {
+/// The root of a local target, and the name that a single file gets in it if not its own.
+pub fn target_root(target: &Path, single_file: bool) -> Result<(TargetRoot, Option<Name>)> {
     let root = |path: &Path, is_missing| TargetRoot {
         path: path.to_owned(),
         is_missing,
@@ -218,7 +206,7 @@ fn target_root(target: &Path, single_file: bool) -> Result<(TargetRoot, Option<N
     Ok((root(target, true), None))
 }
 
-fn ends_in_slash(path: &Path) -> bool {
+pub fn ends_in_slash(path: &Path) -> bool {
     path.as_os_str().as_bytes().ends_with(b"/")
 }
 

@@ -1,25 +1,28 @@
 //! The command `realize`: moves files and never loses one.
 
 mod args;
+mod check;
 mod ends;
+mod remote;
+mod resolve;
 mod ui;
 
-use std::{process::ExitCode, sync::Arc};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use realize::{
-    algo::{MoveError, MoveOptions, MoveReport, Source, Target, move_files},
+    algo::{MoveError, MoveOptions, MoveReport, Stop, Why, move_files},
     clock::TokioClock,
     filter::Filter,
-    fs::os::{OsFs, raise_open_files},
+    fs::os::raise_open_files,
     limits::Limits,
-    server::{RealizeServer, Roots},
-    service::{DirId, RealizeService, RealizeServiceClient, RunId},
+    service::{RunId, ServiceError},
 };
 
 use crate::{
-    args::Args,
-    ends::{SourceRoot, TargetRoot, shown},
+    args::{Args, Command},
+    remote::NotAuthenticated,
+    resolve::Ends,
     ui::Ui,
 };
 
@@ -29,83 +32,93 @@ const BLOCKING_THREADS: usize = 32;
 /// Open files with the default limits: for each small file under way its source, its partial and its directory.
 const OPEN_FILES_WANTED: u64 = 4096;
 
+/// How often in a row a move whose session was lost begins again without having moved anything.
+const TRIES_WITHOUT_PROGRESS: u32 = 5;
+
 fn main() -> ExitCode {
     let (args, rules) = Args::read();
     match run(args, &rules) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("realize: {error:#}");
-            ExitCode::from(2)
+            let is_about_keys = error.chain().any(|cause| cause.is::<NotAuthenticated>());
+            ExitCode::from(if is_about_keys { 12 } else { 2 })
         }
     }
 }
 
 fn run(args: Args, rules: &[realize::filter::Rule]) -> Result<ExitCode> {
     let filter = Filter::new(rules)?;
-    let (sources, target) = ends::resolve(&args.sources, &args.target)?;
+    if let Some(Command::Keygen { out }) = &args.command {
+        remote::keygen(out.as_deref())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .context("cannot start")?;
-    let code = runtime.block_on(move_locally(args, filter, sources, target));
+    let code = match &args.command {
+        Some(Command::Check { host }) => runtime.block_on(check::check(&args, host)),
+        _ => runtime.block_on(move_between(&args, filter)),
+    };
     // Nothing is waited for: what a job leaves half done is gone on with by the next run.
     runtime.shutdown_background();
     code
 }
 
-async fn move_locally(args: Args, filter: Filter, sources: Vec<SourceRoot>, target: TargetRoot) -> Result<ExitCode> {
+async fn move_between(args: &Args, filter: Filter) -> Result<ExitCode> {
     let clock = TokioClock::new();
     let limits = limits();
-    let mut roots = Roots::new(OsFs::new(), clock.clone(), limits.clone(), random()?);
-    if target.is_missing && !args.dry_run {
-        ends::make_target(&target.path)?;
-    }
-    if !args.dry_run {
-        ends::sync_name_of(&target.path)?;
-    }
-    let target_dir = if target.is_missing && args.dry_run {
-        None
-    } else {
-        let id = DirId("target".into());
-        let opened = roots.add(id.clone(), &target.path, args.accept_unsynced).await;
-        opened.with_context(|| format!("cannot open {}", shown(&target.path)))?;
-        Some(id)
-    };
-    let mut source_dirs = Vec::new();
-    for (index, source) in sources.iter().enumerate() {
-        let id = DirId(format!("source {index}"));
-        let opened = roots.add(id.clone(), &source.path, args.accept_unsynced).await;
-        opened.with_context(|| format!("cannot open {}", shown(&source.path)))?;
-        source_dirs.push(id);
-    }
-    let service = RealizeServiceClient::from(RealizeServer::new(Arc::new(roots)).serve());
-    let sources = sources.into_iter().zip(source_dirs);
-    let sources: Vec<_> = sources
-        .map(|(root, dir)| Source {
-            service: service.clone(),
-            dir,
-            files: root.files,
-        })
-        .collect();
-    let target = Target {
-        service,
-        dir: target_dir,
-    };
     let options = MoveOptions {
         filter,
         keep_dirs: args.keep_dirs,
         dry_run: args.dry_run,
         copy: args.copy,
         strict: args.strict,
-        limits,
+        limits: limits.clone(),
     };
-    let ui = Ui::new(clock, args.verbose, args.quiet, args.copy);
-    let moved = move_files(&sources, &target, RunId(random()?), &options, &|event| ui.show(event)).await;
-    Ok(match moved {
-        Ok(report) => {
-            ui.finish(&report);
-            exit_code(&report)
+    let run = RunId(random()?);
+    let ui = Ui::new(clock.clone(), args.verbose, args.quiet, args.copy);
+    let mut moved_before = MoveReport::default();
+    let mut tries = 0;
+    let ended = loop {
+        let ends = match Ends::open(args, &clock, &limits, run, &ui).await {
+            // It worked a moment ago: whoever was started anew is given time.
+            Err(error)
+                if tries > 0
+                    && tries < TRIES_WITHOUT_PROGRESS
+                    && !error.chain().any(|cause| cause.is::<NotAuthenticated>()) =>
+            {
+                ui.say(&format!("{error:#}; trying again"));
+                tries += 1;
+                realize::clock::Clock::sleep(&clock, std::time::Duration::from_secs(5)).await;
+                continue;
+            }
+            opened => opened?,
+        };
+        let moved = move_files(&ends.sources, &ends.target, run, &options, &|event| ui.show(event)).await;
+        let has_links = ends.close(&clock).await;
+        match moved {
+            Ok(report) => {
+                let is_lost = has_links && report.stopped.as_ref().is_some_and(is_no_answer);
+                tries = if report.did_something() { 1 } else { tries + 1 };
+                if is_lost && tries <= TRIES_WITHOUT_PROGRESS {
+                    moved_before.add(&report);
+                    ui.say("the other side was lost; beginning again");
+                    continue;
+                }
+                moved_before.add(&report);
+                break Ok(());
+            }
+            Err(error) => break Err(error),
+        }
+    };
+    Ok(match ended {
+        Ok(()) => {
+            let code = exit_code(&moved_before);
+            ui.finish(&moved_before);
+            code
         }
         Err(error) => {
             ui.say(&explained(&error));
@@ -116,6 +129,14 @@ async fn move_locally(args: Args, filter: Filter, sources: Vec<SourceRoot>, targ
             }
         }
     })
+}
+
+fn is_no_answer(stop: &Stop) -> bool {
+    let error = match stop {
+        Stop::File(Why::Source(error) | Why::Target(error)) | Stop::Move(MoveError::Side(_, error)) => error,
+        _ => return false,
+    };
+    matches!(error, ServiceError::NoAnswer(_) | ServiceError::BadHandle)
 }
 
 fn exit_code(report: &MoveReport) -> ExitCode {

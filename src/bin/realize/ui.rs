@@ -63,6 +63,14 @@ impl<C: Clock> Ui<C> {
         }
     }
 
+    /// Says lines on standard error from other tasks.
+    pub fn teller(&self) -> impl Fn(&str) + Send + Sync + 'static {
+        let bar = self.bar.clone();
+        move |line| {
+            bar.suspend(|| writeln!(std::io::stderr(), "realize: {line}").ok());
+        }
+    }
+
     /// Takes in what happened.
     pub fn show(&self, event: Event<'_>) {
         match event {

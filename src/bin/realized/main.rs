@@ -1,6 +1,160 @@
-//! The daemon `realized`.
+//! The daemon `realized`: serves directories to the hosts that its configuration knows.
 
-fn main() {
-    eprintln!("realized: serving other hosts is not built yet; use `realize SRC DST` between local directories");
-    std::process::exit(2);
+use std::{future::Future, io::Write, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use futures::StreamExt;
+use realize::{
+    clock::TokioClock,
+    config::DaemonConfig,
+    daemon::{Daemon, DaemonEvent, DaemonLimits},
+    fs::os::{OsFs, raise_open_files},
+    keys::file,
+    limits::Limits,
+    model::Escaped,
+    net::{Listener, Network, tcp::TcpNetwork},
+    server::Roots,
+};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+/// Serves directories to other hosts, which move files to and from them with realize.
+///
+/// Make this host's key with "realize keygen --out FILE" first; it prints the lines for the other hosts.
+#[derive(Debug, Parser)]
+#[command(name = "realized", version, max_term_width = 100)]
+struct Args {
+    /// Addresses, key, directories and who may use them
+    #[arg(long, value_name = "FILE", default_value = "/etc/realize/realized.toml")]
+    config: PathBuf,
+}
+
+/// Threads that may block in the file system at once.
+const BLOCKING_THREADS: usize = 32;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log(&format!("{error:#}"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let config = DaemonConfig::load(&args.config)?;
+    let key = file::read(&config.key)?;
+    raise_open_files();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .context("cannot start")?;
+    let served = runtime.block_on(serve(config, key));
+    // Nothing is waited for: what a job leaves half done is gone on with by the next run.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(config: DaemonConfig, key: realize::keys::SecretKey) -> Result<()> {
+    let clock = TokioClock::new();
+    let mut server = [0; 16];
+    let mut seed = [0; 32];
+    random(&mut server)?;
+    random(&mut seed)?;
+    let mut roots = Roots::new(OsFs::new(), clock.clone(), Limits::default(), server);
+    for (name, directory) in &config.directories {
+        let opened = roots
+            .add(name.clone(), &directory.path, directory.accept_unsynced)
+            .await;
+        opened.with_context(|| {
+            let path = std::os::unix::ffi::OsStrExt::as_bytes(directory.path.as_os_str());
+            format!(
+                "cannot open {} of the directory {name:?}; is its disk mounted?",
+                Escaped(path)
+            )
+        })?;
+    }
+    let addresses = config.listen.clone();
+    let public = key.public();
+    let daemon = Daemon::new(
+        Arc::new(roots),
+        clock,
+        DaemonLimits::default(),
+        &key,
+        config,
+        seed,
+        told,
+    );
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let listener = TcpNetwork.bind(address).await;
+        listeners.push(listener.with_context(|| format!("cannot listen at {address}"))?);
+    }
+    for listener in &listeners {
+        log(&format!("listening at {}, with the key {public}", listened(listener)?));
+    }
+    let mut signals = signal_hook_tokio::Signals::new([SIGTERM, SIGINT]).context("cannot take signals")?;
+    ready();
+    let (stop, _) = tokio::sync::watch::channel(false);
+    let serving = listeners.into_iter().map(|listener| {
+        let mut stopped = stop.subscribe();
+        let stopped = async move {
+            // The sender is kept until all have ended.
+            stopped.wait_for(|stop| *stop).await.ok();
+        };
+        daemon.clone().serve(listener, stopped)
+    });
+    let serving = futures::future::join_all(serving);
+    let signal = async {
+        signals.next().await;
+        log("stopping");
+        stop.send_replace(true);
+        std::future::pending::<()>().await;
+    };
+    serve_until(serving, signal).await;
+    Ok(())
+}
+
+async fn serve_until<T>(serving: impl Future<Output = T>, signal: impl Future<Output = ()>) {
+    let (serving, signal) = (std::pin::pin!(serving), std::pin::pin!(signal));
+    futures::future::select(serving, signal).await;
+}
+
+fn listened(listener: &tokio::net::TcpListener) -> Result<SocketAddr> {
+    Listener::local_addr(listener).context("cannot tell the address")
+}
+
+fn told(event: DaemonEvent<'_>) {
+    match event {
+        DaemonEvent::Connected { peer, from } => log(&format!("{peer} has connected from {from}")),
+        DaemonEvent::Disconnected { peer, why: None } => log(&format!("{peer} has disconnected")),
+        DaemonEvent::Disconnected { peer, why: Some(why) } => log(&format!("{peer}: the connection ended: {why}")),
+        DaemonEvent::Refused { from, why } => log(&format!("{from} was not let in: {why}")),
+        DaemonEvent::AcceptFailed(error) => log(&format!("cannot take a connection: {error}")),
+    }
+}
+
+/// A line of the log, on standard error.
+fn log(line: &str) {
+    // Nobody to tell is no reason to stop. What peers send has no place in a line unescaped.
+    let line = Escaped(line.as_bytes()).to_string();
+    writeln!(std::io::stderr(), "realized: {}", line.trim_matches('"')).ok();
+}
+
+/// Tells systemd, where it asks for it, that connections are taken.
+fn ready() {
+    // Who can't be told does without.
+    sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
+}
+
+fn random(bytes: &mut [u8]) -> Result<()> {
+    let read = rustix::rand::getrandom(&mut *bytes, rustix::rand::GetRandomFlags::empty());
+    anyhow::ensure!(
+        read.context("cannot get random bytes")? == bytes.len(),
+        "too few random bytes"
+    );
+    Ok(())
 }

@@ -1,0 +1,348 @@
+//! From SRC and DST to services and directories: local ones in this process, others by links.
+
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc};
+
+use anyhow::{Context, Result, anyhow, bail};
+use realize::{
+    algo::{Source, Target},
+    client::{Link, LinkEvent},
+    clock::TokioClock,
+    fs::os::OsFs,
+    limits::Limits,
+    location::Location,
+    model::{Entry, Escaped, Kind, Name, RelPath},
+    server::{RealizeServer, Roots},
+    service::{
+        Answer, DirId, RealizeService, RealizeServiceClient, RealizeServiceRequest, RealizeServiceResponse, RunId,
+        SERVICE_VERSION, ServeRealizeService, ServiceError, context,
+    },
+};
+use tarpc::{
+    client::{RpcError, stub::Stub},
+    context::Context as CallContext,
+};
+
+use crate::{
+    args::Args,
+    ends::{self, SourceKind, SourceRoot, TargetRoot, shown},
+    random,
+    remote::{HostName, Identity, Links},
+    ui::Ui,
+};
+
+/// A service in this process or on another host.
+#[derive(Clone)]
+pub enum Service {
+    /// In this process.
+    Local(ServeRealizeService<RealizeServer<OsFs, TokioClock>>),
+    /// On another host.
+    Remote(Link),
+}
+
+impl Stub for Service {
+    type Req = RealizeServiceRequest;
+    type Resp = RealizeServiceResponse;
+
+    async fn call(&self, context: CallContext, request: Self::Req) -> Result<Self::Resp, RpcError> {
+        match self {
+            Self::Local(service) => service.call(context, request).await,
+            Self::Remote(link) => link.call(context, request).await,
+        }
+    }
+}
+
+type Client = RealizeServiceClient<Service>;
+
+/// Both ends of a move.
+pub struct Ends {
+    /// Where files leave.
+    pub sources: Vec<Source<Service>>,
+    /// Where they arrive.
+    pub target: Target<Service>,
+    links: Links,
+}
+
+/// A source on the command line.
+enum Given {
+    Local(PathBuf, SourceKind),
+    Remote(HostName, DirId, Option<Entry>),
+}
+
+/// The target on the command line.
+enum Goal {
+    Local(TargetRoot),
+    /// `None` when it is missing and a dry run makes none.
+    Remote(HostName, Option<DirId>),
+}
+
+impl Ends {
+    /// Finds out what the command line means, connects to the hosts it names, and opens the local directories.
+    pub async fn open(
+        args: &Args,
+        clock: &TokioClock,
+        limits: &Limits,
+        run: RunId,
+        ui: &Ui<TokioClock>,
+    ) -> Result<Self> {
+        let target_text = args.target.as_deref().context("no DST is given")?;
+        let mut hosts = Hosts::new(args, clock, run, ui);
+        let mut given = Vec::new();
+        for text in &args.sources {
+            given.push(hosts.source(text).await?);
+        }
+        let single_file = matches!(
+            given.as_slice(),
+            [Given::Local(_, SourceKind::File) | Given::Remote(_, _, Some(_))]
+        );
+        let (goal, renamed) = hosts.target(target_text, single_file, args.dry_run).await?;
+        let local: Vec<_> = given
+            .iter()
+            .filter_map(|given| match given {
+                Given::Local(path, kind) => Some((path.clone(), *kind)),
+                Given::Remote(..) => None,
+            })
+            .collect();
+        let local_target = match &goal {
+            Goal::Local(root) => Some(root),
+            Goal::Remote(..) => None,
+        };
+        let roots = ends::source_roots(&local, renamed.as_ref(), local_target)?;
+        let (service, dirs, target_dir) = serve_locally(args, clock, limits, &roots, local_target).await?;
+        let mut sources: Vec<_> = roots
+            .into_iter()
+            .zip(dirs)
+            .map(|(root, dir)| Source {
+                service: service.clone(),
+                dir,
+                files: root.files,
+            })
+            .collect();
+        for given in given {
+            if let Given::Remote(host, dir, file) = given {
+                sources.push(hosts.remote_source(&host, dir, file, renamed.as_ref())?);
+            }
+        }
+        let target = match goal {
+            Goal::Local(_) => Target {
+                service,
+                dir: target_dir,
+            },
+            Goal::Remote(host, dir) => Target {
+                service: hosts.client(&host)?,
+                dir,
+            },
+        };
+        Ok(Self {
+            sources,
+            target,
+            links: hosts.links,
+        })
+    }
+
+    /// Ends the links; whether there were any.
+    pub async fn close(self, clock: &TokioClock) -> bool {
+        let Self { sources, target, links } = self;
+        drop((sources, target));
+        let has_links = !links.is_empty();
+        for link in links.into_values() {
+            link.close(clock).await;
+        }
+        has_links
+    }
+}
+
+/// Serves the local directories in this process.
+async fn serve_locally(
+    args: &Args,
+    clock: &TokioClock,
+    limits: &Limits,
+    sources: &[SourceRoot],
+    target: Option<&TargetRoot>,
+) -> Result<(Client, Vec<DirId>, Option<DirId>)> {
+    let mut roots = Roots::new(OsFs::new(), clock.clone(), limits.clone(), random()?);
+    let mut target_dir = None;
+    if let Some(target) = target {
+        if target.is_missing && !args.dry_run {
+            ends::make_target(&target.path)?;
+        }
+        if !args.dry_run {
+            ends::sync_name_of(&target.path)?;
+        }
+        if !(target.is_missing && args.dry_run) {
+            let opened = roots.add("target", &target.path, args.accept_unsynced).await;
+            opened.with_context(|| format!("cannot open {}", shown(&target.path)))?;
+            target_dir = Some(DirId::new("target"));
+        }
+    }
+    let mut dirs = Vec::new();
+    for (index, source) in sources.iter().enumerate() {
+        let name = format!("source {index}");
+        let opened = roots.add(name.clone(), &source.path, args.accept_unsynced).await;
+        opened.with_context(|| format!("cannot open {}", shown(&source.path)))?;
+        dirs.push(DirId::new(name));
+    }
+    let service = Service::Local(RealizeServer::new(Arc::new(roots)).serve());
+    Ok((RealizeServiceClient::from(service), dirs, target_dir))
+}
+
+/// The hosts of a command line, each with its link.
+struct Hosts<'a> {
+    args: &'a Args,
+    clock: &'a TokioClock,
+    run: RunId,
+    ui: &'a Ui<TokioClock>,
+    identity: Option<Identity>,
+    links: Links,
+}
+
+impl<'a> Hosts<'a> {
+    fn new(args: &'a Args, clock: &'a TokioClock, run: RunId, ui: &'a Ui<TokioClock>) -> Self {
+        Self {
+            args,
+            clock,
+            run,
+            ui,
+            identity: None,
+            links: Links::new(),
+        }
+    }
+
+    fn client(&self, host: &HostName) -> Result<Client> {
+        let link = self.links.get(host).context("a host without a link")?;
+        Ok(RealizeServiceClient::from(Service::Remote(link.clone())))
+    }
+
+    async fn connect(&mut self, host: &HostName) -> Result<Client> {
+        if !self.links.contains_key(host) {
+            if self.identity.is_none() {
+                self.identity = Some(Identity::load(self.args.key.as_deref(), self.args.hosts.as_deref())?);
+            }
+            let identity = self.identity.as_ref().context("no key was loaded")?;
+            let (tell, name) = (self.ui.teller(), host.host.clone());
+            let observer = move |event: LinkEvent| match event {
+                LinkEvent::Lost(why) => tell(&format!("{name}: the connection was lost ({why}); connecting again")),
+                LinkEvent::Back(_) => tell(&format!("{name}: connected again; going on")),
+                LinkEvent::Waiting(why, _) => tell(&format!("{name}: {why}; trying again in a while")),
+            };
+            let link = identity.link(host, self.clock, self.run, observer).await;
+            let link = link.map_err(|error| identity.explain(host, error))?;
+            self.links.insert(host.clone(), link);
+        }
+        let client = self.client(host)?;
+        answer(host, client.hello(context(), SERVICE_VERSION, self.run).await)?;
+        Ok(client)
+    }
+
+    async fn source(&mut self, text: &OsStr) -> Result<Given> {
+        match Location::parse(text)? {
+            Location::Local(path) => {
+                let kind = ends::source_kind(&path)?;
+                Ok(Given::Local(path, kind))
+            }
+            Location::Remote { host, port, dir, below } => {
+                let host = HostName { host, port };
+                let client = self.connect(&host).await?;
+                let dir = DirId { name: dir, below };
+                let found = entry(&host, &client, &dir, true).await?;
+                match found {
+                    _ if dir.below.is_root() => Ok(Given::Remote(host, dir, None)),
+                    None => bail!("cannot move {}: no such file or directory", Escaped(text.as_bytes())),
+                    Some(entry) if entry.kind == Kind::Dir => Ok(Given::Remote(host, dir, None)),
+                    Some(_) if text.as_bytes().ends_with(b"/") => {
+                        bail!("{} is not a directory", Escaped(text.as_bytes()))
+                    }
+                    Some(entry) => Ok(Given::Remote(host, dir, Some(entry))),
+                }
+            }
+        }
+    }
+
+    async fn target(&mut self, text: &OsStr, single_file: bool, dry_run: bool) -> Result<(Goal, Option<Name>)> {
+        let (host, dir) = match Location::parse(text)? {
+            Location::Local(path) => {
+                let (root, renamed) = ends::target_root(&path, single_file)?;
+                return Ok((Goal::Local(root), renamed));
+            }
+            Location::Remote { host, port, dir, below } => (HostName { host, port }, DirId { name: dir, below }),
+        };
+        let client = self.connect(&host).await?;
+        let found = entry(&host, &client, &dir, false).await?;
+        let as_file = single_file && !text.as_bytes().ends_with(b"/");
+        let Some((parent, name)) = dir.below.split() else {
+            return Ok((Goal::Remote(host, Some(dir)), None));
+        };
+        let parent = DirId {
+            name: dir.name.clone(),
+            below: parent,
+        };
+        match found {
+            Some(entry) if entry.kind == Kind::Dir => return Ok((Goal::Remote(host, Some(dir)), None)),
+            Some(_) if !as_file => bail!("{} is not a directory", Escaped(text.as_bytes())),
+            _ => {}
+        }
+        let above = entry(&host, &client, &parent, false).await?;
+        if !parent.below.is_root() && above.is_none_or(|above| above.kind != Kind::Dir) {
+            bail!(
+                "cannot use {}: only its last component is made, and the one above it is no directory",
+                Escaped(text.as_bytes())
+            );
+        }
+        if as_file {
+            return Ok((Goal::Remote(host, Some(parent)), Some(name)));
+        }
+        Ok((Goal::Remote(host, (!dry_run).then_some(dir)), None))
+    }
+
+    fn remote_source(
+        &self,
+        host: &HostName,
+        dir: DirId,
+        file: Option<Entry>,
+        renamed: Option<&Name>,
+    ) -> Result<Source<Service>> {
+        let service = self.client(host)?;
+        let Some((parent, name)) = file.and_then(|_| dir.below.split()) else {
+            return Ok(Source {
+                service,
+                dir,
+                files: None,
+            });
+        };
+        let to: RelPath = renamed.cloned().unwrap_or_else(|| name.clone()).into();
+        Ok(Source {
+            service,
+            dir: DirId {
+                name: dir.name,
+                below: parent,
+            },
+            files: Some(vec![(name.into(), to)]),
+        })
+    }
+}
+
+/// What is at `dir` of `host`; nothing is told of a configured directory itself but that it is there.
+async fn entry(host: &HostName, client: &Client, dir: &DirId, restore: bool) -> Result<Option<Entry>> {
+    let paths = if dir.below.is_root() {
+        Vec::new()
+    } else {
+        vec![dir.below.clone()]
+    };
+    let found = client
+        .stat(context(), DirId::new(dir.name.clone()), paths, restore)
+        .await;
+    let found = answer(host, found).with_context(|| format!("{}::{}", host.host, Escaped(dir.name.as_bytes())))?;
+    match found.into_iter().next() {
+        None => Ok(None),
+        Some(found) => Ok(found?),
+    }
+}
+
+/// The answer of a call that all depends on.
+pub fn answer<T>(host: &HostName, answer: Result<Answer<T>, RpcError>) -> Result<T> {
+    match answer {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(ServiceError::NotFound)) => Err(anyhow!("{} serves no such directory to this host", host.host)),
+        Ok(Err(error)) => Err(anyhow!("{}: {error}", host.host)),
+        Err(error) => Err(anyhow!("{}: no answer: {error}", host.host)),
+    }
+}

@@ -1,0 +1,331 @@
+//! The called side: accepts connections, lets known peers in, and answers their calls.
+//!
+//! Each connection is a task of its own from its first byte on, with a limit on the handshake and on how many may be at it.
+//! What is called belongs to a session (`sessions`), which outlives a lost connection for a while.
+
+mod sessions;
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Semaphore,
+};
+
+use self::sessions::{Session, Sessions};
+use crate::{
+    clock::{Clock, timeout},
+    config::DaemonConfig,
+    fs::Fs,
+    keys::{PublicKey, SecretKey},
+    net::Listener,
+    server::{Access, Roots},
+    service::Rights,
+    tls::{Acceptor, TlsError},
+    wire::{Encoded, Outbox, Reader, ToClient, ToServer, write_messages},
+};
+
+/// Waits and counts of a daemon.
+#[derive(Debug, Clone)]
+pub struct DaemonLimits {
+    /// For the handshake and the first message.
+    pub handshake: Duration,
+    /// Connections that are not let in yet, at once.
+    pub handshakes: usize,
+    /// Connections of one peer at once.
+    pub connections_per_peer: usize,
+    /// Nothing heard for so long: the connection is lost.
+    pub idle: Duration,
+    /// How long a session waits for its run to come back.
+    pub session_kept: Duration,
+    /// Calls of one connection under way at once, and answers not yet known to have arrived.
+    pub calls: usize,
+    /// Bytes of those calls and answers.
+    pub call_bytes: usize,
+    /// How long connections may take to end once the daemon is to stop.
+    pub drain: Duration,
+}
+
+impl Default for DaemonLimits {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            handshakes: 64,
+            connections_per_peer: 16,
+            idle: Duration::from_secs(60),
+            session_kept: Duration::from_secs(600),
+            calls: 1024,
+            call_bytes: 96 << 20,
+            drain: Duration::from_millis(500),
+        }
+    }
+}
+
+/// What a daemon tells of.
+#[derive(Debug)]
+pub enum DaemonEvent<'a> {
+    /// A peer was let in.
+    Connected {
+        /// Its name in the configuration.
+        peer: &'a str,
+        /// From where.
+        from: SocketAddr,
+    },
+    /// A connection of a peer ended, for this reason if not at the peer's wish.
+    Disconnected {
+        /// Its name in the configuration.
+        peer: &'a str,
+        /// Why.
+        why: Option<String>,
+    },
+    /// Somebody was not let in.
+    Refused {
+        /// From where.
+        from: SocketAddr,
+        /// Why.
+        why: String,
+    },
+    /// No connection could be taken.
+    AcceptFailed(io::Error),
+}
+
+/// A daemon that serves `roots`.
+pub struct Daemon<F: Fs, C: Clock> {
+    clock: C,
+    limits: DaemonLimits,
+    config: Arc<RwLock<Arc<DaemonConfig>>>,
+    acceptor: Acceptor,
+    sessions: Sessions<F, C>,
+    handshakes: Arc<Semaphore>,
+    observer: Box<dyn Fn(DaemonEvent<'_>) + Send + Sync>,
+}
+
+impl<F: Fs, C: Clock> Daemon<F, C> {
+    /// A daemon that shows `key`. The roots are those of `config`, opened by the caller. `seed` is random: sessions are named by it.
+    pub fn new(
+        roots: Arc<Roots<F, C>>,
+        clock: C,
+        limits: DaemonLimits,
+        key: &SecretKey,
+        config: DaemonConfig,
+        seed: [u8; 32],
+        observer: impl Fn(DaemonEvent<'_>) + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let config = Arc::new(RwLock::new(Arc::new(config)));
+        let known = config.clone();
+        let allowed = move |key: &PublicKey| current(&known).peer(key).is_some();
+        Arc::new(Self {
+            acceptor: Acceptor::new(key, Arc::new(allowed)),
+            sessions: Sessions::new(roots, clock.clone(), limits.clone(), seed),
+            handshakes: Arc::new(Semaphore::new(limits.handshakes)),
+            clock,
+            limits,
+            config,
+            observer: Box::new(observer),
+        })
+    }
+
+    /// Serves what arrives at `listener` until `stop` ends; then connections are closed, and sessions ended, within
+    /// [`DaemonLimits::drain`].
+    pub async fn serve<L: Listener>(self: Arc<Self>, listener: L, stop: impl Future<Output = ()>) {
+        let mut stop = std::pin::pin!(stop);
+        let tidying = async {
+            loop {
+                self.clock.sleep(self.limits.idle).await;
+                self.sessions.end_stale().await;
+            }
+        };
+        let mut tidying = std::pin::pin!(tidying);
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.as_mut() => break,
+                () = tidying.as_mut() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, from)) => match self.handshakes.clone().try_acquire_owned() {
+                    Ok(permit) => {
+                        let daemon = self.clone();
+                        tokio::spawn(async move { daemon.connection(stream, from, permit).await });
+                    }
+                    Err(_) => self.tell(DaemonEvent::Refused {
+                        from,
+                        why: "too many connections are not let in yet".into(),
+                    }),
+                },
+                Err(error) => {
+                    self.tell(DaemonEvent::AcceptFailed(error));
+                    // Descriptors may be short: others have to end first.
+                    self.clock.sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        drop(listener);
+        let _ended = timeout(&self.clock, self.limits.drain, self.sessions.end_all()).await;
+    }
+
+    fn tell(&self, event: DaemonEvent<'_>) {
+        (self.observer)(event);
+    }
+
+    async fn connection<S>(&self, stream: S, from: SocketAddr, permit: tokio::sync::OwnedSemaphorePermit)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let greeting = timeout(&self.clock, self.limits.handshake, self.greet(stream)).await;
+        drop(permit);
+        let refused = |why: String| self.tell(DaemonEvent::Refused { from, why });
+        let (mut reader, mut writing, key, session) = match greeting {
+            None => return refused(format!("no handshake within {} s", self.limits.handshake.as_secs())),
+            Some(Err(error)) => return refused(error.to_string()),
+            Some(Ok(greeted)) => greeted,
+        };
+        let peer = current(&self.config)
+            .peer(&key)
+            .map_or_else(|| key.to_string(), |peer| peer.name.clone());
+        self.tell(DaemonEvent::Connected { peer: &peer, from });
+        let (number, outbox, mut ousted) = match session.connected(self.clock.now()) {
+            Ok(connected) => connected,
+            Err(error) => return refused(error.to_string()),
+        };
+        let ended = {
+            let reading = self.read(&mut reader, &session, &outbox, &key);
+            let writing = write_messages(&mut writing, &outbox);
+            let watching = self.watch(&session);
+            tokio::select! {
+                biased;
+                _ = &mut ousted => Err(io::Error::other("the run has a newer connection, or its session has ended")),
+                ended = reading => ended,
+                ended = writing => ended.map(|()| false),
+                error = watching => Err(error),
+            }
+        };
+        session.disconnected(number, self.clock.now());
+        let why = match ended {
+            Ok(is_over) => {
+                if is_over {
+                    self.sessions.end(&session).await;
+                }
+                None
+            }
+            Err(error) => {
+                if error.kind() == io::ErrorKind::InvalidData || error.kind() == io::ErrorKind::PermissionDenied {
+                    let why = error.to_string();
+                    if let Ok(refused) = Encoded::new(ToClient::Refused { why }) {
+                        // Whoever broke the rules need not hear of it.
+                        let _told = timeout(&self.clock, Duration::from_secs(1), refused.write(&mut writing)).await;
+                    }
+                }
+                Some(error.to_string())
+            }
+        };
+        self.tell(DaemonEvent::Disconnected { peer: &peer, why });
+    }
+
+    /// Shakes hands and finds the session.
+    async fn greet<S>(
+        &self,
+        stream: S,
+    ) -> Result<
+        (
+            Reader<tokio::io::ReadHalf<tokio_rustls::server::TlsStream<S>>>,
+            tokio::io::WriteHalf<tokio_rustls::server::TlsStream<S>>,
+            PublicKey,
+            Arc<Session<F, C>>,
+        ),
+        TlsError,
+    >
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (stream, key) = self.acceptor.accept(stream).await?;
+        let (reading, mut writing) = tokio::io::split(stream);
+        let mut reader = Reader::new(reading);
+        let first = reader.next().await.map_err(TlsError::Io)?;
+        let Some(ToServer::Attach { run }) = first else {
+            return Err(TlsError::Protocol(
+                "the first message does not say whose calls follow".into(),
+            ));
+        };
+        let access = Arc::new(PeerAccess {
+            key,
+            config: self.config.clone(),
+        });
+        match self.sessions.attach(key, run, access).await {
+            Ok(session) => Ok((reader, writing, key, session)),
+            Err(why) => {
+                if let Ok(refused) = Encoded::new(ToClient::Refused { why: why.clone() }) {
+                    refused.write(&mut writing).await.map_err(TlsError::Io)?;
+                }
+                Err(TlsError::Protocol(why))
+            }
+        }
+    }
+
+    /// Takes messages until the connection ends: whether the session is over with it.
+    async fn read<R: AsyncRead + Unpin>(
+        &self,
+        reader: &mut Reader<R>,
+        session: &Arc<Session<F, C>>,
+        outbox: &Outbox,
+        key: &PublicKey,
+    ) -> io::Result<bool> {
+        loop {
+            let message = match reader.next().await? {
+                None => return Ok(false),
+                Some(message) => message,
+            };
+            session.heard(self.clock.now());
+            // A key that is not known any more is not served a call more.
+            if current(&self.config).peer(key).is_none() {
+                let text = "the key is not configured any more";
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+            }
+            match message {
+                ToServer::Call { id, answered, request } => session.call(id, &answered, request)?,
+                ToServer::Cancel { id } => session.cancel(id),
+                ToServer::Ping { number } => outbox.push(Encoded::new(ToClient::Pong { number })?),
+                ToServer::Bye => return Ok(true),
+                ToServer::Attach { .. } => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "whose calls follow was said twice",
+                    ));
+                }
+            }
+        }
+    }
+
+    async fn watch(&self, session: &Session<F, C>) -> io::Error {
+        loop {
+            self.clock.sleep(self.limits.idle / 3).await;
+            if self.clock.now().saturating_sub(session.last_heard()) >= self.limits.idle {
+                let text = format!("nothing heard for {} s", self.limits.idle.as_secs());
+                return io::Error::new(io::ErrorKind::TimedOut, text);
+            }
+        }
+    }
+}
+
+fn current(config: &RwLock<Arc<DaemonConfig>>) -> Arc<DaemonConfig> {
+    // Nothing panics while it is held.
+    config.read().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// The rights of a peer as they are configured now.
+struct PeerAccess {
+    key: PublicKey,
+    config: Arc<RwLock<Arc<DaemonConfig>>>,
+}
+
+impl Access for PeerAccess {
+    fn rights(&self, dir: &str) -> Rights {
+        current(&self.config).rights(&self.key, dir)
+    }
+}

@@ -1,0 +1,535 @@
+//! Messages on a stream: the envelope of the service, its frames and their limits.
+//!
+//! A connection carries two lanes each way. Small calls go in one, bulk data in the other; each lane's messages go in order,
+//! cut into frames, and a frame of the small lane goes before any of the bulk lane, so that a small call waits for one
+//! frame at most. A message is a head (the call, encoded by postcard) and, for the calls that carry a chunk, its data as it
+//! is: chunks are not copied into a message.
+//!
+//! # Security
+//!
+//! Everything read here comes from a peer. Lengths are checked before anything is allocated, and at most one message of each lane
+//! is being assembled. Deadlines and trace contexts are not on the wire.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::Notify,
+};
+
+use crate::{
+    digest::CHUNK_BYTES,
+    service::{RealizeServiceRequest, RealizeServiceResponse, RunId},
+};
+
+/// The most a head may have: a page of a listing, a batch of small files. A frame of the service's design.
+pub const HEAD_BYTES_MAX: usize = 2 << 20;
+
+/// The most data that may follow a head: one chunk.
+pub const DATA_BYTES_MAX: usize = CHUNK_BYTES as usize;
+
+/// The most a frame may carry. Small calls wait for one of the bulk lane: at 1 MB/s a fifteenth of a second.
+const FRAME_BYTES: usize = 64 << 10;
+
+/// The lengths of head and data, before them.
+const PREFIX_BYTES: usize = 8;
+
+/// Lane and length, before each frame.
+const HEADER_BYTES: usize = 4;
+
+/// The number of a call, never used twice by one run.
+pub type CallId = u64;
+
+/// What the side that calls sends.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToServer {
+    /// First on every connection: whose calls follow.
+    Attach {
+        /// The run, whose session is taken over if there is one.
+        run: RunId,
+    },
+    /// A call. One with the number of an earlier call is that call, asked for again after a lost connection.
+    Call {
+        /// Its number.
+        id: CallId,
+        /// Calls whose answers have arrived, and need not be kept.
+        answered: Vec<CallId>,
+        /// The call.
+        request: RealizeServiceRequest,
+    },
+    /// Nobody waits for the answer of this call any more.
+    Cancel {
+        /// Its number.
+        id: CallId,
+    },
+    /// The run needs its session no more.
+    Bye,
+    /// To be answered by [`ToClient::Pong`] at once.
+    Ping {
+        /// To know the answer by.
+        number: u64,
+    },
+}
+
+/// What the side that is called sends.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToClient {
+    /// Answers [`ToServer::Attach`].
+    Attached {
+        /// The session: the same as before if it was taken over.
+        session: [u8; 16],
+    },
+    /// The connection ends, for this reason.
+    Refused {
+        /// In words.
+        why: String,
+    },
+    /// The answer of a call.
+    Answer {
+        /// The call's number.
+        id: CallId,
+        /// What came of it.
+        response: RealizeServiceResponse,
+    },
+    /// Answers a ping.
+    Pong {
+        /// The ping's number.
+        number: u64,
+    },
+}
+
+/// A message of one of the two directions.
+pub trait Message: Serialize + DeserializeOwned {
+    /// Which lane it goes in.
+    fn lane(&self) -> Lane;
+
+    /// The chunk in it, which goes beside its head.
+    fn data(&mut self) -> Option<&mut Bytes>;
+}
+
+/// One of the two ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// Goes first.
+    Small,
+    /// Chunks and batches of files.
+    Bulk,
+}
+
+impl Message for ToServer {
+    fn lane(&self) -> Lane {
+        match self {
+            Self::Call {
+                request: RealizeServiceRequest::Send { .. } | RealizeServiceRequest::Put { .. },
+                ..
+            } => Lane::Bulk,
+            _ => Lane::Small,
+        }
+    }
+
+    fn data(&mut self) -> Option<&mut Bytes> {
+        match self {
+            Self::Call {
+                request: RealizeServiceRequest::Send { data, .. },
+                ..
+            } => Some(data),
+            _ => None,
+        }
+    }
+}
+
+impl Message for ToClient {
+    fn lane(&self) -> Lane {
+        match self {
+            Self::Answer {
+                response: RealizeServiceResponse::Read(_) | RealizeServiceResponse::Get(_),
+                ..
+            } => Lane::Bulk,
+            _ => Lane::Small,
+        }
+    }
+
+    fn data(&mut self) -> Option<&mut Bytes> {
+        match self {
+            Self::Answer {
+                response: RealizeServiceResponse::Read(Ok(chunk)),
+                ..
+            } => Some(&mut chunk.data),
+            _ => None,
+        }
+    }
+}
+
+/// A message as it goes over the wire. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    lane: Lane,
+    head: Bytes,
+    data: Bytes,
+}
+
+impl Encoded {
+    /// Encodes `message`.
+    pub fn new<M: Message>(mut message: M) -> io::Result<Self> {
+        let lane = message.lane();
+        let data = message.data().map(std::mem::take).unwrap_or_default();
+        let head = postcard::to_stdvec(&message).map_err(io::Error::other)?;
+        if head.len() > HEAD_BYTES_MAX || data.len() > DATA_BYTES_MAX {
+            let text = format!("a message of {} and {} bytes is too long", head.len(), data.len());
+            return Err(io::Error::other(text));
+        }
+        Ok(Self {
+            lane,
+            head: head.into(),
+            data,
+        })
+    }
+
+    /// Writes it alone, where no [`Outbox`] is written yet.
+    pub async fn write<W: AsyncWrite + Unpin>(self, stream: &mut W) -> io::Result<()> {
+        let mut cutter = Cutter::new(self);
+        while cutter.write_frame(stream).await? {}
+        stream.flush().await
+    }
+
+    /// Bytes of memory it holds.
+    pub fn bytes(&self) -> usize {
+        self.head.len() + self.data.len()
+    }
+}
+
+/// Whether `response` is what the call of this name is answered by. The code that tarpc makes takes any other for a mistake of
+/// its own and panics.
+pub fn answers(name: &str, response: &RealizeServiceResponse) -> bool {
+    use RealizeServiceResponse::*;
+    let call = match response {
+        Hello(_) => "hello",
+        Configure(_) => "configure",
+        Claim(_) => "claim",
+        Release(_) => "release",
+        List(_) => "list",
+        Stat(_) => "stat",
+        Digests(_) => "digests",
+        Get(_) => "get",
+        Open(_) => "open",
+        Read(_) => "read",
+        Hashes(_) => "hashes",
+        Compare(_) => "compare",
+        Put(_) => "put",
+        Settle(_) => "settle",
+        Send(_) => "send",
+        Truncate(_) => "truncate",
+        Finish(_) => "finish",
+        Close(_) => "close",
+        Sweep(_) => "sweep",
+        RemoveOrphans(_) => "remove_orphans",
+        MakeDirs(_) => "make_dirs",
+        FinishDirs(_) => "finish_dirs",
+        RemoveDirs(_) => "remove_dirs",
+        Delete(_) => "delete",
+        Rename(_) => "rename",
+    };
+    name.rsplit('.').next() == Some(call)
+}
+
+/// Messages that wait to be written. Bounded by who pushes: a call that is not answered, an answer that is not fetched.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    queue: Mutex<Queue>,
+    filled: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    small: VecDeque<Encoded>,
+    bulk: VecDeque<Encoded>,
+}
+
+impl Outbox {
+    /// Queues `message`.
+    pub fn push(&self, message: Encoded) {
+        let mut queue = self.queue();
+        match message.lane {
+            Lane::Small => queue.small.push_back(message),
+            Lane::Bulk => queue.bulk.push_back(message),
+        }
+        drop(queue);
+        self.filled.notify_one();
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        // Nothing panics while it is held.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pop_small(&self) -> Option<Encoded> {
+        self.queue().small.pop_front()
+    }
+
+    fn pop_bulk(&self) -> Option<Encoded> {
+        self.queue().bulk.pop_front()
+    }
+}
+
+/// Writes what comes into `outbox` to `stream`; ends with its first error.
+pub async fn write_messages<W: AsyncWrite + Unpin>(stream: &mut W, outbox: &Outbox) -> io::Result<()> {
+    let mut bulk: Option<Cutter> = None;
+    loop {
+        while let Some(message) = outbox.pop_small() {
+            let mut cutter = Cutter::new(message);
+            while cutter.write_frame(stream).await? {}
+        }
+        if bulk.is_none() {
+            bulk = outbox.pop_bulk().map(Cutter::new);
+        }
+        match &mut bulk {
+            Some(cutter) => {
+                if !cutter.write_frame(stream).await? {
+                    bulk = None;
+                }
+            }
+            None => {
+                // All is handed over before waiting, or it would wait in a buffer of the stream.
+                stream.flush().await?;
+                outbox.filled.notified().await;
+            }
+        }
+    }
+}
+
+/// A message on its way, cut into frames.
+struct Cutter {
+    lane: Lane,
+    prefix: [u8; PREFIX_BYTES],
+    prefix_is_out: bool,
+    head: Bytes,
+    data: Bytes,
+}
+
+impl Cutter {
+    fn new(message: Encoded) -> Self {
+        let mut prefix = [0; PREFIX_BYTES];
+        // Both have been checked to be far below 4 GiB.
+        prefix[..4].copy_from_slice(&(message.head.len() as u32).to_be_bytes());
+        prefix[4..].copy_from_slice(&(message.data.len() as u32).to_be_bytes());
+        Self {
+            lane: message.lane,
+            prefix,
+            prefix_is_out: false,
+            head: message.head,
+            data: message.data,
+        }
+    }
+
+    /// Writes the next frame; false when it was the last.
+    async fn write_frame<W: AsyncWrite + Unpin>(&mut self, stream: &mut W) -> io::Result<bool> {
+        let prefix: &[u8] = if self.prefix_is_out { &[] } else { &self.prefix };
+        let room = FRAME_BYTES - prefix.len();
+        let head = self.head.split_to(self.head.len().min(room));
+        let data = self.data.split_to(self.data.len().min(room - head.len()));
+        let frame_bytes = prefix.len() + head.len() + data.len();
+        let mut start = BytesMut::with_capacity(HEADER_BYTES + PREFIX_BYTES);
+        let lane = match self.lane {
+            Lane::Small => 0,
+            Lane::Bulk => 1 << 24,
+        };
+        start.put_u32(lane | frame_bytes as u32);
+        start.extend_from_slice(prefix);
+        self.prefix_is_out = true;
+        let mut rest = start.freeze().chain_of([head, data]);
+        while rest.has_some() {
+            let written = rest.write(stream).await?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+        }
+        Ok(!(self.head.is_empty() && self.data.is_empty()))
+    }
+}
+
+/// Pieces that go out one after the other, in as few writes as can be.
+struct Pieces([Bytes; 3]);
+
+trait ChainOf {
+    fn chain_of(self, others: [Bytes; 2]) -> Pieces;
+}
+
+impl ChainOf for Bytes {
+    fn chain_of(self, [second, third]: [Bytes; 2]) -> Pieces {
+        Pieces([self, second, third])
+    }
+}
+
+impl Pieces {
+    fn has_some(&self) -> bool {
+        self.0.iter().any(|piece| !piece.is_empty())
+    }
+
+    async fn write<W: AsyncWrite + Unpin>(&mut self, stream: &mut W) -> io::Result<usize> {
+        let written = {
+            let slices = [&self.0[0], &self.0[1], &self.0[2]].map(|piece| io::IoSlice::new(piece));
+            stream.write_vectored(&slices).await?
+        };
+        let mut left = written;
+        for piece in &mut self.0 {
+            let part = left.min(piece.len());
+            bytes::Buf::advance(piece, part);
+            left -= part;
+        }
+        Ok(written)
+    }
+}
+
+/// Reads messages from a stream.
+pub struct Reader<R> {
+    stream: R,
+    lanes: [Option<Assembly>; 2],
+    /// Of the frame that is being read: its lane, and how many of its bytes are still to come.
+    frame: Option<(usize, usize)>,
+}
+
+/// A message that is arriving.
+struct Assembly {
+    head: BytesMut,
+    head_bytes: usize,
+    data: BytesMut,
+    data_bytes: usize,
+}
+
+impl<R: AsyncRead + Unpin> Reader<R> {
+    /// Reads from `stream`.
+    pub fn new(stream: R) -> Self {
+        Self {
+            stream,
+            lanes: [None, None],
+            frame: None,
+        }
+    }
+
+    /// The next message; `None` when the stream ended between two. `InvalidData` when the peer breaks a rule of this module.
+    /// Not to be dropped half-way if it is to be called again.
+    pub async fn next<M: Message>(&mut self) -> io::Result<Option<M>> {
+        loop {
+            let (lane, left) = match self.frame.take() {
+                Some(frame) => frame,
+                None => match self.read_header().await? {
+                    Some(frame) => frame,
+                    None => return Ok(None),
+                },
+            };
+            let left = self.read_frame(lane, left).await?;
+            if left > 0 {
+                self.frame = Some((lane, left));
+            }
+            if let Some(whole) = self.lanes[lane].take_if(|assembly| assembly.is_whole()) {
+                if left > 0 {
+                    return Err(bad("more in a frame than its message has"));
+                }
+                return whole.decode().map(Some);
+            }
+        }
+    }
+
+    async fn read_header(&mut self) -> io::Result<Option<(usize, usize)>> {
+        let mut header = [0; HEADER_BYTES];
+        let mut filled = 0;
+        while filled < HEADER_BYTES {
+            match self.stream.read(&mut header[filled..]).await? {
+                0 if filled == 0 && self.lanes.iter().all(Option::is_none) => return Ok(None),
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => filled += read,
+            }
+        }
+        let header = u32::from_be_bytes(header);
+        let (lane, len) = ((header >> 24) as usize, (header & 0xff_ffff) as usize);
+        if lane > 1 || len == 0 || len > FRAME_BYTES {
+            return Err(bad("not a frame"));
+        }
+        Ok(Some((lane, len)))
+    }
+
+    /// Reads up to `left` bytes of a frame into the message of `lane`; how many are left then.
+    async fn read_frame(&mut self, lane: usize, mut left: usize) -> io::Result<usize> {
+        if self.lanes[lane].is_none() {
+            let mut prefix = [0; PREFIX_BYTES];
+            left = left
+                .checked_sub(PREFIX_BYTES)
+                .ok_or_else(|| bad("a frame without a prefix"))?;
+            self.stream.read_exact(&mut prefix).await?;
+            self.lanes[lane] = Some(Assembly::new(prefix)?);
+        }
+        let Some(assembly) = &mut self.lanes[lane] else {
+            return Ok(left);
+        };
+        while left > 0 {
+            let part = assembly.missing_part();
+            if part.1 == 0 {
+                break;
+            }
+            let mut limited = part.0.limit(part.1.min(left));
+            match self.stream.read_buf(&mut limited).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => left -= read,
+            }
+        }
+        Ok(left)
+    }
+}
+
+impl Assembly {
+    fn new(prefix: [u8; PREFIX_BYTES]) -> io::Result<Self> {
+        let len = |at: usize| u32::from_be_bytes([prefix[at], prefix[at + 1], prefix[at + 2], prefix[at + 3]]) as usize;
+        let (head_bytes, data_bytes) = (len(0), len(4));
+        if head_bytes == 0 || head_bytes > HEAD_BYTES_MAX || data_bytes > DATA_BYTES_MAX {
+            return Err(bad("a message longer than any may be"));
+        }
+        Ok(Self {
+            head: BytesMut::with_capacity(head_bytes),
+            head_bytes,
+            data: BytesMut::with_capacity(data_bytes),
+            data_bytes,
+        })
+    }
+
+    /// Where the next bytes go, and how many of them.
+    fn missing_part(&mut self) -> (&mut BytesMut, usize) {
+        if self.head.len() < self.head_bytes {
+            let missing = self.head_bytes - self.head.len();
+            (&mut self.head, missing)
+        } else {
+            let missing = self.data_bytes - self.data.len();
+            (&mut self.data, missing)
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.head.len() == self.head_bytes && self.data.len() == self.data_bytes
+    }
+
+    fn decode<M: Message>(self) -> io::Result<M> {
+        let (mut message, rest): (M, _) =
+            postcard::take_from_bytes(&self.head).map_err(|_| bad("not a message of this service"))?;
+        if !rest.is_empty() {
+            return Err(bad("more in a head than its message has"));
+        }
+        match message.data() {
+            Some(place) if place.is_empty() => *place = self.data.freeze(),
+            None if self.data.is_empty() => {}
+            _ => return Err(bad("data where there should be none")),
+        }
+        Ok(message)
+    }
+}
+
+fn bad(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the peer sent {what}"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,305 @@
+//! Moves between two hosts: the real programs, keys made by keygen, TLS over real sockets.
+
+#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
+
+mod support;
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use support::*;
+
+/// More than one chunk, and not a whole number of them.
+const LARGE: usize = (5 << 20) + 12_345;
+
+fn bytes(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|at| (at * 31 % 251) as u8 ^ seed).collect()
+}
+
+/// A daemon that serves `a` on a disk and `b` in memory.
+struct Pair {
+    hosts: Hosts,
+    a: PathBuf,
+    b: PathBuf,
+    local: PathBuf,
+    _scratches: [Scratch; 2],
+}
+
+impl Pair {
+    fn new() -> Self {
+        let (disk, memory) = (Scratch::on_disk(), Scratch::in_memory());
+        let (a, b, local) = (disk.dir("a"), memory.dir("b"), disk.dir("local"));
+        let hosts = Hosts::serving(&[("a", &a, ALL), ("b", &b, ALL)]);
+        Self {
+            hosts,
+            a,
+            b,
+            local,
+            _scratches: [disk, memory],
+        }
+    }
+}
+
+#[test]
+fn an_odd_tree_arrives_whole_in_every_combination_of_local_and_remote() {
+    let pair = Pair::new();
+    odd_tree(&pair.local);
+    fs::write(pair.local.join("large"), bytes(LARGE, 1)).unwrap();
+    for special in ["kinds/fifo", "kinds/socket"] {
+        fs::remove_file(pair.local.join(special)).ok();
+    }
+    let before = Manifest::of(&pair.local);
+    let mut from = (pair.local.clone().into_os_string(), pair.local.clone());
+    // Local to remote, remote to remote, remote to local.
+    let new = pair.local.parent().unwrap().join("new");
+    fs::create_dir(&new).unwrap();
+    for (to, path) in [
+        ("nas::a".into(), pair.a.clone()),
+        ("nas::b".into(), pair.b.clone()),
+        (new.clone().into_os_string(), new.clone()),
+    ] {
+        let outcome = pair.hosts.realize().arg(&from.0).arg(&to).run();
+        if outcome.status.code() != Some(0) {
+            panic!("{outcome}\n{}", pair.hosts.log());
+        }
+        before.assert_same(&Manifest::of(&path), "sent and arrived");
+        assert!(Manifest::of(&from.1).is_empty());
+        let again = pair.hosts.realize().arg(&from.0).arg(&to).run().expect_code(0);
+        assert!(again.stdout().contains("nothing to move"), "{again}");
+        from = (to, path);
+    }
+}
+
+#[test]
+fn single_files_and_directories_below_are_named_as_on_one_host() {
+    let pair = Pair::new();
+    let run = |from: &str, to: &str| {
+        let outcome = pair.hosts.realize().args([from, to]).current_dir(&pair.local).run();
+        assert_eq!(outcome.status.code(), Some(0), "{outcome}\n{}", pair.hosts.log());
+    };
+    let write = |name: &str| fs::write(pair.local.join(name), name).unwrap();
+    let reads = |path: &Path, text: &str| assert_eq!(fs::read_to_string(path).unwrap(), text);
+    write("one");
+    run("one", "nas::a");
+    reads(&pair.a.join("one"), "one");
+    write("two");
+    run("two", "nas::a/other name");
+    reads(&pair.a.join("other name"), "two");
+    write("three");
+    run("three", "nas::a/new/");
+    reads(&pair.a.join("new/three"), "three");
+    run("nas::a/new", "nas::b/below");
+    reads(&pair.b.join("below/three"), "three");
+    run("nas::b/below/three", "four");
+    reads(&pair.local.join("four"), "three");
+    let missing = pair
+        .hosts
+        .realize()
+        .args(["four", "nas::a/no/such"])
+        .current_dir(&pair.local)
+        .run();
+    assert_ne!(missing.status.code(), Some(0), "{missing}");
+    reads(&pair.local.join("four"), "three");
+}
+
+#[test]
+fn a_dry_run_writes_nothing_on_either_host() {
+    let pair = Pair::new();
+    fs::write(pair.local.join("file"), "text").unwrap();
+    let outcome = pair
+        .hosts
+        .realize()
+        .arg("-n")
+        .arg(&pair.local)
+        .arg("nas::a/new")
+        .run()
+        .expect_code(0);
+    assert!(outcome.stdout().contains("would move: \"file\""), "{outcome}");
+    assert!(Manifest::of(&pair.a).is_empty() && pair.local.join("file").exists());
+}
+
+#[test]
+fn check_and_move_tell_apart_what_is_in_the_way() {
+    let mut pair = Pair::new();
+    fs::write(pair.local.join("file"), "text").unwrap();
+    let local = pair.local.to_str().unwrap().to_owned();
+    let expect = |pair: &Pair, host: &str, code: i32, texts: &[&str]| {
+        let outcome = pair.hosts.check(host).run();
+        let said = format!("{}{}", outcome.stdout(), outcome.stderr());
+        assert_eq!(outcome.status.code(), Some(code), "{outcome}\n{}", pair.hosts.log());
+        for text in texts {
+            assert!(said.contains(text), "{text:?} is not said\n{outcome}");
+        }
+        if code != 0 {
+            let outcome = pair.hosts.realize().args([local.as_str(), host]).run();
+            assert_ne!(outcome.status.code(), Some(0), "{outcome}");
+            assert!(pair.local.join("file").exists(), "{outcome}");
+        }
+    };
+    expect(&pair, "nas::a", 0, &["reached", "nas::a: read, write, replace, delete"]);
+    expect(&pair, "nas::c", 1, &["no such directory is configured"]);
+    expect(&pair, "other::a", 2, &["cannot be resolved"]);
+    expect(&pair, "127.0.0.1:1::a", 2, &["refused", "is realized running there"]);
+    // Known under no name, it is told from whom the key comes.
+    let as_address = format!("127.0.0.1:{}::a", pair.hosts.port());
+    let key = pair.hosts.public("daemon");
+    expect(&pair, &as_address, 12, &["is not known", &format!("key = \"{key}\"")]);
+    // Another key than the one expected.
+    let (address, stranger) = (format!("127.0.0.1:{}", pair.hosts.port()), pair.hosts.public("mover"));
+    pair.hosts.know("nas", &stranger, &address);
+    expect(
+        &pair,
+        "nas::a",
+        12,
+        &[&key, &stranger, "another host answers in its place"],
+    );
+    pair.hosts.know("nas", &key, &address);
+    // A right that is missing; then a key that is.
+    let (a, b, mover) = (pair.a.clone(), pair.b.clone(), pair.hosts.public("mover"));
+    pair.hosts.end(Signal::TERM);
+    pair.hosts.configure(&[("a", &a, "[]"), ("b", &b, ALL)], &mover);
+    pair.hosts.start();
+    expect(&pair, "nas::a", 1, &["no right to it"]);
+    pair.hosts.end(Signal::TERM);
+    pair.hosts.configure(&[("a", &a, ALL)], &key);
+    pair.hosts.start();
+    expect(
+        &pair,
+        "nas::a",
+        12,
+        &["does not know this host's key", &format!("key = \"{mover}\"")],
+    );
+    pair.hosts.expect_log("was not let in");
+}
+
+#[test]
+fn without_a_key_the_way_to_one_is_told() {
+    let disk = Scratch::on_disk();
+    let outcome = realize()
+        .args(["nas::films", "."])
+        .current_dir(&*disk)
+        .run()
+        .expect_code(12);
+    assert!(outcome.stderr().contains("realize keygen"), "{outcome}");
+    fs::write(disk.join("key"), "no key").unwrap();
+    let outcome = realize()
+        .args(["--key", "key", "nas::films", "."])
+        .current_dir(&*disk)
+        .run();
+    assert!(outcome.stderr().contains("chmod 600"), "{outcome}");
+}
+
+#[test]
+fn each_right_is_asked_for_at_each_call() {
+    for (rights, from, to, texts) in [
+        (r#"["read"]"#, "local", "nas::a", &["right to write"][..]),
+        (r#"["write"]"#, "nas::a", "local", &["right to read"]),
+        (r#"["read"]"#, "nas::a", "local", &["right to delete"]),
+        (
+            r#"["read", "write", "delete"]"#,
+            "local",
+            "nas::a",
+            &["right to replace"],
+        ),
+    ] {
+        let (disk, memory) = (Scratch::on_disk(), Scratch::in_memory());
+        let (local, served) = (disk.dir("local"), memory.dir("served"));
+        let hosts = Hosts::serving(&[("a", &served, rights)]);
+        let (source, target) = if from == "local" {
+            (&local, &served)
+        } else {
+            (&served, &local)
+        };
+        for (name, len) in [("small", 10), ("large", LARGE)] {
+            fs::write(source.join(name), bytes(len, 1)).unwrap();
+        }
+        if texts.iter().any(|text| text.contains("replace")) {
+            for name in ["small", "large"] {
+                fs::write(target.join(name), "older").unwrap();
+            }
+        }
+        let before = Manifest::of(source);
+        let outcome = hosts.realize().args([from, to]).current_dir(&*disk).run();
+        assert_ne!(outcome.status.code(), Some(0), "{rights}: {outcome}");
+        for text in texts {
+            assert!(outcome.stderr().contains(text), "{rights}: {text:?}\n{outcome}");
+        }
+        before.assert_same(&Manifest::of(source), "before and after");
+        if texts.iter().any(|text| text.contains("replace")) {
+            assert_eq!(fs::read_to_string(target.join("small")).unwrap(), "older");
+            assert_eq!(fs::read_to_string(target.join("large")).unwrap(), "older");
+        }
+    }
+}
+
+#[test]
+fn strangers_do_not_keep_others_from_being_served() {
+    let pair = Pair::new();
+    let connect = || TcpStream::connect(("127.0.0.1", pair.hosts.port())).unwrap();
+    let garbage: Vec<u8> = bytes(10_000, 3);
+    for words in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"SSH-2.0-x\r\n", &garbage] {
+        let mut stream = connect();
+        // It may have closed before all is written.
+        stream.write_all(words).ok();
+        let mut answer = Vec::new();
+        stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+        stream.read_to_end(&mut answer).ok();
+        assert!(answer.len() < 100, "an alert at most");
+    }
+    // As many as may be without a word, and more.
+    let silent: Vec<_> = (0..80).map(|_| connect()).collect();
+    pair.hosts.expect_log("too many connections are not let in yet");
+    drop(silent);
+    fs::write(pair.local.join("file"), "text").unwrap();
+    let begin = Instant::now();
+    loop {
+        let outcome = pair.hosts.realize().arg(&pair.local).arg("nas::a").run();
+        if outcome.status.code() == Some(0) {
+            break;
+        }
+        assert!(
+            begin.elapsed() < Duration::from_secs(20),
+            "{outcome}\n{}",
+            pair.hosts.log()
+        );
+    }
+    assert!(pair.a.join("file").exists());
+}
+
+#[test]
+fn a_second_run_on_one_source_is_told_of_the_first() {
+    let pair = Pair::new();
+    plain_tree(&pair.a, 3000, 4096, 1);
+    let first = pair.hosts.realize().args(["nas::a"]).arg(&pair.local).start();
+    pair.hosts.expect_log("has connected");
+    let second = pair.hosts.realize().args(["nas::a", "nas::b"]).run();
+    let first = first.wait().expect_code(0);
+    if second.status.code() == Some(13) {
+        assert!(second.stderr().contains("being moved by"), "{second}");
+    } else {
+        // It came before or after; then nothing was in its way.
+        assert_eq!(second.status.code(), Some(0), "{second}\n{first}");
+    }
+}
+
+#[test]
+fn the_daemon_ends_at_once_when_told_to() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut pair = Pair::new();
+        plain_tree(&pair.local, 3000, 4096, 1);
+        let running = pair.hosts.realize().arg(&pair.local).arg("nas::a").start();
+        pair.hosts.expect_log("has connected");
+        let begin = Instant::now();
+        let status = pair.hosts.end(signal);
+        assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+        assert_eq!(status.code(), Some(0));
+        running.signal(Signal::KILL);
+        running.wait();
+    }
+}
