@@ -1,0 +1,217 @@
+//! A move between two hosts of which one or the other is killed, or the line cut, again and again: nothing is lost or torn,
+//! and what has arrived is not sent again.
+
+#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
+
+mod support;
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use support::*;
+
+/// What the moments are drawn from; a failure names it.
+const SEED: u64 = 20_261_123;
+
+fn next(random: &mut u64) -> u64 {
+    *random = random
+        .wrapping_mul(6_364_136_223_846_793_005)
+        .wrapping_add(1_442_695_040_888_963_407);
+    *random >> 33
+}
+
+/// A line to the daemon that counts and can be cut.
+struct Line {
+    port: u16,
+    bytes: Arc<AtomicU64>,
+    open: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Line {
+    fn to(port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let line = Self {
+            port: listener.local_addr().unwrap().port(),
+            bytes: Arc::default(),
+            open: Arc::default(),
+        };
+        let (bytes, open) = (line.bytes.clone(), line.open.clone());
+        std::thread::spawn(move || {
+            for near in listener.incoming().map_while(Result::ok) {
+                let Ok(far) = TcpStream::connect(("127.0.0.1", port)) else {
+                    // The daemon is down: whoever called sees the connection end.
+                    continue;
+                };
+                for (from, to) in [(&near, &far), (&far, &near)] {
+                    let (from, to, bytes) = (from.try_clone().unwrap(), to.try_clone().unwrap(), bytes.clone());
+                    std::thread::spawn(move || carry(from, to, &bytes));
+                }
+                open.lock().unwrap().extend([near, far]);
+            }
+        });
+        line
+    }
+
+    fn cut(&self) {
+        for stream in self.open.lock().unwrap().drain(..) {
+            // It may have ended by itself.
+            stream.shutdown(Shutdown::Both).ok();
+        }
+    }
+}
+
+fn carry(mut from: TcpStream, mut to: TcpStream, bytes: &AtomicU64) {
+    let mut buf = vec![0; 64 << 10];
+    while let Ok(count @ 1..) = from.read(&mut buf) {
+        bytes.fetch_add(count as u64, Ordering::Relaxed);
+        if to.write_all(&buf[..count]).is_err() {
+            break;
+        }
+    }
+    from.shutdown(Shutdown::Both).ok();
+    to.shutdown(Shutdown::Both).ok();
+}
+
+fn make_source(dir: &Path) {
+    plain_tree(dir, 1500, 3000, 1);
+    for (name, mebibytes) in [("large 1", 40), ("large 2", 25), ("large 3", 3)] {
+        let bytes: Vec<u8> = (0..mebibytes << 20)
+            .map(|at: usize| (at * 2_654_435_761 >> 7) as u8)
+            .collect();
+        fs::write(dir.join(name), bytes).unwrap();
+    }
+}
+
+/// That every file is whole on one side or the other.
+fn assert_whole(truth: &Manifest, source: &Path, target: &Path, what: &str) {
+    let (source, target) = (Manifest::of(source), Manifest::of(target));
+    for (path, entry) in truth
+        .entries()
+        .iter()
+        .filter(|(_, entry)| matches!(entry.kind, Kind::File { .. }))
+    {
+        let shown = String::from_utf8_lossy(path);
+        let gone = match path.iter().rposition(|byte| *byte == b'/') {
+            Some(at) => [&path[..=at], b".", &path[at + 1..], b".realize-gone"].concat(),
+            None => [b".".as_slice(), path, b".realize-gone"].concat(),
+        };
+        let (here, there) = (source.get(path).or(source.get(&gone)), target.get(path));
+        assert!(here.is_none_or(|here| here == entry), "{what}: source changed: {shown}");
+        assert!(there.is_none_or(|there| there == entry), "{what}: torn: {shown}");
+        assert!(here.is_some() || there.is_some(), "{what}: lost: {shown}");
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Blow {
+    Line,
+    Mover,
+    Daemon,
+}
+
+/// Moves with blows at random moments; how many struck, and how many bytes crossed the line.
+fn move_through(blows: &[Blow], count: usize, push: bool) -> (usize, u64, u64) {
+    let (disk, memory) = (Scratch::on_disk(), Scratch::in_memory());
+    let (local, served) = (disk.dir("local"), memory.dir("served"));
+    let (source, target) = if push { (&local, &served) } else { (&served, &local) };
+    make_source(source);
+    let truth = Manifest::of(source);
+    let size = |entry: &Entry| match entry.kind {
+        Kind::File { bytes, .. } => bytes,
+        _ => 0,
+    };
+    let size: u64 = truth.entries().values().map(size).sum();
+    let mut hosts = Hosts::serving(&[("a", &served, ALL)]);
+    let line = Line::to(hosts.port());
+    hosts.know("nas", &hosts.public("daemon"), &format!("127.0.0.1:{}", line.port));
+    let ends = if push {
+        [local.to_str().unwrap(), "nas::a"]
+    } else {
+        ["nas::a", local.to_str().unwrap()]
+    };
+    let mut random = SEED;
+    let mut struck = 0;
+    let begin = Instant::now();
+    let mut running = hosts.realize().args(ends).time_limit(Duration::from_secs(300)).start();
+    loop {
+        let pause = Duration::from_millis(5 + next(&mut random) % 120);
+        let since = Instant::now();
+        while since.elapsed() < pause && running.is_running() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if !running.is_running() {
+            let outcome = running.wait();
+            if outcome.status.code() == Some(0) {
+                break;
+            }
+            assert!(struck > 0, "{outcome}\n{}", hosts.log());
+            running = hosts.realize().args(ends).time_limit(Duration::from_secs(300)).start();
+            assert!(begin.elapsed() < Duration::from_secs(240), "{outcome}\n{}", hosts.log());
+            continue;
+        }
+        if struck >= count {
+            continue;
+        }
+        struck += 1;
+        match blows[next(&mut random) as usize % blows.len()] {
+            Blow::Line => line.cut(),
+            Blow::Daemon => {
+                hosts.end(Signal::KILL);
+                hosts.start();
+            }
+            Blow::Mover => {
+                running.signal(Signal::KILL);
+                running.wait();
+                assert_whole(&truth, source, target, &format!("seed {SEED}, blow {struck}"));
+                running = hosts.realize().args(ends).time_limit(Duration::from_secs(300)).start();
+            }
+        }
+    }
+    let kept = |manifest: Manifest| manifest.retain(|_, entry| entry.kind != Kind::Dir);
+    kept(truth).assert_same(&kept(Manifest::of(target)), "sent and arrived");
+    assert!(Manifest::of(source).is_empty());
+    (struck, line.bytes.load(Ordering::Relaxed), size)
+}
+
+/// What may cross the line: everything once, with listings and calls; and for each blow what was on its way and not acknowledged, which
+/// the buffers of the sockets bound.
+fn bound(size: u64, struck: usize) -> u64 {
+    const ON_THE_WAY: u64 = 6 << 20;
+    size + size / 20 + struck as u64 * ON_THE_WAY
+}
+
+/// How many blows fall on a move; more than usual where REALIZE_BLOWS says so.
+fn blows(usual: usize) -> usize {
+    let wanted = std::env::var("REALIZE_BLOWS").ok();
+    wanted.and_then(|blows| blows.parse().ok()).unwrap_or(usual)
+}
+
+#[test]
+fn cut_lines_lose_nothing_and_what_has_arrived_is_not_sent_again() {
+    for push in [true, false] {
+        let (struck, bytes, size) = move_through(&[Blow::Line], blows(8), push);
+        assert!(struck >= 3, "{struck}");
+        eprintln!("{struck} cuts, {bytes} bytes for {size}");
+        assert!(bytes <= bound(size, struck), "{bytes} bytes for {size}, {struck} cuts");
+    }
+}
+
+#[test]
+fn killed_movers_and_daemons_and_cut_lines_lose_nothing() {
+    for push in [true, false] {
+        let (struck, bytes, size) = move_through(&[Blow::Line, Blow::Mover, Blow::Daemon], blows(25), push);
+        assert!(struck >= 8, "{struck}");
+        assert!(bytes <= bound(size, struck), "{bytes} bytes for {size}, {struck} blows");
+        eprintln!("{struck} blows, {bytes} bytes for {size}");
+    }
+}
