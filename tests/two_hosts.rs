@@ -303,3 +303,38 @@ fn the_daemon_ends_at_once_when_told_to() {
         running.wait();
     }
 }
+
+#[test]
+fn a_directory_is_not_moved_into_itself_by_way_of_another_host() {
+    let pair = Pair::new();
+    fs::create_dir_all(pair.a.join("below")).unwrap();
+    fs::write(pair.a.join("file"), "text").unwrap();
+    fs::write(pair.a.join("below/file"), "text").unwrap();
+    let before = Manifest::of(&pair.a);
+    let a = pair.a.to_str().unwrap();
+    let below = pair.a.join("below");
+    for (from, to) in [
+        (a, "nas::a"),
+        ("nas::a", a),
+        ("nas::a", "nas::a"),
+        (a, "nas::a/below"),
+        ("nas::a", below.to_str().unwrap()),
+        ("nas::a", "nas::a/below"),
+    ] {
+        let outcome = pair.hosts.realize().args([from, to]).run();
+        assert_ne!(outcome.status.code(), Some(0), "{from} {to}: {outcome}");
+        for name in ["file", "below/file"] {
+            assert_eq!(
+                fs::read_to_string(pair.a.join(name)).unwrap(),
+                "text",
+                "{from} {to}: {outcome}"
+            );
+        }
+    }
+    let kept = |manifest: Manifest| manifest.retain(|_, entry| entry.kind != Kind::Dir);
+    kept(before).assert_same(&kept(Manifest::of(&pair.a)), "before and after");
+    // From inside to outside is a move like any other.
+    fs::write(pair.a.join("below/other"), "other").unwrap();
+    pair.hosts.realize().args(["nas::a/below", a]).run().expect_code(0);
+    assert_eq!(fs::read_to_string(pair.a.join("other")).unwrap(), "other");
+}
