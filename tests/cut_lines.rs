@@ -86,7 +86,7 @@ fn make_source(dir: &Path) {
     plain_tree(dir, 1500, 3000, 1);
     for (name, mebibytes) in [("large 1", 40), ("large 2", 25), ("large 3", 3)] {
         let bytes: Vec<u8> = (0..mebibytes << 20)
-            .map(|at: usize| (at * 2_654_435_761 >> 7) as u8)
+            .map(|at: usize| ((at * 2_654_435_761) >> 7) as u8)
             .collect();
         fs::write(dir.join(name), bytes).unwrap();
     }
