@@ -282,6 +282,12 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
                 Some(message) => message,
             };
             session.heard(self.clock.now());
+            if outbox.bytes() > self.limits.call_bytes || outbox.len() > 2 * self.limits.calls {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the peer asks and does not read the answers",
+                ));
+            }
             // A key that is not known any more is not served a call more.
             if current(&self.config).peer(key).is_none() {
                 let text = "the key is not configured any more";

@@ -28,6 +28,8 @@ pub struct Limits {
     pub file_window_bytes: u64,
     /// Entries in a page of a listing.
     pub page_entries: usize,
+    /// Bytes of paths in a page of a listing, and in any batch made of it: a fourth of the longest message.
+    pub page_bytes: usize,
     /// Chunk hashes in a page.
     pub page_hashes: usize,
     /// How far ahead of the first missing chunk hash others are kept (32 bytes each).
@@ -62,6 +64,7 @@ impl Default for Limits {
             window_bytes: 32 << 20,
             file_window_bytes: 16 << 20,
             page_entries: 1024,
+            page_bytes: 512 << 10,
             page_hashes: 4096,
             hashes_ahead: 8192,
             sync_every_bytes: 64 << 20,

@@ -551,7 +551,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     async fn list(self, _: Context, dir: DirId, from: Option<Cursor>, restore: bool) -> Answer<Page> {
         let store = self.store(&dir, Right::Read)?;
         let kept = self.state().walks.remove(&dir);
-        let page_entries = self.limits().page_entries;
+        let (page_entries, page_bytes) = (self.limits().page_entries, self.limits().page_bytes);
         let filled = self.job(async move {
             let mut page = Page::default();
             let mut walk = match (kept, &from) {
@@ -567,7 +567,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
                 }
                 _ => Walk::begin(&store, from.as_ref(), restore, &mut page).await?,
             };
-            walk.fill(&mut page, page_entries).await?;
+            walk.fill(&mut page, page_entries, page_bytes).await?;
             Ok((page, walk))
         });
         let (page, walk) = filled.await?;

@@ -198,9 +198,9 @@ impl Encoded {
         stream.flush().await
     }
 
-    /// Bytes of memory it holds.
+    /// Bytes of memory it holds, itself included.
     pub fn bytes(&self) -> usize {
-        self.head.len() + self.data.len()
+        size_of::<Self>() + self.head.len() + self.data.len()
     }
 }
 
@@ -249,12 +249,14 @@ pub struct Outbox {
 struct Queue {
     small: VecDeque<Encoded>,
     bulk: VecDeque<Encoded>,
+    bytes: usize,
 }
 
 impl Outbox {
     /// Queues `message`.
     pub fn push(&self, message: Encoded) {
         let mut queue = self.queue();
+        queue.bytes += message.bytes();
         match message.lane {
             Lane::Small => queue.small.push_back(message),
             Lane::Bulk => queue.bulk.push_back(message),
@@ -268,12 +270,30 @@ impl Outbox {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pop_small(&self) -> Option<Encoded> {
-        self.queue().small.pop_front()
+    /// Bytes of memory that wait, each message counted with what it takes by itself.
+    pub fn bytes(&self) -> usize {
+        self.queue().bytes
     }
 
-    fn pop_bulk(&self) -> Option<Encoded> {
-        self.queue().bulk.pop_front()
+    /// Messages that wait.
+    pub fn len(&self) -> usize {
+        let queue = self.queue();
+        queue.small.len() + queue.bulk.len()
+    }
+
+    /// Whether none does.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn pop(&self, lane: Lane) -> Option<Encoded> {
+        let mut queue = self.queue();
+        let message = match lane {
+            Lane::Small => queue.small.pop_front(),
+            Lane::Bulk => queue.bulk.pop_front(),
+        }?;
+        queue.bytes -= message.bytes();
+        Some(message)
     }
 }
 
@@ -281,12 +301,12 @@ impl Outbox {
 pub async fn write_messages<W: AsyncWrite + Unpin>(stream: &mut W, outbox: &Outbox) -> io::Result<()> {
     let mut bulk: Option<Cutter> = None;
     loop {
-        while let Some(message) = outbox.pop_small() {
+        while let Some(message) = outbox.pop(Lane::Small) {
             let mut cutter = Cutter::new(message);
             while cutter.write_frame(stream).await? {}
         }
         if bulk.is_none() {
-            bulk = outbox.pop_bulk().map(Cutter::new);
+            bulk = outbox.pop(Lane::Bulk).map(Cutter::new);
         }
         match &mut bulk {
             Some(cutter) => {

@@ -50,6 +50,7 @@ pub struct Feed<'a, S> {
     streams: Vec<Stream<'a, S>>,
     ground: &'a Ground,
     page_entries: usize,
+    page_bytes: usize,
     /// Names that a crash left set aside get their places back as they are met.
     restore: bool,
 }
@@ -90,6 +91,7 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
             streams: sources.iter().map(stream).collect(),
             ground,
             page_entries: options.limits.page_entries,
+            page_bytes: options.limits.page_bytes,
             restore: !options.dry_run && !options.copy,
         }
     }
@@ -97,7 +99,8 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
     /// The next page.
     pub async fn next_page(&mut self) -> Result<FeedPage, MoveError> {
         let mut page = FeedPage::default();
-        while page.found.len() < self.page_entries {
+        let mut bytes = 0;
+        while page.found.len() < self.page_entries && bytes < self.page_bytes {
             for index in 0..self.streams.len() {
                 self.fill(index, &mut page).await?;
             }
@@ -112,6 +115,7 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
                     entries.push((index, entry));
                 }
             }
+            bytes += to.as_bytes().len();
             page.found.push(Found { to, entries });
         }
         Ok(page)

@@ -10,6 +10,7 @@ use futures::{
 
 use super::{Item, ServiceStub, Shared, dirs::DirJob};
 use crate::{
+    limits::Limits,
     model::{Kind, RelPath},
     plan::{DirTree, DoneDir, Outcome},
 };
@@ -40,12 +41,19 @@ struct Waiting {
 struct Batch {
     items: Vec<Item>,
     bytes: u64,
+    path_bytes: usize,
 }
 
 impl Batch {
     fn push(&mut self, item: Item) {
         self.bytes += item.bytes();
+        self.path_bytes += item.to.as_bytes().len() + item.entry.path.as_bytes().len();
         self.items.push(item);
+    }
+
+    /// Whether a message of it would be long enough.
+    fn is_full(&self, limits: &Limits) -> bool {
+        self.items.len() >= limits.batch_files || self.path_bytes >= limits.page_bytes
     }
 
     fn take(&mut self) -> Vec<Item> {
@@ -99,12 +107,11 @@ impl<'a, S: ServiceStub, T: ServiceStub> Work<'a, S, T> {
             return;
         }
         self.tree.add(&item.to);
-        let batch_files = self.shared.options.limits.batch_files;
         let source = item.source;
         let waiting = &mut self.waiting[source];
         if self.shared.may_rename[source].get() && item.may_be_renamed() {
             waiting.renames.push(item);
-            if waiting.renames.items.len() >= batch_files {
+            if waiting.renames.is_full(&self.shared.options.limits) {
                 self.begin_renames(source);
             }
         } else {
@@ -163,7 +170,7 @@ impl<'a, S: ServiceStub, T: ServiceStub> Work<'a, S, T> {
             &mut waiting.copies
         };
         batch.push(item);
-        if batch.bytes >= limits.batch_bytes || batch.items.len() >= limits.batch_files {
+        if batch.bytes >= limits.batch_bytes || batch.is_full(limits) {
             if compare {
                 self.begin_compares(source);
             } else {

@@ -20,7 +20,7 @@ use crate::{
     keys::PublicKey,
     server::{Access, RealizeServer, Roots},
     service::{RealizeService, RealizeServiceRequest, RunId, context},
-    wire::{CallId, Encoded, Outbox, ToClient},
+    wire::{CallId, DATA_BYTES_MAX, Encoded, HEAD_BYTES_MAX, Outbox, ToClient},
 };
 
 type Key = (PublicKey, RunId);
@@ -257,7 +257,7 @@ impl<F: Fs, C: Clock> Session<F, C> {
             state.send(answer);
             return Ok(());
         }
-        let bytes = request_bytes(&request);
+        let bytes = reserved_bytes(&request);
         if state.running.len() + state.answers.len() >= self.limits.calls
             || state.bytes + bytes > self.limits.call_bytes
         {
@@ -290,8 +290,11 @@ impl<F: Fs, C: Clock> Session<F, C> {
                 state.answers.insert(id, answer.clone());
                 state.send(answer);
             }
-            // An answer too long to be sent: the run hears of it by the end of its connection.
-            Err(_) => state.connection = None,
+            // An answer too long to be sent, which no call of ours is meant to have: the session is over, which the run is told.
+            Err(_) => {
+                state.is_over = true;
+                state.connection = None;
+            }
         }
     }
 
@@ -331,13 +334,16 @@ impl State {
     }
 }
 
-/// Bytes of memory that a request holds, but for what is small.
-fn request_bytes(request: &RealizeServiceRequest) -> usize {
+/// Bytes of memory that a call may take, request and answer together, but for what is small.
+fn reserved_bytes(request: &RealizeServiceRequest) -> usize {
     use crate::service::Content;
     const SMALL: usize = 1024;
     SMALL
         + match request {
             RealizeServiceRequest::Send { data, .. } => data.len(),
+            RealizeServiceRequest::Read { .. } => DATA_BYTES_MAX,
+            RealizeServiceRequest::Get { .. } | RealizeServiceRequest::List { .. } => HEAD_BYTES_MAX,
+            RealizeServiceRequest::Hashes { count, .. } => (*count).min(HEAD_BYTES_MAX as u64 / 32) as usize * 32,
             RealizeServiceRequest::Put { files, .. } => files
                 .iter()
                 .map(|file| match &file.content {

@@ -1,6 +1,6 @@
 //! TCP by tokio.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, time::Duration};
 
 use tokio::net::{TcpListener, TcpStream};
 
@@ -17,7 +17,7 @@ impl Network for TcpNetwork {
     async fn connect(&self, host: &str, port: u16) -> io::Result<TcpStream> {
         #[expect(clippy::disallowed_methods, reason = "the seam itself")]
         let stream = TcpStream::connect((host, port)).await?;
-        stream.set_nodelay(true)?;
+        prepare(&stream)?;
         Ok(stream)
     }
 
@@ -32,7 +32,7 @@ impl Listener for TcpListener {
 
     async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         let (stream, from) = TcpListener::accept(self).await?;
-        stream.set_nodelay(true)?;
+        prepare(&stream)?;
         Ok((stream, from))
     }
 
@@ -40,6 +40,21 @@ impl Listener for TcpListener {
         TcpListener::local_addr(self)
     }
 }
+
+/// What every connection has: nothing waits for more (Nagle), little waits in the kernel (small messages are to overtake bulk
+/// data), and data that nobody acknowledges ends it.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(stream);
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))
+}
+
+/// How much may wait in the kernel to be sent: some frames of 64 KiB.
+const UNSENT_BYTES: u32 = 256 << 10;
+
+/// How long data may stay unacknowledged: as long as a connection may be idle.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {

@@ -62,9 +62,10 @@ impl<F: Fs> Walk<F> {
         self.at.as_ref()
     }
 
-    /// Fills `page` with up to `entries_max` entries.
-    pub async fn fill(&mut self, page: &mut Page, entries_max: usize) -> Answer<()> {
-        while page.entries.len() + page.failed.len() + page.reserved.len() < entries_max {
+    /// Fills `page` with up to `entries_max` entries, and not many more than `bytes_max` bytes of their paths.
+    pub async fn fill(&mut self, page: &mut Page, entries_max: usize, bytes_max: usize) -> Answer<()> {
+        let mut bytes: usize = page.reserved.iter().map(|path| path.as_bytes().len()).sum();
+        while page.entries.len() + page.failed.len() + page.reserved.len() < entries_max && bytes < bytes_max {
             let Some(level) = self.levels.last_mut() else {
                 page.next = None;
                 return Ok(());
@@ -80,6 +81,7 @@ impl<F: Fs> Walk<F> {
                 }
                 continue;
             };
+            bytes += path.as_bytes().len();
             self.at = Some(Cursor {
                 after: path.clone(),
                 skip_below: false,
@@ -120,7 +122,7 @@ impl<F: Fs> Walk<F> {
     }
 
     async fn enter(&mut self, dir: F::Dir, path: RelPath, page: &mut Page) -> io::Result<()> {
-        let mut plain = Vec::new();
+        let (mut plain, mut reserved) = (Vec::new(), Vec::new());
         for name in dir.names().await? {
             match names::classify(&name) {
                 NameKind::Plain => plain.push(name),
@@ -132,11 +134,18 @@ impl<F: Fs> Walk<F> {
                 NameKind::GoneDir if self.restore => restore_long_names(&dir, &path, &name, &mut plain, page).await?,
                 NameKind::Partial | NameKind::Swap(_) | NameKind::Gone(_) | NameKind::GoneDir => {
                     if let Ok(path) = path.join(&name) {
-                        page.reserved.push(path);
+                        reserved.push(path);
                     }
                 }
             }
         }
+        reserved.sort_unstable();
+        if reserved.len() > RESERVED_MAX {
+            reserved.truncate(RESERVED_MAX);
+            let text = format!("more than {RESERVED_MAX} names in it are such as realize keeps for itself");
+            page.failed.push((path.clone(), ServiceError::BadRequest(text)));
+        }
+        page.reserved.append(&mut reserved);
         plain.sort_unstable();
         plain.dedup();
         self.levels.push(Level {
@@ -148,6 +157,9 @@ impl<F: Fs> Walk<F> {
         Ok(())
     }
 }
+
+/// How many names of one directory are told that no move takes: they go in one page.
+const RESERVED_MAX: usize = 100;
 
 /// Gives the files in `.realize-gone` their places back and removes it.
 async fn restore_long_names<D: Dir>(

@@ -82,6 +82,11 @@ impl Hosts {
         fs::write(self.files.join("hosts.toml"), text).unwrap();
     }
 
+    /// The daemon's process number.
+    pub fn daemon_id(&self) -> u32 {
+        self.daemon.as_ref().expect("a daemon runs").child.id()
+    }
+
     /// The port of the daemon.
     pub fn port(&self) -> u16 {
         self.port

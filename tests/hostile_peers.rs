@@ -1,0 +1,300 @@
+//! Peers that hold a key and break the rules: they are disconnected, and others are served on.
+
+#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
+
+mod support;
+
+use std::{fs, io, time::Duration};
+
+use bytes::Bytes;
+use realize::{
+    digest::CHUNK_BYTES,
+    model::RelPath,
+    service::{
+        Answer, DirId, Handle, OpenFor, RealizeServiceRequest as Request, RealizeServiceResponse as Response, RunId,
+        SERVICE_VERSION,
+    },
+    tls::Connector,
+    wire::{Encoded, Outbox, Reader, ToClient, ToServer, write_messages},
+};
+use support::*;
+use tokio::{
+    io::{AsyncWriteExt, ReadHalf, WriteHalf},
+    net::TcpStream,
+};
+
+type Stream = tokio_rustls::client::TlsStream<TcpStream>;
+
+/// A connection of the mover's that does what it likes.
+struct Peer {
+    reader: Reader<ReadHalf<Stream>>,
+    writing: WriteHalf<Stream>,
+    next: u64,
+}
+
+impl Peer {
+    async fn connect(hosts: &Hosts, run: u8) -> Self {
+        let key = realize::keys::file::read(&hosts.file("mover")).unwrap();
+        let expected = hosts.public("daemon").parse().unwrap();
+        let stream = TcpStream::connect(("127.0.0.1", hosts.port())).await.unwrap();
+        let stream = Connector::new(&key).connect(Some(&expected), stream).await.unwrap();
+        let (reading, writing) = tokio::io::split(stream);
+        let mut peer = Self {
+            reader: Reader::new(reading),
+            writing,
+            next: 0,
+        };
+        peer.send(ToServer::Attach { run: RunId([run; 16]) }).await.unwrap();
+        let attached = peer.reader.next::<ToClient>().await.unwrap().unwrap();
+        assert!(matches!(attached, ToClient::Attached { .. }), "{attached:?}");
+        peer
+    }
+
+    async fn send(&mut self, message: ToServer) -> io::Result<()> {
+        Encoded::new(message)?.write(&mut self.writing).await
+    }
+
+    async fn begin(&mut self, request: Request) -> io::Result<()> {
+        self.next += 1;
+        let id = self.next;
+        self.send(ToServer::Call {
+            id,
+            answered: Vec::new(),
+            request,
+        })
+        .await
+    }
+
+    async fn call(&mut self, request: Request) -> Response {
+        self.begin(request).await.unwrap();
+        loop {
+            match self.reader.next::<ToClient>().await.unwrap().unwrap() {
+                ToClient::Answer { id, response } if id == self.next => return response,
+                ToClient::Answer { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    async fn hello(&mut self, run: u8) {
+        let hello = self
+            .call(Request::Hello {
+                version: SERVICE_VERSION,
+                run: RunId([run; 16]),
+            })
+            .await;
+        assert!(matches!(hello, Response::Hello(Ok(_))), "{hello:?}");
+    }
+
+    /// Reads until the daemon ends the connection; why, if it says so.
+    async fn end(mut self) -> Option<String> {
+        let read = async {
+            loop {
+                match self.reader.next::<ToClient>().await {
+                    Ok(Some(ToClient::Refused { why })) => return Some(why),
+                    Ok(Some(_)) => {}
+                    Ok(None) | Err(_) => return None,
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), read)
+            .await
+            .expect("the daemon ends the connection")
+    }
+}
+
+fn served() -> (Scratch, Hosts, std::path::PathBuf) {
+    let memory = Scratch::in_memory();
+    let dir = memory.dir("served");
+    let hosts = Hosts::serving(&[("a", &dir, ALL)]);
+    (memory, hosts, dir)
+}
+
+/// The most memory that the daemon ever had, in MiB.
+fn peak(hosts: &Hosts) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", hosts.daemon_id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10
+}
+
+fn assert_serves(hosts: &Hosts) {
+    hosts.check("nas::a").run().expect_code(0);
+    assert!(peak(hosts) < 128, "{} MiB", peak(hosts));
+}
+
+#[tokio::test]
+async fn who_asks_and_does_not_read_is_disconnected() {
+    let (_memory, hosts, dir) = served();
+    let file = fs::File::create(dir.join("large")).unwrap();
+    file.set_len(64 << 20).unwrap();
+    drop(file);
+    let mut peer = Peer::connect(&hosts, 1).await;
+    peer.hello(1).await;
+    let paths = vec![RelPath::new("large").unwrap()];
+    let found = peer
+        .call(Request::Stat {
+            dir: DirId::new("a"),
+            paths,
+            restore: false,
+        })
+        .await;
+    let Response::Stat(Ok(found)) = found else {
+        panic!("{found:?}")
+    };
+    let entry = found.into_iter().next().unwrap().unwrap().unwrap();
+    let opened = peer
+        .call(Request::Open {
+            dir: DirId::new("a"),
+            path: entry.path.clone(),
+            open_for: OpenFor::Read(entry.version),
+        })
+        .await;
+    let Response::Open(Ok(opened)) = opened else {
+        panic!("{opened:?}")
+    };
+    // Two thousand chunks of a mebibyte, none of them read.
+    for number in 0..2000 {
+        let request = Request::Read {
+            handle: opened.held.handle,
+            chunk: number % 64,
+        };
+        if peer.begin(request).await.is_err() {
+            break;
+        }
+    }
+    let why = peer.end().await;
+    assert!(why.is_none_or(|why| why.contains("too much at once")));
+    hosts.expect_log("too much at once");
+    assert_serves(&hosts);
+}
+
+#[tokio::test]
+async fn who_pings_and_does_not_read_is_disconnected() {
+    let (_memory, hosts, _dir) = served();
+    let mut peer = Peer::connect(&hosts, 1).await;
+    let outbox = Outbox::default();
+    for number in 0..300_000 {
+        outbox.push(Encoded::new(ToServer::Ping { number }).unwrap());
+    }
+    // Ends when the daemon closes the connection, or nothing moves any more.
+    let flood = write_messages(&mut peer.writing, &outbox);
+    tokio::time::timeout(Duration::from_secs(20), flood).await.ok();
+    assert_serves(&hosts);
+    hosts.expect_log("does not read the answers");
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_message_end_the_connection() {
+    let (_memory, hosts, _dir) = served();
+    for bytes in [
+        &[9u8; 100][..],
+        &[0, 255, 255, 255],
+        &[0, 0, 0, 12, 255, 255, 255, 255, 0, 0, 0, 0],
+    ] {
+        let mut peer = Peer::connect(&hosts, 1).await;
+        peer.writing.write_all(bytes).await.unwrap();
+        peer.writing.flush().await.unwrap();
+        let why = peer.end().await.expect("it is told");
+        assert!(why.contains("the peer sent"), "{why}");
+    }
+    assert_serves(&hosts);
+}
+
+#[tokio::test]
+async fn handles_and_directories_of_nobody_are_refused_call_by_call() {
+    let (_memory, hosts, dir) = served();
+    fs::write(dir.join("file"), "text").unwrap();
+    let mut peer = Peer::connect(&hosts, 1).await;
+    let failed = |response: Response| {
+        let text = format!("{response:?}");
+        assert!(text.contains("Err"), "{text}");
+    };
+    failed(
+        peer.call(Request::Read {
+            handle: Handle(77),
+            chunk: 0,
+        })
+        .await,
+    );
+    failed(
+        peer.call(Request::Send {
+            handle: Handle(77),
+            chunk: u64::MAX,
+            data: Bytes::from_static(b"data"),
+            sparse: false,
+        })
+        .await,
+    );
+    failed(
+        peer.call(Request::Hashes {
+            handle: Handle(0),
+            first: u64::MAX,
+            count: u64::MAX,
+        })
+        .await,
+    );
+    failed(
+        peer.call(Request::RemoveDirs {
+            dir: DirId::new("elsewhere"),
+            paths: vec![RelPath::root()],
+        })
+        .await,
+    );
+    let opened = peer
+        .call(Request::Open {
+            dir: DirId::new("a"),
+            path: RelPath::new("new").unwrap(),
+            open_for: OpenFor::Write { size: u64::MAX },
+        })
+        .await;
+    if let Response::Open(opened) = opened {
+        let opened: Answer<_> = opened;
+        if let Ok(opened) = opened {
+            failed(
+                peer.call(Request::Send {
+                    handle: opened.held.handle,
+                    chunk: u64::MAX / CHUNK_BYTES,
+                    data: vec![1; CHUNK_BYTES as usize].into(),
+                    sparse: false,
+                })
+                .await,
+            );
+        }
+    }
+    assert!(dir.join("file").exists());
+    assert_serves(&hosts);
+}
+
+#[tokio::test]
+async fn one_run_in_two_connections_is_served_on_the_newer() {
+    let (_memory, hosts, _dir) = served();
+    let older = Peer::connect(&hosts, 1).await;
+    let mut newer = Peer::connect(&hosts, 1).await;
+    older.end().await;
+    newer.hello(1).await;
+    hosts.expect_log("a newer connection");
+}
+
+#[tokio::test]
+async fn paths_as_long_as_may_be_cross_the_line() {
+    let (_memory, hosts, dir) = served();
+    let disk = Scratch::on_disk();
+    let local = disk.dir("local");
+    // Made from inside: the whole path is longer than the kernel takes at once.
+    let script = format!(
+        "i=0; while [ $i -lt 15 ]; do mkdir {0}; cd -P {0}; i=$((i+1)); done; i=0; while [ $i -lt 700 ]; do echo x > f$i; i=$((i+1)); done",
+        "d".repeat(250)
+    );
+    Run::program("sh")
+        .args(["-ec", &script])
+        .current_dir(&local)
+        .run()
+        .expect_code(0);
+    hosts.realize().arg(&local).arg("nas::a").run().expect_code(0);
+    assert!(fs::read_dir(&local).unwrap().next().is_none());
+    let found = Run::program("sh")
+        .args(["-ec", "find . -type f | wc -l"])
+        .current_dir(&dir)
+        .run();
+    assert_eq!(found.stdout().trim(), "700");
+}
