@@ -110,6 +110,7 @@ pub fn daemon_limits() -> DaemonLimits {
 }
 
 /// A plan of a move and of what goes wrong.
+#[derive(Clone)]
 pub struct TwoHosts {
     /// Both disks, on two machines.
     pub world: World,
@@ -164,11 +165,11 @@ pub struct Outcome {
     pub checks: u64,
     /// How many faults struck.
     pub struck: u64,
-    /// How many connections were tried.
+    /// How many connections were tried before the last run.
     pub connections: u64,
-    /// Bytes that went from the mover to the daemon.
+    /// Bytes that went from the mover to the daemon before the last run.
     pub up: u64,
-    /// Bytes that went from the daemon to the mover.
+    /// Bytes that went from the daemon to the mover before the last run.
     pub down: u64,
     /// Content that all runs sent, as far as they lived to tell.
     pub bytes_sent: u64,
@@ -580,6 +581,8 @@ impl TwoHosts {
         let runs = std::mem::take(&mut shared.state().ended);
         let [mover_effects, daemon_effects] = [0, 1].map(|nth: usize| disks[nth].machine().effects());
         let struck = network.struck() + driver.deaths;
+        let [up, down] = [Way::Up, Way::Down].map(|way| network.bytes(way));
+        let connections = network.connections();
 
         network.heal();
         disks.iter().for_each(|disk| {
@@ -617,9 +620,9 @@ impl TwoHosts {
             left,
             checks: checker.checks(),
             struck,
-            connections: network.connections(),
-            up: network.bytes(Way::Up),
-            down: network.bytes(Way::Down),
+            connections,
+            up,
+            down,
             bytes_sent: state.bytes_sent,
             mover_effects,
             daemon_effects,
