@@ -7,7 +7,7 @@
 
 use std::{
     cell::Cell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Debug,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
@@ -492,7 +492,8 @@ struct Driver<'a> {
     /// Hosts that are down, and when they start anew.
     down: BTreeMap<&'static str, (Duration, bool)>,
     deaths: u64,
-    cut: Arc<Mutex<Option<Kind>>>,
+    /// The hosts whose power went, and not only their program.
+    unpowered: Arc<Mutex<BTreeSet<&'static str>>>,
 }
 
 impl TwoHosts {
@@ -561,19 +562,20 @@ impl TwoHosts {
             random: Random::new(self.seed ^ 0x6372_6173_6800),
             down: BTreeMap::new(),
             deaths: 0,
-            cut: Arc::default(),
+            unpowered: Arc::default(),
         };
         let disks = [mover_disk, daemon_disk];
         driver.watch();
-        for (disk, faults) in disks.iter().zip([self.mover_faults, self.daemon_faults]) {
+        let faults = [(MOVER, self.mover_faults), (DAEMON, self.daemon_faults)];
+        for (disk, (host, faults)) in disks.iter().zip(faults) {
             faults.into_iter().for_each(|fault| disk.machine().inject(fault));
-            let cut = driver.cut.clone();
+            let unpowered = driver.unpowered.clone();
             disk.machine().on_off(move |fault| {
                 if matches!(fault.kind, Kind::PowerCut(_)) {
                     // Nothing of this tick leaves the host any more.
                     turmoil::partition(MOVER, DAEMON);
+                    unpowered.lock().unwrap_or_else(PoisonError::into_inner).insert(host);
                 }
-                *cut.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault.kind.clone());
             });
         }
         // Each death is followed by a new start.
@@ -685,13 +687,9 @@ impl Driver<'_> {
             if !self.disk(host).machine().is_on() {
                 self.die(host);
             }
-            if let Some((_, is_power)) = self.down.remove_entry(host).and_then(|(host, (until, is_power))| {
-                if self.sim.elapsed() >= until {
-                    return Some((host, is_power));
-                }
-                self.down.insert(host, (until, is_power));
-                None
-            }) {
+            let back = self.down.get(host).filter(|(until, _)| self.sim.elapsed() >= *until);
+            if let Some((_, is_power)) = back.copied() {
+                self.down.remove(host);
                 self.sim.bounce(host);
                 if is_power {
                     self.sim.repair(MOVER, DAEMON);
@@ -703,8 +701,9 @@ impl Driver<'_> {
     /// The host has died at a call: what is left of it goes.
     fn die(&mut self, host: &'static str) {
         self.deaths += 1;
-        let kind = self.cut.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let is_power = matches!(kind, Some(Kind::PowerCut(_)));
+        let mut unpowered = self.unpowered.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_power = unpowered.remove(host);
+        drop(unpowered);
         self.sim.crash(host);
         let disk = self.disk(host).clone();
         if is_power {
