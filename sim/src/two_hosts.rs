@@ -16,7 +16,7 @@ use std::{
 };
 
 use realize::{
-    algo::{Event, Failure, MoveError, MoveOptions, MoveReport, Source, Stop, Target, Why, move_files},
+    algo::{Event, Failure, MoveError, MoveOptions, MoveReport, Source, Target, is_unanswered, move_files},
     client::{ConnectError, Dial, Link, LinkEvent, LinkLimits},
     clock::Clock,
     config::{DaemonConfig, Directory, Peer},
@@ -355,17 +355,20 @@ impl Mover {
             };
             let moved = self.move_once(&clock, &link, run).await;
             link.close(&clock).await;
-            let report = match moved {
-                Ok(report) => report,
-                Err(error) => return Ending::Failed(error),
-            };
-            self.shared.state().bytes_sent += report.bytes_sent;
-            let is_lost = report.stopped.as_ref().is_some_and(is_no_answer);
-            tries = if report.did_something() { 1 } else { tries + 1 };
-            moved_before.add(&report);
-            if !is_lost || tries > TRIES_WITHOUT_PROGRESS {
-                return Ending::Report(moved_before);
+            let is_lost = is_unanswered(&moved);
+            let did_something = moved.as_ref().is_ok_and(MoveReport::did_something);
+            tries = if did_something { 1 } else { tries + 1 };
+            if let Ok(report) = &moved {
+                self.shared.state().bytes_sent += report.bytes_sent;
+                moved_before.add(report);
             }
+            if is_lost && tries <= TRIES_WITHOUT_PROGRESS {
+                continue;
+            }
+            return match moved {
+                Ok(_) => Ending::Report(moved_before),
+                Err(error) => Ending::Failed(error),
+            };
         }
     }
 
@@ -417,14 +420,6 @@ impl Mover {
         };
         move_files(&sources, &target, run, &options, &observer).await
     }
-}
-
-fn is_no_answer(stop: &Stop) -> bool {
-    let error = match stop {
-        Stop::File(Why::Source(error) | Why::Target(error)) | Stop::Move(MoveError::Side(_, error)) => error,
-        _ => return false,
-    };
-    matches!(error, ServiceError::NoAnswer(_) | ServiceError::BadHandle)
 }
 
 /// The daemon, from its start to its death.
