@@ -24,7 +24,7 @@ use std::cell::{Cell, RefCell};
 use tarpc::client::stub::Stub;
 use tokio::sync::Semaphore;
 
-pub use self::report::{Event, Failure, How, MoveError, MoveReport, Side, Stop, Why};
+pub use self::report::{Event, Failure, How, MoveError, MoveReport, Side, Stop, Why, is_unanswered};
 use self::{
     claims::{Claims, Ground},
     mover::Mover,

@@ -7,4 +7,6 @@ pub mod fs;
 
 pub mod check;
 pub mod clock;
+pub mod net;
+pub mod two_hosts;
 pub mod world;

@@ -53,7 +53,7 @@ pub enum Body {
 /// The machine, and what the disks held at first.
 #[derive(Clone)]
 pub struct World {
-    /// The machine.
+    /// The machine; the source's, when the target has one of its own.
     pub machine: Machine,
     /// The source's disk; everything is below `source`.
     pub source: Disk,
@@ -112,23 +112,27 @@ fn large(text: &str, large: Large) -> Content {
     content
 }
 
+/// What [`World::small`] is made of.
+pub fn small_tree(size: Large) -> Vec<(&'static str, Body, Option<Body>)> {
+    let link = |text: &str| Body::Link(text.into());
+    vec![
+        ("a", body("alpha"), None),
+        ("d/b", body("beta"), None),
+        ("d/e/c", body("gamma"), None),
+        ("d/e/empty", body(""), None),
+        ("d/link", link("../a"), None),
+        ("equal", body("the same"), Some(body("the same"))),
+        ("large", Body::File(large("large", size)), None),
+        ("older", body("newer than that"), Some(body("old"))),
+        ("other", body("one"), Some(body("two"))),
+        ("relink", link("new text"), Some(link("old text"))),
+    ]
+}
+
 impl World {
     /// A small tree: files new, equal, older and half there at the target, small and large; links; directories.
     pub fn small(seed: u64, one_disk: bool, size: Large) -> Self {
-        let link = |text: &str| Body::Link(text.into());
-        let truth = [
-            ("a", body("alpha"), None),
-            ("d/b", body("beta"), None),
-            ("d/e/c", body("gamma"), None),
-            ("d/e/empty", body(""), None),
-            ("d/link", link("../a"), None),
-            ("equal", body("the same"), Some(body("the same"))),
-            ("large", Body::File(large("large", size)), None),
-            ("older", body("newer than that"), Some(body("old"))),
-            ("other", body("one"), Some(body("two"))),
-            ("relink", link("new text"), Some(link("old text"))),
-        ];
-        Self::of(seed, one_disk, truth.into())
+        Self::of(seed, one_disk, small_tree(size))
     }
 
     /// Files, each with what the target has under its name; directories as in [`small`](Self::small).
@@ -136,6 +140,16 @@ impl World {
         let machine = Machine::new(seed);
         let source = machine.disk(SOURCE);
         let target = if one_disk { source.clone() } else { machine.disk(TARGET) };
+        Self::on(source, target, truth)
+    }
+
+    /// As [`of`](Self::of), the target being on a machine of its own.
+    pub fn on_two_machines(seed: u64, truth: Vec<(&str, Body, Option<Body>)>) -> Self {
+        let [source, target] = [0, 1].map(|nth| Machine::new(seed.wrapping_mul(2).wrapping_add(nth)));
+        Self::on(source.disk(SOURCE), target.disk(TARGET), truth)
+    }
+
+    fn on(source: Disk, target: Disk, truth: Vec<(&str, Body, Option<Body>)>) -> Self {
         let olds: Vec<_> = truth
             .iter()
             .filter_map(|(at, _, old)| Some((path(at), old.clone()?)))
@@ -145,7 +159,7 @@ impl World {
             .map(|(at, new, _)| (path(at), Truth { new, olds: Vec::new() }))
             .collect();
         let mut world = Self {
-            machine,
+            machine: source.machine().clone(),
             source,
             target,
             truth: Arc::new(truth),
@@ -311,10 +325,15 @@ pub fn process<T>(program: impl Future<Output = T>) -> T {
 }
 
 /// The service of the program on simulated disks.
-#[derive(Clone)]
-pub struct SimService(RealizeServer<Disks, SimClock>);
+pub struct SimService<F: Fs = Disks>(pub RealizeServer<F, SimClock>);
 
-impl tarpc::client::stub::Stub for SimService {
+impl<F: Fs> Clone for SimService<F> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<F: Fs> tarpc::client::stub::Stub for SimService<F> {
     type Req = realize::service::RealizeServiceRequest;
     type Resp = realize::service::RealizeServiceResponse;
 

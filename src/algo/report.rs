@@ -214,6 +214,20 @@ fn nested_text(nesting: Nesting) -> &'static str {
     }
 }
 
+/// Whether a move ended because a service gave no answer, or has lost what was open there. Where that service is on another host,
+/// the move is to begin again.
+pub fn is_unanswered(moved: &Result<MoveReport, MoveError>) -> bool {
+    let error = match moved {
+        Err(MoveError::Side(_, error)) => error,
+        Ok(report) => match &report.stopped {
+            Some(Stop::File(Why::Source(error) | Why::Target(error)) | Stop::Move(MoveError::Side(_, error))) => error,
+            _ => return false,
+        },
+        Err(_) => return false,
+    };
+    matches!(error, ServiceError::NoAnswer(_) | ServiceError::BadHandle)
+}
+
 /// What has been said once and is not said again.
 #[derive(Debug, Default)]
 pub struct Notices {

@@ -11,12 +11,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use realize::{
-    algo::{MoveError, MoveOptions, MoveReport, Stop, Why, move_files},
+    algo::{MoveError, MoveOptions, MoveReport, is_unanswered, move_files},
     clock::TokioClock,
     filter::Filter,
     fs::os::raise_open_files,
     limits::Limits,
-    service::{RunId, ServiceError},
+    service::RunId,
 };
 
 use crate::{
@@ -99,20 +99,17 @@ async fn move_between(args: &Args, filter: Filter) -> Result<ExitCode> {
         };
         let moved = move_files(&ends.sources, &ends.target, run, &options, &|event| ui.show(event)).await;
         let has_links = ends.close(&clock).await;
-        match moved {
-            Ok(report) => {
-                let is_lost = has_links && report.stopped.as_ref().is_some_and(is_no_answer);
-                tries = if report.did_something() { 1 } else { tries + 1 };
-                if is_lost && tries <= TRIES_WITHOUT_PROGRESS {
-                    moved_before.add(&report);
-                    ui.say("the other side was lost; beginning again");
-                    continue;
-                }
-                moved_before.add(&report);
-                break Ok(());
-            }
-            Err(error) => break Err(error),
+        let is_lost = has_links && is_unanswered(&moved);
+        let did_something = moved.as_ref().is_ok_and(MoveReport::did_something);
+        tries = if did_something { 1 } else { tries + 1 };
+        if let Ok(report) = &moved {
+            moved_before.add(report);
         }
+        if is_lost && tries <= TRIES_WITHOUT_PROGRESS {
+            ui.say("the other side was lost; beginning again");
+            continue;
+        }
+        break moved.map(drop);
     };
     Ok(match ended {
         Ok(()) => {
@@ -129,14 +126,6 @@ async fn move_between(args: &Args, filter: Filter) -> Result<ExitCode> {
             }
         }
     })
-}
-
-fn is_no_answer(stop: &Stop) -> bool {
-    let error = match stop {
-        Stop::File(Why::Source(error) | Why::Target(error)) | Stop::Move(MoveError::Side(_, error)) => error,
-        _ => return false,
-    };
-    matches!(error, ServiceError::NoAnswer(_) | ServiceError::BadHandle)
 }
 
 fn exit_code(report: &MoveReport) -> ExitCode {
