@@ -85,7 +85,7 @@ pub enum Direction {
 /// Waits of a link, short.
 pub fn link_limits() -> LinkLimits {
     const PAUSES: &[Duration] = &[
-        Duration::from_millis(50),
+        Duration::from_millis(5),
         Duration::from_millis(200),
         Duration::from_millis(500),
     ];
@@ -126,12 +126,15 @@ pub struct TwoHosts {
     pub daemon_faults: Vec<Fault>,
     /// What a power cut leaves.
     pub profile: Profile,
+    /// Whether the mover starts anew when it has died, and runs once more in the end. Otherwise only what is left of it is looked
+    /// at, once the daemon has given it up.
+    pub comes_back: bool,
     /// Sizes and counts of both sides.
     pub limits: Limits,
 }
 
 /// How one run of the mover ended.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
     /// With the report of all its moves.
     Report(MoveReport),
@@ -153,8 +156,8 @@ impl Ending {
 pub struct Outcome {
     /// How the runs of the mover ended while things went wrong; none for one that died.
     pub runs: Vec<Ending>,
-    /// How the last one ended.
-    pub last: Ending,
+    /// How the last one ended; `None` when the mover did not come back.
+    pub last: Option<Ending>,
     /// What the last one said of files that stay.
     pub stays: Vec<Failure>,
     /// What was violated.
@@ -190,7 +193,7 @@ impl Outcome {
         let log = || self.log.join("\n");
         assert_eq!(self.violations, vec![], "{what:?}\n{}", log());
         assert!(
-            self.last.is_complete(),
+            self.last.as_ref().is_none_or(Ending::is_complete),
             "{what:?}: {:?} {:?}\n{}",
             self.last,
             self.stays,
@@ -487,6 +490,7 @@ struct Driver<'a> {
     /// Hosts that are down, and when they start anew.
     down: BTreeMap<&'static str, (Duration, bool)>,
     deaths: u64,
+    comes_back: bool,
     /// The hosts whose power went, and not only their program.
     unpowered: Arc<Mutex<BTreeSet<&'static str>>>,
 }
@@ -502,6 +506,7 @@ impl TwoHosts {
             mover_faults: Vec::new(),
             daemon_faults: Vec::new(),
             profile: Profile::PosixWorst,
+            comes_back: true,
             limits: crate::world::limits(),
         }
     }
@@ -557,6 +562,7 @@ impl TwoHosts {
             random: Random::new(self.seed ^ 0x6372_6173_6800),
             down: BTreeMap::new(),
             deaths: 0,
+            comes_back: self.comes_back,
             unpowered: Arc::default(),
         };
         let disks = [mover_disk, daemon_disk];
@@ -587,8 +593,12 @@ impl TwoHosts {
         });
         // Whoever still waits for a lost connection finds out.
         driver.pass(daemon_limits().idle * 2 + daemon_limits().handshake);
-        driver.sim.bounce(MOVER);
-        driver.until_ended();
+        if self.comes_back {
+            driver.sim.bounce(MOVER);
+            driver.until_ended();
+        } else {
+            driver.pass(daemon_limits().session_kept);
+        }
         driver.pass(AFTERWARDS);
 
         let mut left = Vec::new();
@@ -605,9 +615,11 @@ impl TwoHosts {
             expect(&format!("tasks of the {host}"), handle.metrics().num_alive_tasks(), 0);
         }
         expect("panics", (count_panics() - panics) as usize, 0);
-        let last = state.ended.last().cloned().expect("the last run has ended");
-        checker.check_complete(last.is_complete(), "the last run");
-        checker.check_end(&driver.world);
+        let last = state.ended.last().cloned();
+        if let Some(last) = &last {
+            checker.check_complete(last.is_complete(), "the last run");
+            checker.check_end(&driver.world);
+        }
         let mut trace = shared.trace.lock().unwrap_or_else(PoisonError::into_inner);
         Outcome {
             runs,
@@ -650,11 +662,12 @@ impl Driver<'_> {
         }
     }
 
-    /// Runs until the mover has ended.
+    /// Runs until the mover has ended, or died for good.
     fn until_ended(&mut self) {
         let before = self.shared.state().ended.len();
         let limit = self.sim.elapsed() + PHASE;
-        while self.shared.state().ended.len() == before || !self.down.is_empty() {
+        let is_dead = |driver: &Self| !driver.comes_back && driver.deaths > 0;
+        while (self.shared.state().ended.len() == before || !self.down.is_empty()) && !is_dead(self) {
             assert!(
                 self.sim.elapsed() < limit,
                 "the mover does not end:\n{}",
@@ -708,7 +721,9 @@ impl Driver<'_> {
         } else {
             disk.machine().restart();
         }
-        self.down.insert(host, (self.sim.elapsed() + DOWN, is_power));
+        if self.comes_back || host != MOVER {
+            self.down.insert(host, (self.sim.elapsed() + DOWN, is_power));
+        }
     }
 }
 

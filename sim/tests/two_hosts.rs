@@ -9,7 +9,7 @@ use realize::{
     net::{Listener, Network},
 };
 use realize_sim::{
-    fs::{Content, Kind, Off, Profile},
+    fs::{Content, Kind, Off, Op, Profile},
     net::{LinePlan, SimNetwork, Trouble, Way, WireFault},
     random::Random,
     two_hosts::{Direction, Ending, Outcome, TwoHosts},
@@ -76,6 +76,52 @@ fn a_connection_cut_anywhere_is_gone_on_without() {
                 let at = nth * length / CUTS;
                 let outcome = survive_on_line(direction, 1, WireFault { way, at, trouble });
                 assert_eq!(outcome.struck, 1, "{direction:?} {way:?} {at}");
+            }
+        }
+    }
+}
+
+/// A cut meets calls that are still at work when they are asked for again: none of them is begun twice.
+#[test]
+fn a_connection_cut_while_disks_are_slow_is_gone_on_without() {
+    for direction in BOTH {
+        for (way, at) in WAYS.iter().flat_map(|way| (20..60).map(|at| (*way, 100 * at))) {
+            let mut plan = small(direction, 1);
+            for disk in [&plan.world.source, &plan.world.target] {
+                disk.machine().stall_one_in(1);
+                disk.machine().keep_log();
+            }
+            let world = plan.world.clone();
+            plan.lines = vec![LinePlan::fault(way, at, Trouble::Reset)];
+            let outcome = plan.run();
+            outcome.expect_good(&(direction, way, at));
+            assert!(
+                outcome.first_is_complete(),
+                "{direction:?} {way:?} {at}: {:?}",
+                outcome.runs
+            );
+            let log = world.target.machine().log();
+            let made = log.iter().filter(|call| call.op == Op::Create).map(|call| &call.path);
+            let mut seen = std::collections::BTreeSet::new();
+            for path in made.flatten() {
+                assert!(seen.insert(path), "{direction:?} {way:?} {at}: {path} was made twice");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_mover_that_never_comes_back_leaves_nothing_open_at_the_daemon() {
+    for direction in BOTH {
+        let effects = small(direction, 1).run().mover_effects;
+        for nth in 0..8 {
+            for kind in [Kind::PowerCut(Off::Hang), Kind::Kill(Off::Hang)] {
+                let mut plan = small(direction, 1);
+                plan.comes_back = false;
+                plan.mover_faults = vec![cut(nth * effects / 8, kind.clone())];
+                let outcome = plan.run();
+                outcome.expect_good(&(direction, nth, kind));
+                assert_eq!((outcome.struck, outcome.last), (1, None));
             }
         }
     }
