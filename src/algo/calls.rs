@@ -9,8 +9,13 @@ use crate::service::{Answer, ServiceError};
 
 /// The answer of a call; no answer is an error too, and tells nothing of what was done.
 pub async fn flat<T>(call: impl Future<Output = Result<Answer<T>, RpcError>>) -> Answer<T> {
-    call.await
-        .unwrap_or_else(|error| Err(ServiceError::NoAnswer(error.to_string())))
+    call.await.unwrap_or_else(|error| {
+        Err(ServiceError::NoAnswer(match error {
+            // A link gives its own reason.
+            RpcError::Server(reason) => reason.detail,
+            error => error.to_string(),
+        }))
+    })
 }
 
 /// Results of a batch, one for each of the `count` items that were asked for.
