@@ -394,11 +394,10 @@ impl<'a, D: Dir> SetAside<'a, D> {
                     return Err(ServiceError::io("set aside", &error));
                 }
                 // Either the file has gone, or another job has just removed the directory for long names.
-                Err(error) => {
+                Err(_) => {
                     aside.tidy().await?;
-                    if dir.stat(&name).await.is_err() {
-                        return Err(ServiceError::io("set aside", &error));
-                    }
+                    // An error of looking is not taken for its absence.
+                    dir.stat(&name).await.map_err(|e| ServiceError::io("set aside", &e))?;
                 }
             }
         }
