@@ -255,9 +255,9 @@ pub trait File: Clone + Send + Sync + 'static {
     /// hint: what can't be dropped stays.
     fn drop_cache(&self) -> impl Future<Output = io::Result<()>> + Send;
 
-    /// Takes an exclusive advisory lock on the file that ends with this handle's last clone.
-    /// `EAGAIN` when another handle, of this or another process, holds it.
-    fn try_lock(&self) -> impl Future<Output = io::Result<()>> + Send;
+    /// Takes an advisory lock on the file that ends with this handle's last clone. `EAGAIN` when another handle, of this or
+    /// another process, holds one against it.
+    fn try_lock(&self, lock: Lock) -> impl Future<Output = io::Result<()>> + Send;
 
     /// Takes a read lease: refused with `EAGAIN` while anybody has the file open or mapped for
     /// writing. `EACCES` when the caller may not (neither owner nor privileged), `EINVAL` or

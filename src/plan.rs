@@ -44,8 +44,9 @@ pub enum Reason {
     /// The target has a FIFO, socket or device of that name.
     #[error("the target has a FIFO, socket or device of that name: rename or remove one of them")]
     TargetIsSpecial,
-    /// It is the very file or directory that it would be moved to.
-    #[error("source and target are the same")]
+    /// It is the very file or directory that it would be moved to, under this name or another. (Were a hard link's source
+    /// deleted, a run the other way could delete the other name at that moment.)
+    #[error("source and target are the same, seen twice or linked; of two links remove one yourself")]
     Same,
     /// Two sources have it.
     #[error("another source has this name too: both stay; rename one of them")]
@@ -91,7 +92,7 @@ impl std::fmt::Display for Loss {
 /// What to do with `source` when the target has `target` under its name. On one host, device and inode tell whether
 /// they are the same.
 pub fn step(source: &Entry, target: Option<&Entry>, one_host: bool) -> Step {
-    if one_host && target.is_some_and(|target| is_same(source, target)) {
+    if one_host && target.is_some_and(|target| target.version.is_same_inode(&source.version)) {
         return Step::Leave(Reason::Same);
     }
     match (source.kind, target.map(|target| target.kind)) {
@@ -114,13 +115,6 @@ pub fn step(source: &Entry, target: Option<&Entry>, one_host: bool) -> Step {
             }
         }
     }
-}
-
-/// Whether both are one name of one inode, reached by a bind mount. Two names of a file with several are told by
-/// their directories being different.
-fn is_same(source: &Entry, target: &Entry) -> bool {
-    source.version.is_same_inode(&target.version)
-        && (source.kind == Kind::Dir || source.links == 1 || target.links == 1)
 }
 
 /// Mode and mtime that a final gets from its source.

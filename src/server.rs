@@ -436,6 +436,22 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         results.into_iter().zip(paths).map(with_dir).collect()
     }
 
+    /// The last step for a batch: the names of all that has arrived are durable, and still theirs.
+    async fn prove_durable(
+        &self,
+        store: Store<F>,
+        arrived: Vec<Answer<Ours>>,
+        paths: Vec<RelPath>,
+    ) -> Answer<Vec<Answer<()>>> {
+        let durable = self.durable(&store, arrived, &paths).await;
+        let prove = move |(durable, path): (Answer<Ours>, RelPath)| {
+            let store = store.clone();
+            async move { store.prove_there(&path, &durable?).await }
+        };
+        self.jobs(durable.into_iter().zip(paths).collect(), self.limits().job_files, prove)
+            .await
+    }
+
     /// Finishes a file, exclusive of every other job on it, and waits for that as long as an answer may take.
     async fn finish_target<T: Finishable<F>>(&self, target: Arc<OpenTarget<F, T>>, finish: Finish) -> Answer<Finished> {
         let running = {
@@ -717,13 +733,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         if planted(Bug::AcknowledgeBeforeRename) {
             return Ok(published.into_iter().map(|result| result.map(drop)).collect());
         }
-        let durable = self.durable(&store, published, &paths).await;
-        let prove = move |(durable, path): (Answer<Ours>, RelPath)| {
-            let store = store.clone();
-            async move { store.prove_there(&path, &durable?).await }
-        };
-        self.jobs(durable.into_iter().zip(paths).collect(), names_per_job, prove)
-            .await
+        self.prove_durable(store, published, paths).await
     }
 
     async fn settle(self, _: Context, dir: DirId, files: Vec<Same>) -> Answer<Vec<Answer<()>>> {
@@ -736,8 +746,8 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
                 async move { store.settle(&same).await }
             }
         };
-        let results = self.jobs(files, self.limits().job_files, settle).await?;
-        Ok(self.durable(&store, results, &paths).await)
+        let settled = self.jobs(files, self.limits().job_files, settle).await?;
+        self.prove_durable(store, settled, paths).await
     }
 
     async fn send(self, _: Context, handle: Handle, chunk: u64, data: Bytes, sparse: bool) -> Answer<()> {

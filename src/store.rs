@@ -157,7 +157,7 @@ impl<F: Fs> Store<F> {
         let (token, token_file) = match role {
             Role::Looked => (None, None),
             Role::Source | Role::SourceOfFiles | Role::Target => {
-                self.remove_dead_tokens().await?;
+                self.remove_dead_tokens(run).await?;
                 self.make_token(names::token(run, role != Role::Target)).await?
             }
         };
@@ -421,7 +421,7 @@ impl<F: Fs> Store<F> {
                 Err(error) => return Err(ServiceError::io("mark the directory", &error)),
             };
             // A run that begins just now may take it for a dead one before it is locked.
-            let locked = file.try_lock().await.is_ok();
+            let locked = file.try_lock(Lock::Exclusive).await.is_ok();
             let made = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
             let version = made.version;
             let is_there = root
@@ -444,8 +444,9 @@ impl<F: Fs> Store<F> {
         ))
     }
 
-    /// Tokens of runs that were killed: nobody holds their locks.
-    async fn remove_dead_tokens(&self) -> Answer<()> {
+    /// Tokens of runs that were killed: nobody holds their locks. One of this very run is its other end, seen through a mount
+    /// that shares no locks.
+    async fn remove_dead_tokens(&self, run: RunId) -> Answer<()> {
         use crate::fs::File;
         let root = &self.inner.root;
         let names = root
@@ -455,11 +456,12 @@ impl<F: Fs> Store<F> {
         for name in names
             .into_iter()
             .filter(|name| names::classify(name) == names::NameKind::Token)
+            .filter(|name| [true, false].iter().all(|end| *name != names::token(run, *end)))
         {
             let Ok(file) = root.open(&name).await else { continue };
             // Ours are empty; whatever else has such a name is somebody's.
             let is_empty = file.metadata().await.is_ok_and(|metadata| metadata.version.size == 0);
-            if is_empty && file.try_lock().await.is_ok() {
+            if is_empty && file.try_lock(Lock::Exclusive).await.is_ok() {
                 // It only marks; the next run tries again.
                 root.unlink(&name).await.ok();
             }

@@ -605,14 +605,19 @@ fn nothing_is_written_through_a_partial_that_is_somebodys() {
                 let text = fs::read_to_string(ends.target.join(victim)).unwrap();
                 assert_eq!(text, "not to be touched", "{victim}");
             }
-            for name in ["hard", "link"] {
-                assert!(fs::read(ends.target.join(name)).unwrap() == right);
-                assert!(!ends.source.join(name).exists());
-                assert!(fs::symlink_metadata(partial(name)).is_err(), "the name alone goes");
+            assert!(fs::read(ends.target.join("hard")).unwrap() == right);
+            assert!(!ends.source.join("hard").exists());
+            assert!(fs::symlink_metadata(partial("hard")).is_err(), "the name alone goes");
+            for name in ["link", "dir"] {
+                assert!(fs::read(ends.source.join(name)).unwrap() == right, "it stays");
+                assert!(!ends.target.join(name).exists());
+                assert!(outcome.stderr().contains(&format!("{name:?} stays")), "{outcome}");
+                assert!(
+                    fs::symlink_metadata(partial(name)).is_ok(),
+                    "no partial of ours is a {name}"
+                );
             }
-            assert!(fs::read(ends.source.join("dir")).unwrap() == right, "it stays");
-            assert!(!ends.target.join("dir").exists());
-            assert!(outcome.stderr().contains("\"dir\" stays"), "{outcome}");
+            fs::remove_file(partial("link")).unwrap();
             fs::remove_dir_all(partial("dir")).unwrap();
             ends.run().run().expect_code(0);
             for name in ["hard", "link", "dir"] {

@@ -256,15 +256,14 @@ fn hard_links_on_one_file_system_all_move_at_once() {
 }
 
 #[test]
-fn a_link_left_under_the_name_of_a_partial_is_not_in_the_way() {
-    for (_scratches, source, target) in of_both_kinds() {
-        for name in ["small", "large"] {
-            fs::write(source.join(name), vec![7; if name == "small" { 10 } else { 100_000 }]).unwrap();
-            std::os::unix::fs::symlink("elsewhere", target.join(format!(".{name}.realize-part"))).unwrap();
-        }
-        realize().args([&source, &target]).run().expect_code(0);
-        assert_eq!(fs::read_dir(&target).unwrap().count(), 2);
-    }
+fn a_link_that_a_dead_run_was_making_is_not_in_the_way() {
+    let (disk, memory) = (Scratch::on_disk(), Scratch::in_memory());
+    let (source, target) = (disk.dir("source"), memory.dir("target"));
+    std::os::unix::fs::symlink("there", source.join("new")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", target.join(".new.realize-link")).unwrap();
+    realize().args([&source, &target]).run().expect_code(0);
+    assert_eq!(fs::read_dir(&target).unwrap().count(), 1);
+    assert_eq!(fs::read_link(target.join("new")).unwrap(), Path::new("there"));
 }
 
 #[test]
@@ -311,4 +310,125 @@ fn what_a_live_run_swaps_is_left_to_it() {
     fs::write(source.join("b"), "text").unwrap();
     realize().args([&source, &target]).run().expect_code(0);
     assert!(!swap.exists(), "a dead run's is put back");
+}
+
+/// The files of `dirs` and below, each counted once however many have it, without what realize keeps for itself.
+fn distinct_files(dirs: &[&Path]) -> usize {
+    let mut found = std::collections::BTreeSet::new();
+    for dir in dirs {
+        let manifest = Manifest::of(dir).without_reserved();
+        found.extend(manifest.entries().keys().cloned());
+    }
+    found.len()
+}
+
+#[test]
+fn two_runs_in_opposite_directions_lose_no_file_that_both_ends_had() {
+    const FILES: usize = 300;
+    for size in [20, 100_000] {
+        for round in 0..4 {
+            for (_scratches, a, b) in of_both_kinds() {
+                for number in 0..if size == 20 { FILES } else { FILES / 10 } {
+                    let name = format!("f{number:03}");
+                    fs::write(a.join(&name), vec![number as u8; size]).unwrap();
+                    fs::copy(a.join(&name), b.join(&name)).unwrap();
+                    std::os::unix::fs::symlink("somewhere", a.join(format!("l{number:03}"))).unwrap();
+                    std::os::unix::fs::symlink("somewhere", b.join(format!("l{number:03}"))).unwrap();
+                }
+                let before = distinct_files(&[&a, &b]);
+                let there = realize().arg("-q").args([&a, &b]).start();
+                let back = realize().arg("-q").args([&b, &a]).start();
+                let (there, back) = (there.wait(), back.wait());
+                let after = distinct_files(&[&a, &b]);
+                assert_eq!(
+                    after, before,
+                    "round {round}, files of {size} bytes, lost\n{there}\n{back}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_source_that_is_the_target_seen_through_an_overlay_is_not_lost() {
+    if !name_spaces_allowed() {
+        return;
+    }
+    let disk = Scratch::on_disk();
+    let [lower, upper, work, over] = ["lower", "upper", "work", "over"].map(|name| disk.dir(name));
+    fs::create_dir(lower.join("sub")).unwrap();
+    fs::write(lower.join("a"), "one").unwrap();
+    fs::write(lower.join("sub/b"), "two").unwrap();
+    let mount = format!(
+        "mount -t overlay overlay -o lowerdir={},upperdir={},workdir={} {}",
+        lower.display(),
+        upper.display(),
+        work.display(),
+        over.display()
+    );
+    for below in ["", "sub"] {
+        let outcome = realize()
+            .args([lower.join(below), over.join(below)])
+            .inside(&mount)
+            .run();
+        assert!(
+            lower.join("a").exists() && lower.join("sub/b").exists(),
+            "lost\n{outcome}"
+        );
+        outcome.expect_code(1);
+    }
+}
+
+#[test]
+fn a_file_locked_by_another_program_stays_until_it_is_free() {
+    for (_scratches, source, target) in of_both_kinds() {
+        fs::write(source.join("a"), "text").unwrap();
+        let held = fs::File::open(source.join("a")).unwrap();
+        held.lock().unwrap();
+        let outcome = realize().args([&source, &target]).run().expect_code(1);
+        assert!(outcome.stderr().contains("lock"), "{outcome}");
+        drop(held);
+        realize().args([&source, &target]).run().expect_code(0);
+    }
+}
+
+#[test]
+fn a_target_that_somebody_has_open_for_writing_is_not_replaced() {
+    let (disk, memory) = (Scratch::on_disk(), Scratch::in_memory());
+    let (source, target) = (disk.dir("source"), memory.dir("target"));
+    for size in [5, 200_000] {
+        fs::write(source.join("log"), vec![7; size]).unwrap();
+        fs::write(target.join("log"), "older").unwrap();
+        let open = fs::File::options().append(true).open(target.join("log")).unwrap();
+        let outcome = realize().args([&source, &target]).run().expect_code(1);
+        assert!(outcome.stderr().contains("open for writing"), "{outcome}");
+        assert_eq!(fs::read(target.join("log")).unwrap(), b"older");
+        drop(open);
+        realize().args([&source, &target]).run().expect_code(0);
+        assert_eq!(fs::read(target.join("log")).unwrap(), vec![7; size]);
+    }
+}
+
+#[test]
+fn a_partial_below_a_root_that_cannot_be_written_to_is_continued() {
+    let (disk, memory) = (Scratch::on_disk(), Scratch::in_memory());
+    let (source, target) = (disk.dir("source"), memory.dir("target"));
+    fs::create_dir(source.join("dir")).unwrap();
+    fs::create_dir(target.join("dir")).unwrap();
+    let content: Vec<u8> = (0..4_000_000u32).map(|number| (number >> 8) as u8).collect();
+    fs::write(source.join("dir/large"), &content).unwrap();
+    fs::write(target.join("dir/.large.realize-part"), &content[..3 << 20]).unwrap();
+    for path in [&source, &target] {
+        give_to_nobody(path);
+        for dir in [path.as_path(), &disk, &memory] {
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+    }
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o555)).unwrap();
+    let inode = |path: PathBuf| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+    let partial = inode(target.join("dir/.large.realize-part"));
+    let outcome = realize().args([&source, &target]).unprivileged().run();
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(fs::read(target.join("dir/large")).unwrap(), content);
+    assert_eq!(inode(target.join("dir/large")), partial, "begun anew\n{outcome}");
 }

@@ -657,12 +657,12 @@ mod promises {
         let root = bench.root().await;
         let file = make(&root, "a", b"").await;
         let other = ok(root.open(&n("a")).await);
-        ok(file.try_lock().await);
+        ok(file.try_lock(Lock::Exclusive).await);
         let clone = file.clone();
         drop(file);
-        refused(other.try_lock().await, Errno::AGAIN);
+        refused(other.try_lock(Lock::Exclusive).await, Errno::AGAIN);
         drop(clone);
-        ok(other.try_lock().await);
+        ok(other.try_lock(Lock::Exclusive).await);
     }
 
     pub async fn a_lease_is_refused_while_a_writer_is_open<F: Fs>(bench: Bench<F>) {

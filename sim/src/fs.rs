@@ -473,10 +473,9 @@ impl File for SimFile {
         .await
     }
 
-    async fn try_lock(&self) -> io::Result<()> {
+    async fn try_lock(&self, lock: Lock) -> io::Result<()> {
         let id = self.0.id;
-        self.own(Op::FileLock, |tree, _, _| tree.lock(id, Lock::Exclusive))
-            .await
+        self.own(Op::FileLock, |tree, _, _| tree.lock(id, lock)).await
     }
 
     async fn lease(&self) -> io::Result<()> {

@@ -199,7 +199,7 @@ impl<F: Fs> World<F> {
             FileSetMeta(slot, mode, mtime) => answer(file(*slot)?.set_meta(*mode, *mtime).await, done),
             FileSync(slot) => answer(file(*slot)?.sync().await, done),
             DropCache(slot) => answer(file(*slot)?.drop_cache().await, done),
-            FileLock(slot) => answer(file(*slot)?.try_lock().await, done),
+            FileLock(slot) => answer(file(*slot)?.try_lock(Lock::Exclusive).await, done),
             Lease(slot) => answer(file(*slot)?.lease().await, done),
             LeaseHeld(slot) => answer(file(*slot)?.lease_held().await, Answer::Is),
             Uncarried(slot) => answer(file(*slot)?.uncarried().await, |uncarried| {

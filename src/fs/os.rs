@@ -18,11 +18,11 @@ use std::{
 
 use futures::FutureExt;
 use rustix::{
-    fs::{CWD, FileType, Mode, OFlags, Stat, Timespec, Timestamps, fchmod, futimens, openat},
+    fs::{CWD, FileType, FlockOperation, Mode, OFlags, Stat, Timespec, Timestamps, fchmod, futimens, openat},
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 
-use super::{Fs, JobLost, Metadata};
+use super::{Fs, JobLost, Lock, Metadata};
 use crate::model::{Kind, Timestamp, Version};
 
 mod dir;
@@ -149,6 +149,14 @@ fn set_meta(fd: BorrowedFd<'_>, mode: u32, mtime: Timestamp) -> io::Result<()> {
     let times = times(mtime)?;
     fchmod(fd, mode_bits(mode))?;
     Ok(futimens(fd, &times)?)
+}
+
+/// Never waits.
+fn lock_operation(lock: Lock) -> FlockOperation {
+    match lock {
+        Lock::Shared => FlockOperation::NonBlockingLockShared,
+        Lock::Exclusive => FlockOperation::NonBlockingLockExclusive,
+    }
 }
 
 /// Permission bits as system calls take them.

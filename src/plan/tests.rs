@@ -87,14 +87,6 @@ fn what_is_the_same_on_both_sides_is_left_alone() {
             "numbers of two hosts mean nothing"
         );
     }
-    let linked = Entry {
-        links: 2,
-        ..entry(Kind::File, 5)
-    };
-    assert_eq!(
-        step(&linked, Some(&linked), true),
-        Step::Compare(Expected::Version(linked.version))
-    );
 }
 
 #[test]

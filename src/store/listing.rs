@@ -2,9 +2,11 @@
 
 use std::io;
 
-use super::{Store, entry, names, names::NameKind, source::move_unless_there};
+use rustix::io::Errno;
+
+use super::{Store, entry, is_any, names, names::NameKind, source::move_unless_there};
 use crate::{
-    fs::{Dir, Fs},
+    fs::{Dir, File, Fs, Lock},
     model::{Kind, Name, RelPath},
     service::{Answer, Cursor, Page, ServiceError},
 };
@@ -127,9 +129,9 @@ impl<F: Fs> Walk<F> {
             match names::classify(&name) {
                 NameKind::Plain => plain.push(name),
                 NameKind::Token => page.tokens.push((path.clone(), name)),
-                NameKind::Gone(original) if self.restore => match put_back(&dir, &name, &dir, &original).await {
+                NameKind::Gone(original) if self.restore => match give_back(&dir, &name, &dir, &original).await {
                     Ok(()) => plain.push(original),
-                    Err(_) => report_leftover(&path, name, page),
+                    Err(error) => report_leftover(&path, name, &error, page),
                 },
                 NameKind::GoneDir if self.restore => restore_long_names(&dir, &path, &name, &mut plain, page).await?,
                 NameKind::Partial | NameKind::Swap(_) | NameKind::Gone(_) | NameKind::GoneDir => {
@@ -170,16 +172,19 @@ async fn restore_long_names<D: Dir>(
     page: &mut Page,
 ) -> io::Result<()> {
     let Ok(gone_dir) = dir.open_dir(&gone.clone().into()).await else {
-        report_leftover(path, gone.clone(), page);
+        report_leftover(path, gone.clone(), &Errno::EXIST.into(), page);
         return Ok(());
     };
+    let mut is_busy = false;
     for name in gone_dir.names().await? {
-        if put_back(&gone_dir, &name, dir, &name).await.is_ok() {
-            plain.push(name);
+        match give_back(&gone_dir, &name, dir, &name).await {
+            Ok(()) => plain.push(name),
+            Err(error) => is_busy |= is_any(&error, &[Errno::AGAIN]),
         }
     }
     if dir.rmdir(gone).await.is_err() {
-        report_leftover(path, gone.clone(), page);
+        let error = if is_busy { Errno::AGAIN } else { Errno::EXIST };
+        report_leftover(path, gone.clone(), &error.into(), page);
     }
     Ok(())
 }
@@ -187,14 +192,26 @@ async fn restore_long_names<D: Dir>(
 /// Gives `name` back what was set aside of it, if anything was.
 pub(super) async fn restore<D: Dir>(dir: &D, name: &Name) -> io::Result<()> {
     match names::gone(name) {
-        Some(gone) => put_back(dir, &gone, dir, name).await,
+        Some(gone) => give_back(dir, &gone, dir, name).await,
         None => {
             let long = names::gone_dir();
             let gone_dir = dir.open_dir(&long.clone().into()).await?;
-            put_back(&gone_dir, name, dir, name).await?;
+            give_back(&gone_dir, name, dir, name).await?;
             dir.rmdir(&long).await
         }
     }
+}
+
+/// Gives what a dead run set aside its name back. `EAGAIN` when a run is just deleting it: once that had looked at it for the
+/// last time, nothing else may get the name. (A link can't be locked.)
+async fn give_back<D: Dir>(gone_dir: &D, gone: &Name, dir: &D, name: &Name) -> io::Result<()> {
+    if let Ok(file) = gone_dir.open(gone).await
+        && let Err(error) = file.try_lock(Lock::Exclusive).await
+        && is_any(&error, &[Errno::AGAIN])
+    {
+        return Err(error);
+    }
+    put_back(gone_dir, gone, dir, name).await
 }
 
 /// Gives what was set aside its name back. Where that took a link and an unlink, a crash may have left both names.
@@ -211,8 +228,13 @@ pub(super) async fn put_back<D: Dir>(gone_dir: &D, gone: &Name, dir: &D, name: &
     }
 }
 
-fn report_leftover(dir: &RelPath, name: Name, page: &mut Page) {
+fn report_leftover(dir: &RelPath, name: Name, error: &io::Error, page: &mut Page) {
     if let Ok(path) = dir.join(&name) {
-        page.failed.push((path, ServiceError::Leftover(name)));
+        let why = if is_any(error, &[Errno::AGAIN]) {
+            ServiceError::Busy("another run is deleting it".into())
+        } else {
+            ServiceError::Leftover(name)
+        };
+        page.failed.push((path, why));
     }
 }

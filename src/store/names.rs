@@ -3,12 +3,13 @@
 //! | name | where | what |
 //! |---|---|---|
 //! | `.NAME.realize-part` | target | a file that is still arriving |
+//! | `.NAME.realize-link` | target | a symbolic link that is still arriving |
 //! | `.NAME.realize-swap-VERSION` | target | a file while it replaces an older one |
 //! | `.NAME.realize-gone` | source | a file about to be deleted |
 //! | `.realize-gone/NAME` | source | the same, where NAME is too long for the suffix |
 //! | `.realize-token.RUN.END` | either root | the mark of a run |
 //!
-//! Where NAME is too long for a suffix, the first two have a hash in its place.
+//! Where NAME is too long for a suffix, the first three have a hash in its place.
 
 use crate::{
     model::{NAME_BYTES_MAX, Name, Version},
@@ -16,6 +17,7 @@ use crate::{
 };
 
 const PART: &[u8] = b".realize-part";
+const LINK: &[u8] = b".realize-link";
 const SWAP: &[u8] = b".realize-swap-";
 const GONE: &[u8] = b".realize-gone";
 const TOKEN: &[u8] = b".realize-token.";
@@ -71,7 +73,7 @@ pub fn classify(name: &Name) -> NameKind {
         return NameKind::Plain;
     };
     let carried = |bytes: &[u8]| Name::new(bytes).ok();
-    if let Some(stem) = inner.strip_suffix(PART) {
+    if let Some(stem) = inner.strip_suffix(PART).or(inner.strip_suffix(LINK)) {
         return if stem.is_empty() {
             NameKind::Plain
         } else {
@@ -101,6 +103,11 @@ pub fn classify(name: &Name) -> NameKind {
 /// The name of the partial of `name`.
 pub fn partial(name: &Name) -> Name {
     dressed(name, PART)
+}
+
+/// The name of the partial of a link. Not that of a file: a link can't be locked, so whoever finds one may remove it.
+pub fn link_partial(name: &Name) -> Name {
+    dressed(name, LINK)
 }
 
 /// The name of a file while it replaces `version` of `name`.
@@ -192,6 +199,7 @@ mod tests {
         fn own_names_are_told_from_any_name(bytes in prop::collection::vec(any::<u8>(), 1..=255)) {
             if let Ok(name) = Name::new(bytes) {
                 prop_assert_eq!(classify(&partial(&name)), NameKind::Partial);
+                prop_assert_eq!(classify(&link_partial(&name)), NameKind::Partial);
                 let NameKind::Swap(swap) = classify(&swap(&name, &version())) else { panic!("not a swap") };
                 prop_assert!(swap.is_of(&name));
                 prop_assert!(swap.name.is_none_or(|carried| carried == name));

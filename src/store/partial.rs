@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     digest::{CHUNK_BYTES, ChunkHash, FileHasher, NotTaken, chunk_count, chunk_len, hash_chunk},
-    fs::{Dir, File, Fs, read_full, write_all},
-    model::{Digest, Name, RelPath},
+    fs::{Dir, File, Fs, Lock, read_full, write_all},
+    model::{Digest, Name, RelPath, Version},
     planted::{Bug, planted},
     service::{Answer, Finish, ServiceError},
 };
@@ -210,10 +210,10 @@ impl<F: Fs> Partial<F> {
         store.ensure_safe()?;
         if self.is_final.load(Ordering::Relaxed) {
             // Asked again after the answer to the first time was lost.
-            store
+            let settled = store
                 .settle_if_equal(&self.dir, &self.path, &self.name, finish.digest, finish.meta)
                 .await?;
-            return store.make_names_durable(self.path.parent().unwrap_or_default()).await;
+            return store.confirm_there(&self.path, &settled).await;
         }
         self.file
             .set_len(self.size)
@@ -240,16 +240,15 @@ impl<F: Fs> Partial<F> {
             Ok(()) => self.is_final.store(true, Ordering::Relaxed),
             Err(ServiceError::Changed) => {
                 // Finished by an earlier connection, whose answer was lost?
-                store
+                let settled = store
                     .settle_if_equal(&self.dir, &self.path, &self.name, finish.digest, finish.meta)
                     .await?;
                 remove_ours(&self.dir, &self.part, &ours).await;
-                return store.make_names_durable(self.path.parent().unwrap_or_default()).await;
+                return store.confirm_there(&self.path, &settled).await;
             }
             Err(error) => return Err(error),
         }
-        store.make_names_durable(self.path.parent().unwrap_or_default()).await?;
-        store.prove_there(&self.path, &ours).await
+        store.confirm_there(&self.path, &ours).await
     }
 }
 
@@ -288,18 +287,36 @@ impl<F: Fs> Store<F> {
         })
     }
 
-    /// Removes the partial of a file that arrived in another way, unless somebody is writing to it.
-    pub(super) async fn remove_partial(&self, dir: &F::Dir, name: &Name) -> Answer<()> {
+    /// Removes the partial of a file that arrived in another way, unless somebody is writing to it. It may be a second name of
+    /// `held`, which the caller has locked.
+    pub(super) async fn remove_partial(&self, dir: &F::Dir, name: &Name, held: Option<&Version>) -> Answer<()> {
         let part = names::partial(name);
-        let is_removable = match dir.open(&part).await {
-            Ok(file) => lock_named(dir, &part, &file).await? == Locked::Yes,
-            // Nobody can lock a link: a run that is at it finds that out when it publishes.
-            Err(error) => is_any(&error, &[Errno::LOOP]),
-        };
-        if !is_removable {
+        let Ok(file) = dir.open(&part).await else {
             return Ok(());
+        };
+        let found = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?.version;
+        let is_held = held.is_some_and(|held| held.is_same_inode(&found));
+        // Locked until it is gone.
+        if is_held || lock_named(dir, &part, &file).await? == Locked::Yes {
+            ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))?;
         }
-        ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))
+        Ok(())
+    }
+
+    /// The owner of what this process makes: as the root's mark told, or else a file made for that.
+    async fn owner(&self, dir: &F::Dir, part: &Name) -> Answer<u32> {
+        if let Some(owner) = self.inner.owner.get() {
+            return Ok(*owner);
+        }
+        let probe = names::partial(part);
+        let file = dir
+            .create(&probe)
+            .await
+            .map_err(|e| ServiceError::io("make a file", &e))?;
+        let made = file.metadata().await;
+        ignore_missing(dir.unlink(&probe).await).map_err(|e| ServiceError::io("remove", &e))?;
+        let uid = made.map_err(|e| ServiceError::io("stat", &e))?.uid;
+        Ok(*self.inner.owner.get_or_init(|| uid))
     }
 
     /// Takes the partial `part` for this handle alone: made new, or with `resume` the one that is there. How
@@ -315,12 +332,7 @@ impl<F: Fs> Store<F> {
                         make_writable(dir, part).await?;
                         continue;
                     }
-                    // A link that was to become final when a run was interrupted.
-                    Err(error) if is_any(&error, &[Errno::LOOP]) => {
-                        ignore_missing(dir.unlink(part).await).map_err(|e| ServiceError::io("remove", &e))?;
-                        continue;
-                    }
-                    Err(error) if is_any(&error, &[Errno::INVAL, Errno::ISDIR]) => {
+                    Err(error) if is_any(&error, &[Errno::LOOP, Errno::INVAL, Errno::ISDIR]) => {
                         return Err(ServiceError::Leftover(part.clone()));
                     }
                     Err(error) => return Err(ServiceError::io("open the partial", &error)),
@@ -335,8 +347,7 @@ impl<F: Fs> Store<F> {
             }
             let metadata = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
             // What somebody else made they may have open for writing.
-            let is_ours = self.inner.owner.get() == Some(&metadata.uid);
-            if is_new || (resume && is_ours && metadata.links == 1) {
+            if is_new || (resume && metadata.links == 1 && metadata.uid == self.owner(dir, part).await?) {
                 return Ok((file, metadata.version.size));
             }
             // Somebody's, or of no use: this name alone goes.
@@ -359,7 +370,7 @@ pub(super) enum Locked {
 
 /// Locks `file`, which was opened as `part`.
 pub(super) async fn lock_named<D: Dir>(dir: &D, part: &Name, file: &D::File) -> Answer<Locked> {
-    if let Err(error) = file.try_lock().await {
+    if let Err(error) = file.try_lock(Lock::Exclusive).await {
         if is_any(&error, &[Errno::AGAIN]) {
             return Ok(Locked::ByOther);
         }
@@ -373,16 +384,11 @@ pub(super) async fn lock_named<D: Dir>(dir: &D, part: &Name, file: &D::File) -> 
     })
 }
 
-/// Makes a partial writable again that got its final mode just before a crash, or removes it where that mode lets not even
-/// its owner look. One that a live run holds stays as it is.
+/// Makes a partial writable again that got its final mode just before a crash. One that a live run holds stays as it is, and
+/// one that can't even be looked at: it may be.
 async fn make_writable<D: Dir>(dir: &D, part: &Name) -> Answer<()> {
-    let file = match dir.open(part).await {
-        Ok(file) => file,
-        // Should a live run be just about to publish it, that run finds it gone.
-        Err(error) if is_any(&error, &[Errno::ACCESS]) => {
-            return ignore_missing(dir.unlink(part).await).map_err(|e| ServiceError::io("remove", &e));
-        }
-        Err(_) => return Err(ServiceError::Leftover(part.clone())),
+    let Ok(file) = dir.open(part).await else {
+        return Err(ServiceError::Leftover(part.clone()));
     };
     match lock_named(dir, part, &file).await? {
         Locked::Yes => {

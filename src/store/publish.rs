@@ -4,7 +4,13 @@ use std::{collections::BTreeSet, io};
 
 use bytes::Bytes;
 
-use super::{Store, ignore_missing, is_unsupported, names, partial::somebody_else, source::move_unless_there};
+use rustix::io::Errno;
+
+use super::{
+    Store, ignore_missing, is_any, is_unsupported, names,
+    partial::somebody_else,
+    source::{being_written, move_unless_there},
+};
 use crate::{
     fs::{Dir, File, Fs, Rename},
     model::{Kind, Name, RelPath, Version},
@@ -44,6 +50,12 @@ impl<F: Fs> Store<F> {
         }
     }
 
+    /// Makes the name of `path` durable and proves that it is still that of `ours`.
+    pub(super) async fn confirm_there(&self, path: &RelPath, ours: &Ours) -> Answer<()> {
+        self.make_names_durable(path.parent().unwrap_or_default()).await?;
+        self.prove_there(path, ours).await
+    }
+
     /// Proves that who looks for `path` now finds `ours`: its directory may have been moved away meanwhile.
     pub async fn prove_there(&self, path: &RelPath, ours: &Ours) -> Answer<()> {
         let (dir, name) = self.parent_of(path).await?;
@@ -57,10 +69,21 @@ impl<F: Fs> Store<F> {
     /// Puts `part` in the place of `version`, by way of a name that tells a crash what was going on.
     async fn replace(&self, dir: &F::Dir, part: &Name, name: &Name, version: &Version, ours: &Ours) -> Answer<()> {
         self.ensure_final_is(dir, name, version).await?;
-        if let Ok(old) = dir.open(name).await {
-            // After a crash the old one is known by its version, so that must be on the disk.
-            old.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
-        }
+        // Who is writing to the old one would lose it without a word.
+        let old = match dir.open(name).await {
+            Ok(old) => {
+                let leased = match old.lease().await {
+                    Err(error) if is_any(&error, &[Errno::AGAIN]) => return Err(being_written()),
+                    leased => leased.is_ok(),
+                };
+                // After a crash the old one is known by its version, so that must be on the disk.
+                old.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
+                leased.then_some(old)
+            }
+            Err(error) if is_any(&error, &[Errno::AGAIN]) => return Err(being_written()),
+            // A link, or one that may not be read.
+            Err(_) => None,
+        };
         let swap = names::swap(name, version);
         move_unless_there(dir, part, dir, &swap)
             .await
@@ -97,11 +120,18 @@ impl<F: Fs> Store<F> {
                 return Err(ServiceError::io("rename", &error));
             }
         }
+        let is_untouched = match &old {
+            Some(old) => old
+                .lease_held()
+                .await
+                .map_err(|e| ServiceError::io("ask for the lease of", &e))?,
+            None => true,
+        };
         let out = dir.stat(&swap).await.map_err(|e| ServiceError::io("stat", &e))?;
-        if out.version.same_but_ctime(version) {
+        if is_untouched && out.version.same_but_ctime(version) {
             return ignore_missing(dir.unlink(&swap).await).map_err(|e| ServiceError::io("remove the old", &e));
         }
-        // Somebody put another there in between: it gets its name back.
+        // Somebody put another there in between, or is writing to it: it gets its name back.
         dir.rename(&swap, dir, name, Rename::Exchange)
             .await
             .map_err(|_| ServiceError::Leftover(swap.clone()))?;
@@ -116,6 +146,8 @@ impl<F: Fs> Store<F> {
     async fn ensure_final_is(&self, dir: &F::Dir, name: &Name, version: &Version) -> Answer<()> {
         match dir.stat(name).await {
             Ok(found) if found.version == *version => Ok(()),
+            // A link's text can't change; its ctime does when the second name that a crash left it goes.
+            Ok(found) if found.kind == Kind::Symlink && found.version.same_but_ctime(version) => Ok(()),
             Ok(_) => Err(ServiceError::Changed),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ServiceError::Changed),
             Err(error) => Err(ServiceError::io("stat", &error)),

@@ -5,10 +5,12 @@ use rustix::io::Errno;
 use super::{
     Store, is_any,
     partial::{Hashes, compare_chunks},
+    publish::Ours,
+    source::locked_elsewhere,
 };
 use crate::{
     digest::ChunkHash,
-    fs::{Dir, File, Fs},
+    fs::{Dir, File, Fs, Lock},
     model::{Digest, Kind, Name, RelPath, Version},
     service::{Answer, FileRef, Finish, Meta, Same, ServiceError},
 };
@@ -38,10 +40,10 @@ impl<F: Fs> Confirm<F> {
         if self.hashes.digest(&self.file).await? != finish.digest {
             return Err(ServiceError::DigestMismatch);
         }
-        store
+        let settled = store
             .settle_open(&self.path, &self.file, &self.version, finish.meta)
             .await?;
-        store.make_names_durable(self.path.parent().unwrap_or_default()).await
+        store.confirm_there(&self.path, &settled).await
     }
 }
 
@@ -61,8 +63,8 @@ impl<F: Fs> Store<F> {
     }
 
     /// Confirms a small final that may be equal: read back from the device, given its mode and mtime, synced. Not
-    /// durable before [`make_names_durable`](Self::make_names_durable).
-    pub async fn settle(&self, same: &Same) -> Answer<()> {
+    /// durable before [`make_names_durable`](Self::make_names_durable), and to be proven there then.
+    pub async fn settle(&self, same: &Same) -> Answer<Ours> {
         let Same {
             file: FileRef { path, version },
             digest,
@@ -84,7 +86,7 @@ impl<F: Fs> Store<F> {
         name: &Name,
         wanted: Digest,
         meta: Meta,
-    ) -> Answer<()> {
+    ) -> Answer<Ours> {
         let Ok(found) = dir.stat(name).await else {
             return Err(ServiceError::Changed);
         };
@@ -108,7 +110,7 @@ impl<F: Fs> Store<F> {
         version: &Version,
         wanted: Digest,
         meta: Meta,
-    ) -> Answer<()> {
+    ) -> Answer<Ours> {
         let file = self.open_to_confirm(dir, name, version).await?;
         let hashes = Hashes::new(version.size, 1);
         if hashes.read_back(&file).await? != wanted {
@@ -117,9 +119,15 @@ impl<F: Fs> Store<F> {
         self.settle_open(path, &file, version, meta).await
     }
 
-    /// A final open for reading, its content on the device and out of the cache.
+    /// A final open for reading, its content on the device and out of the cache; `Busy` while a run may delete it: of two runs
+    /// in opposite directions each would take the other's source for its own safe copy.
     pub(super) async fn open_to_confirm(&self, dir: &F::Dir, name: &Name, version: &Version) -> Answer<F::File> {
         let file = dir.open(name).await.map_err(|e| ServiceError::io("open", &e))?;
+        if let Err(error) = file.try_lock(Lock::Exclusive).await
+            && is_any(&error, &[Errno::AGAIN])
+        {
+            return Err(locked_elsewhere());
+        }
         let now = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
         if now.version != *version {
             return Err(ServiceError::Changed);
@@ -138,14 +146,14 @@ impl<F: Fs> Store<F> {
         file: &F::File,
         version: &Version,
         meta: Meta,
-    ) -> Answer<()> {
+    ) -> Answer<Ours> {
         let (dir, name) = self.parent_of(path).await?;
         let now = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
         let named = dir.stat(&name).await.map_err(|e| ServiceError::io("stat", &e))?;
         if now.version != *version || named.version != *version {
             return Err(ServiceError::Changed);
         }
-        self.remove_partial(&dir, &name).await?;
+        self.remove_partial(&dir, &name, Some(version)).await?;
         if (now.mode, now.version.mtime) != (meta.mode & 0o777, meta.mtime) {
             match file.set_meta(meta.mode & 0o777, meta.mtime).await {
                 // It belongs to somebody else; its content is what counts.
@@ -154,6 +162,6 @@ impl<F: Fs> Store<F> {
             }
             file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
         }
-        Ok(())
+        Ok(Ours::Inode(*version))
     }
 }

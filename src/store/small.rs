@@ -1,15 +1,17 @@
 //! The target's side of small files and links: whole batches, step by step.
 
+use std::io;
+
 use bytes::Bytes;
 
 use super::{
-    Store, names,
-    publish::{Ours, is_link_to, remove_ours, set_meta},
+    Store, ignore_missing, names,
+    publish::{Ours, remove_ours, set_meta},
 };
 use crate::{
     digest::digest,
     fs::{Dir, File, Fs, write_all},
-    model::{Digest, Name},
+    model::{Digest, Kind, Name, Timestamp},
     planted::{Bug, planted},
     service::{Answer, Content, NewFile, ServiceError},
 };
@@ -27,8 +29,6 @@ enum PreparedState<F: Fs> {
     /// Held open up to its sync, so that no failed write-back goes unseen, and locked.
     File(F::File),
     Link,
-    /// A link that is there already.
-    WasThere,
 }
 
 impl<F: Fs> Store<F> {
@@ -37,12 +37,18 @@ impl<F: Fs> Store<F> {
     pub async fn prepare(&self, new: NewFile) -> Answer<Prepared<F>> {
         self.ensure_safe()?;
         let (dir, name) = self.parent_of(&new.path).await?;
-        let part = names::partial(&name);
-        let state = match &new.content {
+        let (part, state) = match &new.content {
             Content::File { data, digest } => {
-                PreparedState::File(self.prepare_file(&dir, &part, &new, data, *digest).await?)
+                let part = names::partial(&name);
+                let file = self.prepare_file(&dir, &part, &new, data, *digest).await?;
+                (part, PreparedState::File(file))
             }
-            Content::Symlink(text) => self.prepare_link(&dir, &name, &part, &new, text).await?,
+            Content::Symlink(text) => {
+                let part = names::link_partial(&name);
+                self.remove_partial(&dir, &name, None).await?;
+                prepare_link(&dir, &part, text, new.meta.mtime).await?;
+                (part, PreparedState::Link)
+            }
         };
         Ok(Prepared {
             new,
@@ -82,36 +88,6 @@ impl<F: Fs> Store<F> {
         written.map(|()| file)
     }
 
-    async fn prepare_link(
-        &self,
-        dir: &F::Dir,
-        name: &Name,
-        part: &Name,
-        new: &NewFile,
-        text: &Bytes,
-    ) -> Answer<PreparedState<F>> {
-        let mtime = new.meta.mtime;
-        if is_link_to(dir, name, text).await? {
-            self.remove_partial(dir, name).await?;
-            dir.set_mtime(name, mtime)
-                .await
-                .map_err(|e| ServiceError::io("set times", &e))?;
-            return Ok(PreparedState::WasThere);
-        }
-        self.remove_partial(dir, name).await?;
-        dir.symlink(part, text)
-            .await
-            .map_err(|e| ServiceError::io("make the link", &e))?;
-        let timed = dir
-            .set_mtime(part, mtime)
-            .await
-            .map_err(|e| ServiceError::io("set times", &e));
-        if timed.is_err() {
-            remove_ours(dir, part, &Ours::Link(text.clone())).await;
-        }
-        timed.map(|()| PreparedState::Link)
-    }
-
     /// The second step: its content is durable. (A link's is with its name.)
     pub async fn sync_prepared(&self, prepared: Prepared<F>) -> Answer<Prepared<F>> {
         if let PreparedState::File(file) = &prepared.state
@@ -142,7 +118,7 @@ impl<F: Fs> Store<F> {
             (_, Content::Symlink(text)) => Ours::Link(text.clone()),
             (_, Content::File { .. }) => return Err(ServiceError::Internal),
         };
-        if matches!(state, PreparedState::WasThere) || planted(Bug::AcknowledgeBeforeRename) {
+        if planted(Bug::AcknowledgeBeforeRename) {
             return Ok(ours);
         }
         let published = self.publish(dir, part, name, new.expected, &ours).await;
@@ -152,13 +128,31 @@ impl<F: Fs> Store<F> {
         match (published, &new.content) {
             // Put again after the answer to the first time was lost?
             (Err(ServiceError::Changed), Content::File { digest, .. }) => {
-                self.settle_if_equal(dir, &new.path, name, *digest, new.meta).await?;
-                let found = dir.stat(name).await.map_err(|e| ServiceError::io("stat", &e))?;
-                Ok(Ours::Inode(found.version))
+                self.settle_if_equal(dir, &new.path, name, *digest, new.meta).await
             }
             (published, _) => published.map(|()| ours),
         }
     }
+}
+
+/// Makes the link `part`. One of that name is a dead run's, or that of a run which then finds out when it publishes.
+async fn prepare_link<D: Dir>(dir: &D, part: &Name, text: &Bytes, mtime: Timestamp) -> Answer<()> {
+    let made = match dir.symlink(part, text).await {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match dir.stat(part).await {
+            Ok(found) if found.kind != Kind::Symlink => return Err(ServiceError::Leftover(part.clone())),
+            _ => {
+                ignore_missing(dir.unlink(part).await).map_err(|e| ServiceError::io("remove", &e))?;
+                dir.symlink(part, text).await
+            }
+        },
+        made => made,
+    };
+    made.map_err(|e| ServiceError::io("make the link", &e))?;
+    let timed = dir.set_mtime(part, mtime).await;
+    if timed.is_err() {
+        remove_ours(dir, part, &Ours::Link(text.clone())).await;
+    }
+    timed.map_err(|e| ServiceError::io("set times", &e))
 }
 
 async fn inode(file: &impl File) -> Answer<Ours> {

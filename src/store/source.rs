@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::{Store, ignore_missing, is_any, is_unsupported, names};
 use crate::{
     digest::{CHUNK_BYTES, ChunkHash, FileHasher, chunk_count, chunk_len, digest, hash_chunk},
-    fs::{Dir, File, Fs, Rename, read_full},
+    fs::{Dir, File, Fs, Lock, Metadata, Rename, read_full},
     model::{Digest, Kind, Name, RelPath, Timestamp, Uncarried, Version},
     planted::{Bug, planted},
     service::{Answer, Chunk, Content, FileRef, ServiceError},
@@ -34,6 +34,9 @@ pub struct SourceFile<F: Fs> {
     path: RelPath,
     /// As it was before its first byte was read.
     version: Version,
+    /// How many names it had then.
+    links: u64,
+    /// Locked, where the file system can: no other run takes it for a safe copy meanwhile, nor gives it another name.
     file: F::File,
     /// Whether a lease protects it.
     pub leased: bool,
@@ -55,23 +58,16 @@ impl<F: Fs> SourceFile<F> {
         };
         let start = index * CHUNK_BYTES;
         let mut buf = vec![0; len];
-        let first_data = self
-            .file
-            .next_data(start)
+        // Holes too: a file system that took data for a hole would lose it.
+        let read = read_full(&self.file, start, &mut buf)
             .await
-            .map_err(|e| ServiceError::io("seek", &e))?;
-        let all_hole = first_data.is_none_or(|data| data >= start + len as u64);
-        if !all_hole {
-            let read = read_full(&self.file, start, &mut buf)
-                .await
-                .map_err(|e| ServiceError::io("read", &e))?;
-            if read < len {
-                return Err(ServiceError::Changed);
-            }
+            .map_err(|e| ServiceError::io("read", &e))?;
+        if read < len {
+            return Err(ServiceError::Changed);
         }
         self.prove_still().await?;
         let hash = hash_chunk(size, index, &buf);
-        let sparse = all_hole || self.has_hole(start, &buf).await?;
+        let sparse = self.has_hole(start, &buf).await?;
         Ok(Chunk {
             data: buf.into(),
             sparse,
@@ -215,7 +211,25 @@ pub(super) fn is_zero(block: &[u8]) -> bool {
     block.iter().all(|byte| *byte == 0)
 }
 
-fn being_written() -> ServiceError {
+impl<F: Fs> Source<F> {
+    /// Fails when the file that was not found under its name has another one: it was moved, not removed. (Of a link it can't
+    /// be told.)
+    async fn prove_gone(&self) -> Answer<()> {
+        let Self::File(file) = self else { return Ok(()) };
+        let now = file.file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
+        if now.links >= file.links {
+            return Err(ServiceError::Changed);
+        }
+        Ok(())
+    }
+}
+
+/// What is said of a file under somebody's lock.
+pub(super) fn locked_elsewhere() -> ServiceError {
+    ServiceError::Busy("another run is at it, or a program holds a lock on it; it stays for the next run".into())
+}
+
+pub(super) fn being_written() -> ServiceError {
     ServiceError::Busy("somebody has it open for writing; it stays for the next run".into())
 }
 
@@ -245,6 +259,11 @@ impl<F: Fs> Store<F> {
             io::ErrorKind::WouldBlock => being_written(),
             _ => ServiceError::io("open", &error),
         })?;
+        match file.try_lock(Lock::Shared).await {
+            Err(error) if is_any(&error, &[Errno::AGAIN]) => return Err(locked_elsewhere()),
+            // Where there are no locks the law rests on the versions alone: see "What is left" in docs/design.md.
+            _ => {}
+        }
         let leased = match file.lease().await {
             Ok(()) => true,
             Err(error) if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) => return Err(being_written()),
@@ -265,7 +284,7 @@ impl<F: Fs> Store<F> {
             }
             Err(error) => return Err(ServiceError::io("take a lease on", &error)),
         };
-        let version = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?.version;
+        let Metadata { version, links, .. } = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
         if !version.same_but_ctime(&wanted.version) {
             return Err(ServiceError::Changed);
         }
@@ -282,6 +301,7 @@ impl<F: Fs> Store<F> {
         Ok(Source::File(SourceFile {
             path: wanted.path.clone(),
             version,
+            links,
             file,
             leased,
             uncarried,
@@ -307,7 +327,7 @@ impl<F: Fs> Store<F> {
     }
 
     /// Deletes a source, whose content `read_as` is safe at the target: set aside, looked at once more, unlinked.
-    /// One that is gone already is fine.
+    /// One that is gone already is fine; one that has another name by now is not.
     pub async fn delete_source(&self, source: &Source<F>, read_as: Option<Digest>) -> Answer<()> {
         let (path, version) = match source {
             Source::Link { path, version, .. } => (path, version),
@@ -317,25 +337,28 @@ impl<F: Fs> Store<F> {
             }
         };
         let (dir, name) = match self.parent_of(path).await {
-            Err(ServiceError::NotFound) => return Ok(()),
+            Err(ServiceError::NotFound) => return source.prove_gone().await,
             found => found?,
         };
         let aside = match SetAside::take(&dir, name).await {
-            Err(ServiceError::NotFound) => return Ok(()),
+            Err(ServiceError::NotFound) => return source.prove_gone().await,
             taken => taken?,
         };
         let proof = self.prove_aside(source, &aside, version).await;
-        if proof.is_ok() || planted(Bug::NoSourceCheck) {
+        let deleted = if proof.is_ok() || planted(Bug::NoSourceCheck) {
             let unlinked = aside.gone_dir.unlink(&aside.gone).await;
-            ignore_missing(unlinked).map_err(|e| ServiceError::io("delete", &e))?;
+            ignore_missing(unlinked).map_err(|e| ServiceError::io("delete", &e))
         } else {
+            proof
+        };
+        if deleted.is_err() {
             aside
                 .put_back()
                 .await
                 .map_err(|_| ServiceError::Leftover(aside.gone.clone()))?;
         }
         aside.tidy().await?;
-        if planted(Bug::NoSourceCheck) { Ok(()) } else { proof }
+        if planted(Bug::NoSourceCheck) { Ok(()) } else { deleted }
     }
 
     async fn prove_aside(&self, source: &Source<F>, aside: &SetAside<'_, F::Dir>, version: &Version) -> Answer<()> {

@@ -1,9 +1,11 @@
 //! What earlier runs left in a directory of the target.
 
-use std::io;
+use std::{io, time::Duration};
+
+use rustix::io::Errno;
 
 use super::{
-    Store, ignore_missing,
+    Store, ignore_missing, is_any,
     listing::put_back,
     names,
     names::NameKind,
@@ -11,8 +13,8 @@ use super::{
     source::is_older,
 };
 use crate::{
-    fs::{Dir, File, Fs},
-    model::{Name, RelPath, Timestamp},
+    fs::{Dir, File, Fs, Lock},
+    model::{Kind, Name, RelPath, Timestamp},
     service::{Answer, ServiceError, Swept},
 };
 
@@ -55,23 +57,32 @@ impl<F: Fs> Store<F> {
             }
         };
         let name = &name;
-        if is_locked(dir, left).await || is_locked(dir, name).await {
-            // A run is at it just now.
-            return Ok(true);
-        }
         let tag = |found: &io::Result<crate::fs::Metadata>| {
             found.as_ref().ok().map(|found| names::version_tag(&found.version))
         };
         let aside = dir.stat(left).await;
         let (left_tag, final_tag) = (tag(&aside), tag(&dir.stat(name).await));
         if left_tag.as_ref() == Some(&swap.replaced) && final_tag.is_some() {
-            // The old one, which had been replaced.
+            // The old one, which had been replaced, unless a run is at it just now.
+            if is_locked(dir, left).await || is_locked(dir, name).await {
+                return Ok(true);
+            }
             ignore_missing(dir.unlink(left).await).map_err(|e| ServiceError::io("remove the old", &e))?;
             return Ok(true);
         }
         if final_tag.as_ref() == Some(&swap.replaced) {
-            // The old one still has its name, so this is the partial: to be continued.
+            // The old one still has its name, so this is the partial: to be continued, unless a run is at it just now.
+            if aside.as_ref().is_ok_and(|aside| aside.kind == Kind::Symlink) {
+                // There is nothing in a link to continue. (A run that is at it finds that out.)
+                ignore_missing(dir.unlink(left).await).map_err(|e| ServiceError::io("remove", &e))?;
+                return Ok(true);
+            }
+            if is_locked(dir, left).await {
+                return Ok(true);
+            }
             let part = names::partial(name);
+            // A run that took this one for a live one's may have begun another.
+            self.remove_partial(dir, name, None).await?;
             if put_back(dir, left, dir, &part).await.is_err() {
                 return Ok(false);
             }
@@ -101,6 +112,11 @@ impl<F: Fs> Store<F> {
             if names::classify(&name) != NameKind::Partial {
                 continue;
             }
+            if is_old_link(&dir, &name, self.inner.limits.orphan_age, wall).await {
+                ignore_missing(dir.unlink(&name).await).map_err(|e| ServiceError::io("remove", &e))?;
+                removed += 1;
+                continue;
+            }
             // What can't be opened or is in use is no orphan to be judged here.
             let Ok(file) = dir.open(&name).await else { continue };
             let Ok(metadata) = file.metadata().await else { continue };
@@ -115,11 +131,19 @@ impl<F: Fs> Store<F> {
     }
 }
 
-/// Whether another run holds what is at `name` open for writing.
+async fn is_old_link<D: Dir>(dir: &D, name: &Name, age: Duration, wall: Timestamp) -> bool {
+    let found = dir.stat(name).await;
+    found.is_ok_and(|found| found.kind == Kind::Symlink && is_older(found.version.ctime, age, wall))
+}
+
+/// Whether another run may hold what is at `name` open for writing. Asked by a lock that others may ask by as well.
 async fn is_locked<D: Dir>(dir: &D, name: &Name) -> bool {
     match dir.open(name).await {
-        Ok(file) => matches!(lock_named(dir, name, &file).await, Ok(Locked::ByOther)),
-        // A link, or nothing: no run can hold it.
-        Err(_) => false,
+        Ok(file) => match file.try_lock(Lock::Shared).await {
+            Err(error) => is_any(&error, &[Errno::AGAIN]),
+            Ok(()) => false,
+        },
+        // A link, or nothing: no run can hold it. What can't be looked at may be held.
+        Err(error) => error.kind() != io::ErrorKind::NotFound && !is_any(&error, &[Errno::LOOP]),
     }
 }

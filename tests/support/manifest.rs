@@ -162,9 +162,14 @@ impl fmt::Display for Time {
     }
 }
 
-/// Whether realize reserves the name: `.realize-…`, or `.NAME.realize-part`, `-swap` or `-gone`.
+/// Whether realize reserves the name: `.realize-…`, or `.NAME.realize-part`, `-link`, `-swap` or `-gone`.
 pub fn is_reserved(name: &[u8]) -> bool {
-    let suffixes = [&b".realize-part"[..], b".realize-swap", b".realize-gone"];
+    let suffixes = [
+        &b".realize-part"[..],
+        b".realize-link",
+        b".realize-swap",
+        b".realize-gone",
+    ];
     name.starts_with(b".realize-")
         || name.first() == Some(&b'.')
             && suffixes

@@ -12,14 +12,14 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, FileType, FlockOperation, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, Stat, StatxAttributes,
-        StatxFlags, chmod, fchmod, flock, fstat, fsync, linkat, mkdirat, openat, openat2, readlinkat, renameat,
-        renameat_with, statat, statx, symlinkat, syncfs, unlinkat, utimensat,
+        AtFlags, FileType, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, Stat, StatxAttributes, StatxFlags, chmod,
+        fchmod, flock, fstat, fsync, linkat, mkdirat, openat, openat2, readlinkat, renameat, renameat_with, statat,
+        statx, symlinkat, syncfs, unlinkat, utimensat,
     },
     io::Errno,
 };
 
-use super::{OPEN, OsFile, holder, metadata, mode_bits, place, set_meta, times};
+use super::{OPEN, OsFile, holder, lock_operation, metadata, mode_bits, place, set_meta, times};
 use crate::{
     fs::{Dir, Lock, Metadata, Place, Rename},
     model::{BadPath, Name, RelPath, Timestamp},
@@ -237,11 +237,7 @@ impl Dir for OsDir {
     }
 
     async fn try_lock(&self, lock: Lock) -> io::Result<()> {
-        let operation = match lock {
-            Lock::Shared => FlockOperation::NonBlockingLockShared,
-            Lock::Exclusive => FlockOperation::NonBlockingLockExclusive,
-        };
-        Ok(flock(self.fd(), operation)?)
+        Ok(flock(self.fd(), lock_operation(lock))?)
     }
 
     async fn lock_holder(&self) -> Option<String> {

@@ -11,33 +11,46 @@ use std::{
 
 use rustix::{
     buffer::spare_capacity,
-    fs::{
-        Advice, FlockOperation, SeekFrom, fadvise, flistxattr, flistxattr_query, flock, fstat, fstatfs, fsync,
-        ftruncate, seek,
-    },
+    fs::{Advice, SeekFrom, fadvise, flistxattr, flistxattr_query, flock, fstat, fstatfs, fsync, ftruncate, seek},
     io::{Errno, pread, pwrite},
 };
 
-use super::{lease, metadata, set_meta};
+use super::{lease, lock_operation, metadata, set_meta};
 use crate::{
-    fs::{File, Metadata},
+    fs::{File, Lock, Metadata},
     model::{Timestamp, Uncarried},
 };
 
 /// The longest list of attribute names that Linux gives (`XATTR_LIST_MAX`).
 const XATTR_NAMES_BYTES: usize = 65_536;
 
-/// The `f_type` of file systems whose files other hosts or programs may write to unseen by this kernel: NFS, SMB 1, CIFS, SMB 2,
-/// FUSE, 9p, Ceph, AFS (`linux/magic.h`).
-const NETWORK_MAGICS: [u32; 8] = [
-    0x6969,
-    0x517b,
-    0xff53_4d42,
-    0xfe53_4d42,
-    0x6573_5546,
-    0x0102_1997,
-    0x00c3_6400,
-    0x5346_414f,
+/// The `f_type` of file systems whose writers are all known to this kernel, so that a lease means what it says (`linux/magic.h`):
+/// ext2 to 4, XFS, Btrfs, tmpfs, ZFS, F2FS, bcachefs, overlayfs, JFS, NILFS, ReiserFS, FAT, exFAT, NTFS (two drivers), HFS, HFS+,
+/// UDF, ISO 9660, squashfs, EROFS, UBIFS, ramfs. On any other one (another host or program may write there unseen) none is had.
+const LEASE_MAGICS: [u32; 23] = [
+    0xef53,
+    0x5846_5342,
+    0x9123_683e,
+    0x0102_1994,
+    0x2fc1_2fc1,
+    0xf2f5_2010,
+    0xca45_1a4e,
+    0x794c_7630,
+    0x3153_464a,
+    0x3434,
+    0x5265_4973,
+    0x4d44,
+    0x2011_bab0,
+    0x7366_746e,
+    0x5346_544e,
+    0x4244,
+    0x482b,
+    0x1501_3346,
+    0x9660,
+    0x7371_7368,
+    0xe0f5_e1e2,
+    0x2405_1905,
+    0x8584_58f6,
 ];
 
 /// A regular file of this host.
@@ -130,13 +143,12 @@ impl File for OsFile {
         Ok(fadvise(self.fd(), 0, None, Advice::DontNeed)?)
     }
 
-    async fn try_lock(&self) -> io::Result<()> {
-        Ok(flock(self.fd(), FlockOperation::NonBlockingLockExclusive)?)
+    async fn try_lock(&self, lock: Lock) -> io::Result<()> {
+        Ok(flock(self.fd(), lock_operation(lock))?)
     }
 
     async fn lease(&self) -> io::Result<()> {
-        // There a lease sees only the writers of this host, or is refused for want of a server's: no lease is had.
-        if NETWORK_MAGICS.contains(&(fstatfs(self.fd())?.f_type as u32)) {
+        if !LEASE_MAGICS.contains(&(fstatfs(self.fd())?.f_type as u32)) {
             return Err(Errno::OPNOTSUPP.into());
         }
         // Said before it is so: a drop can't come between, for `self` is borrowed.

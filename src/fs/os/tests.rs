@@ -442,10 +442,10 @@ fn locks_exclude_other_handles_and_end_with_the_last_clone() {
 
     let file = now(second.create(&name("file"))).unwrap();
     let other = now(second.open(&name("file"))).unwrap();
-    now(file.try_lock()).unwrap();
-    assert_eq!(errno(now(other.try_lock())), Errno::AGAIN);
+    now(file.try_lock(Lock::Exclusive)).unwrap();
+    assert_eq!(errno(now(other.try_lock(Lock::Exclusive))), Errno::AGAIN);
     drop(file);
-    now(other.try_lock()).unwrap();
+    now(other.try_lock(Lock::Exclusive)).unwrap();
 }
 
 #[test]
