@@ -140,6 +140,13 @@ fn check_and_move_tell_apart_what_is_in_the_way() {
             let outcome = pair.hosts.realize().args([local.as_str(), host]).run();
             assert_ne!(outcome.status.code(), Some(0), "{outcome}");
             assert!(pair.local.join("file").exists(), "{outcome}");
+            // What is in the way of any connection is said in the same words.
+            if code != 1 {
+                assert_eq!(outcome.status.code(), Some(code), "{outcome}");
+                for text in texts {
+                    assert!(outcome.stderr().contains(text), "{text:?} is not said\n{outcome}");
+                }
+            }
         }
     };
     expect(&pair, "nas::a", 0, &["reached", "nas::a: read, write, replace, delete"]);

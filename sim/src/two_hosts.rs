@@ -17,7 +17,7 @@ use std::{
 
 use realize::{
     algo::{Event, Failure, MoveError, MoveOptions, MoveReport, Source, Target, is_unanswered, move_files},
-    client::{ConnectError, Dial, Link, LinkEvent, LinkLimits},
+    client::{ConnectError, Dial, LetIn, Link, LinkEvent, LinkLimits},
     clock::Clock,
     config::{DaemonConfig, Directory, Peer},
     daemon::{Daemon, DaemonLimits},
@@ -347,17 +347,15 @@ impl Mover {
         let mut moved_before = MoveReport::default();
         let mut tries = 0;
         loop {
-            let link = match self.link(&clock, run).await {
+            let moved = match self.connect_and_move(&clock, run).await {
                 Err(_) if tries > 0 && tries < TRIES_WITHOUT_PROGRESS => {
                     tries += 1;
                     clock.sleep(PAUSE_BEFORE_AGAIN).await;
                     continue;
                 }
                 Err(error) => return Ending::NotConnected(error.to_string()),
-                Ok(link) => link,
+                Ok(moved) => moved,
             };
-            let moved = self.move_once(&clock, &link, run).await;
-            link.close(&clock).await;
             let is_lost = is_unanswered(&moved);
             let did_something = moved.as_ref().is_ok_and(MoveReport::did_something);
             tries = if did_something { 1 } else { tries + 1 };
@@ -375,7 +373,22 @@ impl Mover {
         }
     }
 
-    async fn link(&self, clock: &SimClock, run: RunId) -> Result<Link, ConnectError> {
+    /// One move, if there is a connection.
+    async fn connect_and_move(
+        &self,
+        clock: &SimClock,
+        run: RunId,
+    ) -> Result<Result<MoveReport, MoveError>, ConnectError> {
+        let (link, let_in) = self.link(clock, run).await?;
+        let moved = self.move_once(clock, &link, run).await;
+        link.close(clock).await;
+        if is_unanswered(&moved) {
+            let_in.wait().await?;
+        }
+        Ok(moved)
+    }
+
+    async fn link(&self, clock: &SimClock, run: RunId) -> Result<(Link, LetIn), ConnectError> {
         let dial = SimDial {
             network: self.network.clone(),
             connector: Connector::new(&key(KEYS[0])),

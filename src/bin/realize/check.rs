@@ -24,8 +24,12 @@ pub async fn check(args: &Args, text: &OsStr) -> Result<ExitCode> {
     let identity = Identity::load(args.key.as_deref(), args.hosts.as_deref())?;
     let clock = TokioClock::new();
     let run = RunId(random()?);
-    let link = identity.link(&host, &clock, run, |_| {}).await;
-    let link = link.map_err(|error| identity.explain(&host, error))?;
+    let connected = async {
+        let (link, let_in) = identity.link(&host, &clock, run, |_| {}).await?;
+        let_in.wait().await?;
+        Ok(link)
+    };
+    let link = connected.await.map_err(|error| identity.explain(&host, error))?;
     println!("{}: reached; both hosts have proven who they are", host.host);
     let checked = check_rights(&link, &host, run, dir.as_deref()).await;
     link.close(&clock).await;

@@ -69,21 +69,20 @@ fn run(args: Args, rules: &[realize::filter::Rule]) -> Result<ExitCode> {
 
 async fn move_between(args: &Args, filter: Filter) -> Result<ExitCode> {
     let clock = TokioClock::new();
-    let limits = limits();
     let options = MoveOptions {
         filter,
         keep_dirs: args.keep_dirs,
         dry_run: args.dry_run,
         copy: args.copy,
         strict: args.strict,
-        limits: limits.clone(),
+        limits: limits(),
     };
     let run = RunId(random()?);
     let ui = Ui::new(clock.clone(), args.verbose, args.quiet, args.copy);
     let mut moved_before = MoveReport::default();
     let mut tries = 0;
     let ended = loop {
-        let ends = match Ends::open(args, &clock, &limits, run, &ui).await {
+        let (moved, has_links) = match open_and_move(args, &clock, run, &options, &ui).await {
             // It worked a moment ago: whoever was started anew is given time.
             Err(error)
                 if tries > 0
@@ -95,10 +94,8 @@ async fn move_between(args: &Args, filter: Filter) -> Result<ExitCode> {
                 realize::clock::Clock::sleep(&clock, std::time::Duration::from_secs(5)).await;
                 continue;
             }
-            opened => opened?,
+            done => done?,
         };
-        let moved = move_files(&ends.sources, &ends.target, run, &options, &|event| ui.show(event)).await;
-        let has_links = ends.close(&clock).await;
         let is_lost = has_links && is_unanswered(&moved);
         let did_something = moved.as_ref().is_ok_and(MoveReport::did_something);
         tries = if did_something { 1 } else { tries + 1 };
@@ -126,6 +123,28 @@ async fn move_between(args: &Args, filter: Filter) -> Result<ExitCode> {
             }
         }
     })
+}
+
+/// One move between the ends that the command line names, and whether they are reached by links.
+async fn open_and_move(
+    args: &Args,
+    clock: &TokioClock,
+    run: RunId,
+    options: &MoveOptions,
+    ui: &Ui<TokioClock>,
+) -> Result<(Result<MoveReport, MoveError>, bool)> {
+    let mut ends = Ends::open(args, clock, &options.limits, run, ui).await?;
+    let has_links = ends.has_links();
+    let moved = move_files(&ends.sources, &ends.target, run, options, &|event| ui.show(event)).await;
+    // Who is not let in is told by calls that fail.
+    let entered = if is_unanswered(&moved) {
+        ends.enter().await
+    } else {
+        Ok(())
+    };
+    ends.close(clock).await;
+    entered?;
+    Ok((moved, has_links))
 }
 
 fn exit_code(report: &MoveReport) -> ExitCode {

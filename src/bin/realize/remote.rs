@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use realize::{
-    client::{ConnectError, Dial, Link, LinkEvent, LinkLimits},
+    client::{ConnectError, Dial, LetIn, Link, LinkEvent, LinkLimits},
     clock::TokioClock,
     config::HostsFile,
     keys::{PublicKey, SecretKey, file},
@@ -162,7 +162,7 @@ impl Identity {
         clock: &TokioClock,
         run: RunId,
         observer: impl Fn(LinkEvent) + Send + Sync + 'static,
-    ) -> Result<Link, ConnectError> {
+    ) -> Result<(Link, LetIn), ConnectError> {
         let jitter = random().map_or(0, |bytes| {
             u64::from_le_bytes([
                 bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7],

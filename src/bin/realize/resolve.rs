@@ -1,11 +1,11 @@
 //! From SRC and DST to services and directories: local ones in this process, others by links.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result, anyhow, bail};
 use realize::{
     algo::{Source, Target},
-    client::{Link, LinkEvent},
+    client::{LetIn, Link, LinkEvent},
     clock::TokioClock,
     fs::os::OsFs,
     limits::Limits,
@@ -60,6 +60,7 @@ pub struct Ends {
     /// Where they arrive.
     pub target: Target<Service>,
     links: Links,
+    entrances: Entrances,
 }
 
 /// A source on the command line.
@@ -136,18 +137,54 @@ impl Ends {
             sources,
             target,
             links: hosts.links,
+            entrances: hosts.entrances,
         })
     }
 
-    /// Ends the links; whether there were any.
-    pub async fn close(self, clock: &TokioClock) -> bool {
-        let Self { sources, target, links } = self;
+    /// Whether there are links.
+    pub fn has_links(&self) -> bool {
+        !self.links.is_empty()
+    }
+
+    /// Waits until all hosts have let this one in; why one does not. For when a call had no answer.
+    pub async fn enter(&mut self) -> Result<()> {
+        self.entrances.pass_all().await
+    }
+
+    /// Ends the links.
+    pub async fn close(self, clock: &TokioClock) {
+        let Self {
+            sources, target, links, ..
+        } = self;
         drop((sources, target));
-        let has_links = !links.is_empty();
         for link in links.into_values() {
             link.close(clock).await;
         }
-        has_links
+    }
+}
+
+/// Who this host is, and which hosts have not been seen to let it in yet.
+#[derive(Default)]
+struct Entrances {
+    identity: Option<Identity>,
+    ahead: BTreeMap<HostName, LetIn>,
+}
+
+impl Entrances {
+    /// Waits until `host` has let this one in; why it does not.
+    async fn pass(&mut self, host: &HostName) -> Result<()> {
+        let (Some(identity), Some(let_in)) = (&self.identity, self.ahead.remove(host)) else {
+            return Ok(());
+        };
+        let entered = let_in.wait().await;
+        entered.map_err(|error| identity.explain(host, error))
+    }
+
+    async fn pass_all(&mut self) -> Result<()> {
+        while let Some(host) = self.ahead.keys().next().cloned() {
+            self.pass(&host).await?;
+        }
+        Ok(())
     }
 }
 
@@ -191,8 +228,8 @@ struct Hosts<'a> {
     clock: &'a TokioClock,
     run: RunId,
     ui: &'a Ui<TokioClock>,
-    identity: Option<Identity>,
     links: Links,
+    entrances: Entrances,
 }
 
 impl<'a> Hosts<'a> {
@@ -202,8 +239,8 @@ impl<'a> Hosts<'a> {
             clock,
             run,
             ui,
-            identity: None,
             links: Links::new(),
+            entrances: Entrances::default(),
         }
     }
 
@@ -214,10 +251,10 @@ impl<'a> Hosts<'a> {
 
     async fn connect(&mut self, host: &HostName) -> Result<Client> {
         if !self.links.contains_key(host) {
-            if self.identity.is_none() {
-                self.identity = Some(Identity::load(self.args.key.as_deref(), self.args.hosts.as_deref())?);
-            }
-            let identity = self.identity.as_ref().context("no key was loaded")?;
+            let identity = match &mut self.entrances.identity {
+                Some(identity) => identity,
+                none => none.insert(Identity::load(self.args.key.as_deref(), self.args.hosts.as_deref())?),
+            };
             let (tell, name) = (self.ui.teller(), host.host.clone());
             let observer = move |event: LinkEvent| match event {
                 LinkEvent::Lost(why) => tell(&format!("{name}: the connection was lost ({why}); connecting again")),
@@ -225,12 +262,40 @@ impl<'a> Hosts<'a> {
                 LinkEvent::Waiting(why, _) => tell(&format!("{name}: {why}; trying again in a while")),
             };
             let link = identity.link(host, self.clock, self.run, observer).await;
-            let link = link.map_err(|error| identity.explain(host, error))?;
+            let (link, let_in) = link.map_err(|error| identity.explain(host, error))?;
             self.links.insert(host.clone(), link);
+            self.entrances.ahead.insert(host.clone(), let_in);
         }
         let client = self.client(host)?;
-        answer(host, client.hello(context(), SERVICE_VERSION, self.run).await)?;
+        let hello = client.hello(context(), SERVICE_VERSION, self.run).await;
+        self.answer(host, hello).await?;
         Ok(client)
+    }
+
+    /// The answer of a call that all depends on.
+    async fn answer<T>(&mut self, host: &HostName, answered: Result<Answer<T>, RpcError>) -> Result<T> {
+        if answered.is_err() {
+            self.entrances.pass(host).await?;
+        }
+        answer(host, answered)
+    }
+
+    /// What is at `dir` of `host`; nothing is told of a configured directory itself but that it is there.
+    async fn entry(&mut self, host: &HostName, client: &Client, dir: &DirId, restore: bool) -> Result<Option<Entry>> {
+        let paths = if dir.below.is_root() {
+            Vec::new()
+        } else {
+            vec![dir.below.clone()]
+        };
+        let found = client
+            .stat(context(), DirId::new(dir.name.clone()), paths, restore)
+            .await;
+        let found = self.answer(host, found).await;
+        let found = found.with_context(|| format!("{}::{}", host.host, Escaped(dir.name.as_bytes())))?;
+        match found.into_iter().next() {
+            None => Ok(None),
+            Some(found) => Ok(found?),
+        }
     }
 
     async fn source(&mut self, text: &OsStr) -> Result<Given> {
@@ -243,7 +308,7 @@ impl<'a> Hosts<'a> {
                 let host = HostName { host, port };
                 let client = self.connect(&host).await?;
                 let dir = DirId { name: dir, below };
-                let found = entry(&host, &client, &dir, true).await?;
+                let found = self.entry(&host, &client, &dir, true).await?;
                 match found {
                     _ if dir.below.is_root() => Ok(Given::Remote(host, dir, None)),
                     None => bail!("cannot move {}: no such file or directory", Escaped(text.as_bytes())),
@@ -266,7 +331,7 @@ impl<'a> Hosts<'a> {
             Location::Remote { host, port, dir, below } => (HostName { host, port }, DirId { name: dir, below }),
         };
         let client = self.connect(&host).await?;
-        let found = entry(&host, &client, &dir, false).await?;
+        let found = self.entry(&host, &client, &dir, false).await?;
         let as_file = single_file && !text.as_bytes().ends_with(b"/");
         let Some((parent, name)) = dir.below.split() else {
             return Ok((Goal::Remote(host, Some(dir)), None));
@@ -280,7 +345,7 @@ impl<'a> Hosts<'a> {
             Some(_) if !as_file => bail!("{} is not a directory", Escaped(text.as_bytes())),
             _ => {}
         }
-        let above = entry(&host, &client, &parent, false).await?;
+        let above = self.entry(&host, &client, &parent, false).await?;
         if !parent.below.is_root() && above.is_none_or(|above| above.kind != Kind::Dir) {
             bail!(
                 "cannot use {}: only its last component is made, and the one above it is no directory",
@@ -317,23 +382,6 @@ impl<'a> Hosts<'a> {
             },
             files: Some(vec![(name.into(), to)]),
         })
-    }
-}
-
-/// What is at `dir` of `host`; nothing is told of a configured directory itself but that it is there.
-async fn entry(host: &HostName, client: &Client, dir: &DirId, restore: bool) -> Result<Option<Entry>> {
-    let paths = if dir.below.is_root() {
-        Vec::new()
-    } else {
-        vec![dir.below.clone()]
-    };
-    let found = client
-        .stat(context(), DirId::new(dir.name.clone()), paths, restore)
-        .await;
-    let found = answer(host, found).with_context(|| format!("{}::{}", host.host, Escaped(dir.name.as_bytes())))?;
-    match found.into_iter().next() {
-        None => Ok(None),
-        Some(found) => Ok(found?),
     }
 }
 
