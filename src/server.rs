@@ -161,13 +161,17 @@ impl<F: Fs, T> OpenTarget<F, T> {
 impl<F: Fs, C: Clock> RealizeServer<F, C> {
     /// A session over `roots` that may do everything.
     pub fn new(roots: Arc<Roots<F, C>>) -> Self {
-        Self::with_access(roots, Arc::new(Full))
+        Self::with(roots, Arc::new(Full), None)
     }
 
-    /// A session over `roots` for a peer.
-    pub fn with_access(roots: Arc<Roots<F, C>>, access: Arc<dyn Access>) -> Self {
+    /// A session over `roots` for a peer. Its `run` is known from the beginning: calls may come before the hello that is on its way.
+    pub fn for_peer(roots: Arc<Roots<F, C>>, access: Arc<dyn Access>, run: RunId) -> Self {
+        Self::with(roots, access, Some(run))
+    }
+
+    fn with(roots: Arc<Roots<F, C>>, access: Arc<dyn Access>, run: Option<RunId>) -> Self {
         let state = State {
-            run: None,
+            run,
             next_handle: 0,
             open: BTreeMap::new(),
             claims: BTreeMap::new(),
