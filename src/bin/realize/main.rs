@@ -16,7 +16,7 @@ use realize::{
     filter::Filter,
     fs::os::raise_open_files,
     limits::Limits,
-    service::RunId,
+    service::{RunId, ServiceError},
 };
 
 use crate::{
@@ -82,7 +82,11 @@ async fn move_between(args: &Args, filter: Filter) -> Result<ExitCode> {
     let mut moved_before = MoveReport::default();
     let mut tries = 0;
     let ended = loop {
-        let (moved, has_links) = match open_and_move(args, &clock, run, &options, &ui).await {
+        let Tried {
+            moved,
+            has_links,
+            advice,
+        } = match open_and_move(args, &clock, run, &options, &ui).await {
             // It worked a moment ago: whoever was started anew is given time.
             Err(error)
                 if tries > 0
@@ -106,7 +110,7 @@ async fn move_between(args: &Args, filter: Filter) -> Result<ExitCode> {
             ui.say("the other side was lost; beginning again");
             continue;
         }
-        break moved.map(drop);
+        break moved.map(drop).map_err(|error| (error, advice));
     };
     Ok(match ended {
         Ok(()) => {
@@ -114,25 +118,36 @@ async fn move_between(args: &Args, filter: Filter) -> Result<ExitCode> {
             ui.finish(&moved_before);
             code
         }
-        Err(error) => {
-            ui.say(&explained(&error));
+        Err((error, advice)) => {
+            ui.say(&advice.unwrap_or_else(|| explained(&error)));
             match error {
                 MoveError::Locked(_) => ExitCode::from(13),
-                MoveError::Nested(_) | MoveError::NestedSources => ExitCode::from(2),
+                // What was named on the command line can't be.
+                MoveError::Nested(_) | MoveError::NestedSources | MoveError::Side(_, ServiceError::NotFound) => {
+                    ExitCode::from(2)
+                }
                 MoveError::Side(..) => ExitCode::from(1),
             }
         }
     })
 }
 
-/// One move between the ends that the command line names, and whether they are reached by links.
+/// One move, when there were ends to it.
+struct Tried {
+    moved: Result<MoveReport, MoveError>,
+    has_links: bool,
+    /// What to do, where it did not begin and that is known.
+    advice: Option<String>,
+}
+
+/// One move between the ends that the command line names.
 async fn open_and_move(
     args: &Args,
     clock: &TokioClock,
     run: RunId,
     options: &MoveOptions,
     ui: &Ui<TokioClock>,
-) -> Result<(Result<MoveReport, MoveError>, bool)> {
+) -> Result<Tried> {
     let mut ends = Ends::open(args, clock, &options.limits, run, ui).await?;
     let has_links = ends.has_links();
     let moved = move_files(&ends.sources, &ends.target, run, options, &|event| ui.show(event)).await;
@@ -142,9 +157,14 @@ async fn open_and_move(
     } else {
         Ok(())
     };
+    let advice = moved.as_ref().err().and_then(|error| ends.explain(error));
     ends.close(clock).await;
     entered?;
-    Ok((moved, has_links))
+    Ok(Tried {
+        moved,
+        has_links,
+        advice,
+    })
 }
 
 fn exit_code(report: &MoveReport) -> ExitCode {

@@ -16,6 +16,7 @@ use realize::{
     clock::TokioClock,
     config::HostsFile,
     keys::{PublicKey, SecretKey, file},
+    model::Escaped,
     net::{Network, tcp::TcpNetwork},
     service::RunId,
     tls::{Connector, TlsError},
@@ -209,6 +210,27 @@ impl Dial for TcpDial {
             .await
             .map_err(ConnectError::Tls)
     }
+}
+
+/// What to do where `host` has no directory of this `name`.
+pub fn no_such_directory(host: &HostName, name: &str) -> String {
+    let (host, name) = (&host.host, plain(name));
+    format!(
+        "{host}::{name}: no such directory is configured there; add it as [directories.\"{name}\"] with its path, or check the spelling"
+    )
+}
+
+/// What to do where `host` says `why` not to use its directory of this `name`.
+pub fn no_right(host: &HostName, name: &str, why: impl std::fmt::Display) -> String {
+    let (host, name) = (&host.host, plain(name));
+    format!(
+        "{host}::{name}: {why}; add to the section of this host there: rights.\"{name}\" = [\"read\", \"write\", \"replace\", \"delete\"]"
+    )
+}
+
+/// A directory's name, without what could steer the terminal.
+pub fn plain(name: &str) -> String {
+    Escaped(name.as_bytes()).to_string().trim_matches('"').to_owned()
 }
 
 /// What this host calls itself.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ffi::OsStr, os::unix::ffi::OsStrExt, path::Path
 
 use anyhow::{Context, Result, anyhow, bail};
 use realize::{
-    algo::{Source, Target},
+    algo::{MoveError, Side, Source, Target},
     client::{LetIn, Link, LinkEvent},
     clock::TokioClock,
     fs::os::OsFs,
@@ -14,7 +14,7 @@ use realize::{
     server::{RealizeServer, Roots},
     service::{
         Answer, DirId, RealizeService, RealizeServiceClient, RealizeServiceRequest, RealizeServiceResponse, RunId,
-        SERVICE_VERSION, ServeRealizeService, ServiceError, context,
+        ServeRealizeService, ServiceError, context,
     },
 };
 use tarpc::{
@@ -26,7 +26,7 @@ use crate::{
     args::Args,
     ends::{self, SourceKind, SourceRoot, TargetRoot, shown},
     random,
-    remote::{HostName, Identity, Links},
+    remote::{HostName, Identity, Links, no_right, no_such_directory},
     ui::Ui,
 };
 
@@ -61,6 +61,8 @@ pub struct Ends {
     pub target: Target<Service>,
     links: Links,
     entrances: Entrances,
+    /// Which of these are on other hosts.
+    remote: Vec<(Side, HostName, DirId)>,
 }
 
 /// A source on the command line.
@@ -118,8 +120,10 @@ impl Ends {
                 files: root.files,
             })
             .collect();
+        let mut remote = Vec::new();
         for given in given {
             if let Given::Remote(host, dir, file) = given {
+                remote.push((Side::Source, host.clone(), dir.clone()));
                 sources.push(hosts.remote_source(&host, dir, file, renamed.as_ref())?);
             }
         }
@@ -128,17 +132,36 @@ impl Ends {
                 service,
                 dir: target_dir,
             },
-            Goal::Remote(host, dir) => Target {
-                service: hosts.client(&host)?,
-                dir,
-            },
+            Goal::Remote(host, dir) => {
+                let service = hosts.client(&host)?;
+                remote.extend(dir.clone().map(|dir| (Side::Target, host, dir)));
+                Target { service, dir }
+            }
         };
         Ok(Self {
             sources,
             target,
             links: hosts.links,
             entrances: hosts.entrances,
+            remote,
         })
+    }
+
+    /// What to do about `error`, where it is about directories of other hosts.
+    pub fn explain(&self, error: &MoveError) -> Option<String> {
+        let MoveError::Side(side, error) = error else {
+            return None;
+        };
+        let mut concerned = self.remote.iter().filter(|(of, ..)| of == side);
+        // Which of several is not told.
+        let (Some((_, host, dir)), None) = (concerned.next(), concerned.next()) else {
+            return None;
+        };
+        match error {
+            ServiceError::NotFound if dir.below.is_root() => Some(no_such_directory(host, &dir.name)),
+            ServiceError::Denied(_) => Some(no_right(host, &dir.name, error)),
+            _ => None,
+        }
     }
 
     /// Whether there are links.
@@ -266,36 +289,26 @@ impl<'a> Hosts<'a> {
             self.links.insert(host.clone(), link);
             self.entrances.ahead.insert(host.clone(), let_in);
         }
-        let client = self.client(host)?;
-        let hello = client.hello(context(), SERVICE_VERSION, self.run).await;
-        self.answer(host, hello).await?;
-        Ok(client)
+        self.client(host)
     }
 
-    /// The answer of a call that all depends on.
-    async fn answer<T>(&mut self, host: &HostName, answered: Result<Answer<T>, RpcError>) -> Result<T> {
-        if answered.is_err() {
+    /// What is at each of `paths` in the configured directory `name` of `host`.
+    async fn entries(
+        &mut self,
+        host: &HostName,
+        name: &str,
+        paths: Vec<RelPath>,
+        restore: bool,
+    ) -> Result<Vec<Option<Entry>>> {
+        let client = self.connect(host).await?;
+        let count = paths.len();
+        let found = client.stat(context(), DirId::new(name), paths, restore).await;
+        if found.is_err() {
             self.entrances.pass(host).await?;
         }
-        answer(host, answered)
-    }
-
-    /// What is at `dir` of `host`; nothing is told of a configured directory itself but that it is there.
-    async fn entry(&mut self, host: &HostName, client: &Client, dir: &DirId, restore: bool) -> Result<Option<Entry>> {
-        let paths = if dir.below.is_root() {
-            Vec::new()
-        } else {
-            vec![dir.below.clone()]
-        };
-        let found = client
-            .stat(context(), DirId::new(dir.name.clone()), paths, restore)
-            .await;
-        let found = self.answer(host, found).await;
-        let found = found.with_context(|| format!("{}::{}", host.host, Escaped(dir.name.as_bytes())))?;
-        match found.into_iter().next() {
-            None => Ok(None),
-            Some(found) => Ok(found?),
-        }
+        let found = answer(host, found).with_context(|| format!("{}::{}", host.host, Escaped(name.as_bytes())))?;
+        anyhow::ensure!(found.len() == count, "{}: not the answer to what was asked", host.host);
+        Ok(found.into_iter().collect::<Result<_, _>>()?)
     }
 
     async fn source(&mut self, text: &OsStr) -> Result<Given> {
@@ -306,10 +319,11 @@ impl<'a> Hosts<'a> {
             }
             Location::Remote { host, port, dir, below } => {
                 let host = HostName { host, port };
-                let client = self.connect(&host).await?;
                 let dir = DirId { name: dir, below };
-                let found = self.entry(&host, &client, &dir, true).await?;
-                match found {
+                // Nothing is told of a configured directory itself but that it is there.
+                let paths = Some(dir.below.clone()).filter(|below| !below.is_root());
+                let found = self.entries(&host, &dir.name, Vec::from_iter(paths), true).await?;
+                match found.into_iter().next().flatten() {
                     _ if dir.below.is_root() => Ok(Given::Remote(host, dir, None)),
                     None => bail!("cannot move {}: no such file or directory", Escaped(text.as_bytes())),
                     Some(entry) if entry.kind == Kind::Dir => Ok(Given::Remote(host, dir, None)),
@@ -330,23 +344,26 @@ impl<'a> Hosts<'a> {
             }
             Location::Remote { host, port, dir, below } => (HostName { host, port }, DirId { name: dir, below }),
         };
-        let client = self.connect(&host).await?;
-        let found = self.entry(&host, &client, &dir, false).await?;
         let as_file = single_file && !text.as_bytes().ends_with(b"/");
         let Some((parent, name)) = dir.below.split() else {
+            // Its claim tells whether it is there.
+            self.connect(&host).await?;
             return Ok((Goal::Remote(host, Some(dir)), None));
         };
         let parent = DirId {
             name: dir.name.clone(),
             below: parent,
         };
-        match found {
+        let above = Some(parent.below.clone()).filter(|above| !above.is_root());
+        let paths = std::iter::once(dir.below.clone()).chain(above).collect();
+        let mut found = self.entries(&host, &dir.name, paths, false).await?.into_iter();
+        match found.next().flatten() {
             Some(entry) if entry.kind == Kind::Dir => return Ok((Goal::Remote(host, Some(dir)), None)),
             Some(_) if !as_file => bail!("{} is not a directory", Escaped(text.as_bytes())),
             _ => {}
         }
-        let above = self.entry(&host, &client, &parent, false).await?;
-        if !parent.below.is_root() && above.is_none_or(|above| above.kind != Kind::Dir) {
+        let is_dir = |entry: Entry| entry.kind == Kind::Dir;
+        if found.next().is_some_and(|above| !above.is_some_and(is_dir)) {
             bail!(
                 "cannot use {}: only its last component is made, and the one above it is no directory",
                 Escaped(text.as_bytes())
