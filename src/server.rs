@@ -537,7 +537,15 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             .state()
             .run
             .ok_or_else(|| ServiceError::BadRequest("hello comes first".into()))?;
-        let claimed = self.job(async move { store.claim(role, run).await }).await?;
+        let claimed = self.job(async move {
+            let mut claimed = store.claim(role, run).await?;
+            if role == Role::Target {
+                // What can't be looked through shows again, with its error, when something is put there.
+                claimed.claim.swept = store.sweep(&RelPath::root()).await.unwrap_or_default();
+            }
+            Ok(claimed)
+        });
+        let claimed = claimed.await?;
         let claim = claimed.claim.clone();
         self.state().claims.insert(dir, claimed);
         Ok(claim)
