@@ -94,7 +94,11 @@ pub async fn move_files<S: ServiceStub, T: ServiceStub>(
 ) -> Result<MoveReport, MoveError> {
     let claims = Claims::take(sources, target, run, options).await;
     let result = match &claims.result {
-        Ok(ground) => Ok(Mover::new(sources, target, ground, options, observer).run().await),
+        Ok(ground) => {
+            let all_listed = claims.taken.release_target(target);
+            let mover = Mover::new(sources, target, ground, options, observer);
+            Ok(mover.run(all_listed).await)
+        }
         Err(error) => Err(error.clone()),
     };
     claims.taken.release(sources, target).await;

@@ -1,5 +1,7 @@
 //! Taking both ends for a run, and giving them back.
 
+use std::cell::Cell;
+
 use futures::future::{try_join_all, try_join3};
 
 use super::{
@@ -70,7 +72,7 @@ pub struct Claims {
 #[derive(Default)]
 pub struct Taken {
     sources: usize,
-    target: bool,
+    target: Cell<bool>,
 }
 
 impl Claims {
@@ -179,20 +181,27 @@ impl Taken {
             return if options.dry_run { Ok(None) } else { Err(missing) };
         };
         let role = if options.dry_run { Role::Looked } else { Role::Target };
-        self.target = true;
+        self.target.set(true);
         let claimed = flat(target.service.claim(calls::context(), dir, role)).await;
         claimed.map(Some).map_err(at_target)
     }
 
-    /// Gives back what was taken.
-    pub async fn release<S: ServiceStub, T: ServiceStub>(&self, sources: &[Source<S>], target: &Target<T>) {
-        // A mark that stays is removed by the next run.
-        if self.target
-            && let Some(dir) = target.dir.clone()
+    /// Gives the target back, unless that was done before. Its mark is of use for as long as sources are listed.
+    pub async fn release_target<T: ServiceStub>(&self, target: &Target<T>) {
+        if let Some(dir) = target.dir.clone()
+            && self.target.replace(false)
         {
+            // A mark that stays is removed by the next run.
             flat(target.service.release(calls::context(), dir)).await.ok();
         }
+    }
+
+    /// Gives back what was taken and was not given back before. The sources come last: their locks hold until nothing is deleted any
+    /// more.
+    pub async fn release<S: ServiceStub, T: ServiceStub>(&self, sources: &[Source<S>], target: &Target<T>) {
+        self.release_target(target).await;
         for source in &sources[..self.sources] {
+            // As for the target.
             flat(source.service.release(calls::context(), source.dir.clone()))
                 .await
                 .ok();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures::{StreamExt, stream};
+use futures::{StreamExt, future::join, stream};
 
 use super::{
     Event, Item, MoveError, MoveOptions, MoveReport, ServiceStub, Shared, Side, Source, Stop, Target, Why,
@@ -63,10 +63,11 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
         }
     }
 
-    /// Moves everything; what is under way comes to its end whatever happens.
-    pub async fn run(mut self) -> MoveReport {
+    /// Moves everything; what is under way comes to its end whatever happens. Once nothing is listed any more, `all_listed` is carried out
+    /// beside.
+    pub async fn run(mut self, all_listed: impl Future<Output = ()>) -> MoveReport {
         let fed = self.feed_all().await;
-        self.work.end(fed.is_ok()).await;
+        join(self.work.end(fed.is_ok()), all_listed).await;
         if let Err(error) = fed {
             self.work.shared.report.borrow_mut().stopped = Some(Stop::Move(error));
         }
