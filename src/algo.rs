@@ -119,6 +119,8 @@ struct Shared<'a, S, T> {
     notices: RefCell<Notices>,
     /// Permits of 1 KiB for data of large files in flight.
     window: Semaphore,
+    /// How many large files are being sent: they share the window.
+    sending: Cell<u64>,
 }
 
 /// One file or link on its way.
@@ -162,6 +164,7 @@ impl<'a, S, T> Shared<'a, S, T> {
             report,
             notices,
             window,
+            sending: Cell::new(0),
         }
     }
 }

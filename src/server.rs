@@ -204,6 +204,15 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         }
     }
 
+    async fn close_handles(&self, handles: &[Handle]) -> Answer<()> {
+        let mut closed = Vec::new();
+        {
+            let mut state = self.state();
+            closed.extend(handles.iter().filter_map(|handle| Some(state.open.remove(handle)?.1)));
+        }
+        self.close_all(closed).await
+    }
+
     async fn close_all(&self, closed: Vec<Open<F>>) -> Answer<()> {
         // A close waits for every job on the file, a finish that nobody asked for again among them.
         for open in &closed {
@@ -781,21 +790,21 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             Expected::Absent => Right::Write,
             Expected::Version(_) => Right::Replace,
         };
-        match self.find(handle, Right::Write)? {
+        let finished = match self.find(handle, Right::Write)? {
             Open::Source(_) => Err(ServiceError::BadHandle),
             Open::Partial(_) if self.find(handle, right).is_err() => Err(ServiceError::Denied(right)),
             Open::Partial(target) => self.finish_target(target, finish).await,
             Open::Confirm(target) => self.finish_target(target, finish).await,
+        };
+        if finished == Ok(Finished::Done) {
+            // It is durable whatever becomes of its descriptor.
+            self.close_handles(&[handle]).await.ok();
         }
+        finished
     }
 
     async fn close(self, _: Context, handles: Vec<Handle>) -> Answer<()> {
-        let mut closed = Vec::new();
-        {
-            let mut state = self.state();
-            closed.extend(handles.iter().filter_map(|handle| Some(state.open.remove(handle)?.1)));
-        }
-        self.close_all(closed).await
+        self.close_handles(&handles).await
     }
 
     async fn sweep(self, _: Context, dir: DirId, path: RelPath) -> Answer<Swept> {

@@ -539,7 +539,7 @@ pub trait RealizeService {
     async fn truncate(handle: Handle, len: u64) -> Answer<()>;
 
     /// Makes a partial final, or confirms a final: synced, its digest compared, renamed, its directories
-    /// synced. `Working` after a while: ask again with the same arguments. \[write; replace\]
+    /// synced; then it is closed. `Working` after a while: ask again with the same arguments. \[write; replace\]
     async fn finish(handle: Handle, finish: Finish) -> Answer<Finished>;
 
     // Three calls repair a file by its differences ({#rsync}) and are still to come:
