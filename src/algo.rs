@@ -94,7 +94,11 @@ pub async fn move_files<S: ServiceStub, T: ServiceStub>(
 ) -> Result<MoveReport, MoveError> {
     let claims = Claims::take(sources, target, run, options).await;
     let result = match &claims.result {
-        Ok(ground) => Ok(Mover::new(sources, target, ground, options, observer).run().await),
+        Ok(ground) => {
+            let all_listed = claims.taken.release_target(target);
+            let mover = Mover::new(sources, target, ground, options, observer);
+            Ok(mover.run(all_listed).await)
+        }
         Err(error) => Err(error.clone()),
     };
     claims.taken.release(sources, target).await;
@@ -115,6 +119,8 @@ struct Shared<'a, S, T> {
     notices: RefCell<Notices>,
     /// Permits of 1 KiB for data of large files in flight.
     window: Semaphore,
+    /// How many large files are being sent: they share the window.
+    sending: Cell<u64>,
 }
 
 /// One file or link on its way.
@@ -158,6 +164,7 @@ impl<'a, S, T> Shared<'a, S, T> {
             report,
             notices,
             window,
+            sending: Cell::new(0),
         }
     }
 }

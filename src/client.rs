@@ -5,13 +5,17 @@
 //! the run, so that open files, locks and verified bytes stay what they were. Only when the session itself is gone (the other
 //! side was started anew, or gave it up) do calls fail, with no answer: the move has to begin again.
 //!
+//! Nobody waits to be let in: the first calls follow at once, and [`LetIn`] tells what came of it. A connection that replaces a lost
+//! one is asked for its session before any call goes out again: a new session must not be sent calls of the old one.
+//!
 //! A connection counts as lost when nothing was heard for [`LinkLimits::idle`]; a ping goes out every third of it.
 
 use std::{
     collections::BTreeMap,
     future::Future,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -170,8 +174,31 @@ struct Pending {
 
 type Halves<S> = (Reader<ReadHalf<S>>, WriteHalf<S>);
 
+/// A connection on which it was said whose calls follow.
+struct Greeted<S> {
+    halves: Halves<S>,
+    /// What came of saying so. Who is refused learns why by reading, even where the write met a connection that was closed already.
+    written: io::Result<()>,
+}
+
+/// Tells whether the other side lets this one in.
+pub struct LetIn(oneshot::Receiver<Result<(), ConnectError>>);
+
+impl LetIn {
+    /// Waits until the other side has said so, [`LinkLimits::connect`] from the beginning at most. When it does not let this one in,
+    /// all calls of the link fail, and it does not connect again.
+    pub async fn wait(self) -> Result<(), ConnectError> {
+        match self.0.await {
+            Ok(told) => told,
+            // The link was ended before.
+            Err(_) => Err(io::Error::from(io::ErrorKind::NotConnected).into()),
+        }
+    }
+}
+
 impl Link {
-    /// Connects and keeps connected, for `run`. `jitter` is any number; `observer` is told of lost connections.
+    /// Connects and keeps connected, for `run`, as soon as both sides have shaken hands: calls may be made at once, whatever will come of
+    /// [`LetIn`]. `jitter` is any number; `observer` is told of lost connections.
     pub async fn connect<D: Dial, C: Clock>(
         dial: D,
         clock: C,
@@ -179,8 +206,9 @@ impl Link {
         run: RunId,
         jitter: u64,
         observer: impl Fn(LinkEvent) + Send + Sync + 'static,
-    ) -> Result<Self, ConnectError> {
-        let (halves, session) = attach(&dial, &clock, &limits, run).await?;
+    ) -> Result<(Self, LetIn), ConnectError> {
+        let since = clock.now();
+        let greeted = in_time(&clock, &limits, greet(&dial, run)).await?;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 next_id: 0,
@@ -199,17 +227,19 @@ impl Link {
             clock,
             limits,
             run,
-            session,
+            session: OnceLock::new(),
             jitter,
             observer,
         };
         // Known to the connection before any call is made.
         let outbox = shared.connected(driver.clock.now()).0;
-        tokio::spawn(driver.drive(halves, outbox));
-        Ok(Self {
+        let (tell, let_in) = oneshot::channel();
+        tokio::spawn(driver.drive(greeted, since, tell, outbox));
+        let link = Self {
             _open: Arc::new(Open(shared.clone())),
             shared,
-        })
+        };
+        Ok((link, LetIn(let_in)))
     }
 
     /// Ends the link: the other side forgets the session at once. Waits until it has been told, but not for long.
@@ -359,30 +389,43 @@ impl Shared {
     }
 }
 
-/// Connects, shakes hands, and is given the session of `run`.
-async fn attach<D: Dial, C: Clock>(
-    dial: &D,
+/// Connects, shakes hands, and says whose calls follow.
+async fn greet<D: Dial>(dial: &D, run: RunId) -> Result<Greeted<D::Stream>, ConnectError> {
+    let (reading, mut writing) = tokio::io::split(dial.dial().await?);
+    let written = Encoded::new(ToServer::Attach { run })?.write(&mut writing).await;
+    Ok(Greeted {
+        halves: (Reader::new(reading), writing),
+        written,
+    })
+}
+
+/// Connects, and waits for the session of `run`.
+async fn attach<D: Dial>(dial: &D, run: RunId) -> Result<(Halves<D::Stream>, [u8; 16]), ConnectError> {
+    let Greeted { mut halves, written } = greet(dial, run).await?;
+    let answer = match (halves.0.next().await, written) {
+        (Ok(None), Err(error)) => return Err(error.into()),
+        (answer, _) => answer?,
+    };
+    Ok((halves, session_in(answer)?))
+}
+
+/// The session that the first message of the other side gives.
+fn session_in(first: Option<ToClient>) -> Result<[u8; 16], ConnectError> {
+    match first {
+        Some(ToClient::Attached { session }) => Ok(session),
+        Some(ToClient::Refused { why }) => Err(ConnectError::Refused(why)),
+        Some(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "not the answer to be let in").into()),
+        None => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+    }
+}
+
+/// What comes of `connecting`, if it comes in time.
+async fn in_time<T, C: Clock>(
     clock: &C,
     limits: &LinkLimits,
-    run: RunId,
-) -> Result<(Halves<D::Stream>, [u8; 16]), ConnectError> {
-    let attach = async {
-        let (reading, mut writing) = tokio::io::split(dial.dial().await?);
-        let mut reader = Reader::new(reading);
-        // Who is refused learns why by reading, even where the write met a connection that was closed already.
-        let written = Encoded::new(ToServer::Attach { run })?.write(&mut writing).await;
-        let answer = match (reader.next().await, written) {
-            (Ok(None), Err(error)) => return Err(error.into()),
-            (answer, _) => answer?,
-        };
-        match answer {
-            Some(ToClient::Attached { session }) => Ok(((reader, writing), session)),
-            Some(ToClient::Refused { why }) => Err(ConnectError::Refused(why)),
-            Some(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "not the answer to be let in").into()),
-            None => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-        }
-    };
-    timeout(clock, limits.connect, attach)
+    connecting: impl Future<Output = Result<T, ConnectError>>,
+) -> Result<T, ConnectError> {
+    timeout(clock, limits.connect, connecting)
         .await
         .unwrap_or(Err(ConnectError::TimedOut(limits.connect)))
 }
@@ -394,23 +437,42 @@ struct Driver<D, C, O> {
     clock: C,
     limits: LinkLimits,
     run: RunId,
-    session: [u8; 16],
+    /// Once it is let in.
+    session: OnceLock<[u8; 16]>,
     jitter: u64,
     observer: O,
+}
+
+/// What is still to come on the first connection.
+struct First {
+    /// When it was begun.
+    since: Duration,
+    /// What came of saying whose calls follow.
+    written: io::Result<()>,
+    tell: oneshot::Sender<Result<(), ConnectError>>,
 }
 
 /// How a connection ends.
 enum Ended {
     Lost(io::Error),
+    /// Nobody was let in: nothing is to be connected again. Told already.
+    NotLetIn,
     Closed,
 }
 
 impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O> {
-    async fn drive(self, mut halves: Halves<D::Stream>, mut outbox: Arc<Outbox>) {
+    async fn drive(
+        self,
+        Greeted { mut halves, written }: Greeted<D::Stream>,
+        since: Duration,
+        tell: oneshot::Sender<Result<(), ConnectError>>,
+        mut outbox: Arc<Outbox>,
+    ) {
         let mut jitter = self.jitter;
+        let mut first = Some(First { since, written, tell });
         loop {
-            let why = match self.serve(&mut halves, &outbox).await {
-                Ended::Closed => break,
+            let why = match self.serve(&mut halves, &outbox, first.take()).await {
+                Ended::Closed | Ended::NotLetIn => break,
                 Ended::Lost(error) => error.to_string(),
             };
             self.shared.state().outbox = None;
@@ -429,7 +491,7 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
                     self.shared.end(&format!("{why}; then: {error}"));
                     break;
                 }
-                Ok((_, session)) if session != self.session => {
+                Ok((_, session)) if self.session.get() != Some(&session) => {
                     self.shared
                         .end("the other side has lost the session: it was started anew, or waited too long");
                     break;
@@ -447,51 +509,119 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
         self.shared.closed.notify_one();
     }
 
-    /// Reads and writes until the connection is lost or not wanted any more. One task does both, so that a reset that only one of
-    /// the two sees ends both.
-    async fn serve(&self, (reader, writing): &mut Halves<D::Stream>, outbox: &Outbox) -> Ended {
-        let heard = Mutex::new(self.clock.now());
-        let closed = {
-            let reading = async {
-                loop {
-                    match reader.next().await {
-                        Ok(Some(message)) => {
-                            *heard.lock().unwrap_or_else(PoisonError::into_inner) = self.clock.now();
-                            if let Err(error) = self.take(message) {
-                                return error;
-                            }
-                        }
-                        Ok(None) => {
-                            return io::Error::new(
-                                io::ErrorKind::UnexpectedEof,
-                                "the other side has closed the connection",
-                            );
-                        }
-                        Err(error) => return error,
-                    }
-                }
+    /// Reads and writes until the connection is lost or not wanted any more.
+    async fn serve(&self, (reader, writing): &mut Halves<D::Stream>, outbox: &Outbox, first: Option<First>) -> Ended {
+        let ended = {
+            let written = async {
+                let written = write_messages(writing, outbox).await;
+                written.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into())
             };
-            let writing = write_messages(writing, outbox);
-            let watching = self.watch(&heard, outbox);
-            tokio::select! {
-                biased;
-                () = self.shared.closing.notified() => None,
-                error = reading => Some(error),
-                result = writing => Some(result.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into())),
-                error = watching => Some(error),
+            let mut written = std::pin::pin!(written);
+            let entered = match first {
+                Some(first) => self.enter(reader, written.as_mut(), first).await,
+                None => Ok(()),
+            };
+            match entered {
+                Ok(()) => self.exchange(reader, written, outbox).await,
+                Err(ended) => ended,
             }
         };
-        match closed {
-            Some(error) => Ended::Lost(error),
-            None => {
-                let bye = async {
-                    Encoded::new(ToServer::Bye)?.write(writing).await?;
-                    tokio::io::AsyncWriteExt::shutdown(writing).await
-                };
-                // Who can't be told forgets the session in time.
-                let _told = timeout(&self.clock, self.limits.connect, bye).await;
-                Ended::Closed
+        if let Ended::Closed = ended {
+            let bye = async {
+                Encoded::new(ToServer::Bye)?.write(writing).await?;
+                tokio::io::AsyncWriteExt::shutdown(writing).await
+            };
+            // Who can't be told forgets the session in time.
+            let _told = timeout(&self.clock, self.limits.connect, bye).await;
+        }
+        ended
+    }
+
+    /// Waits to be let in, and tells. What was called meanwhile goes out, and fails when that is of no use.
+    async fn enter(
+        &self,
+        reader: &mut Reader<ReadHalf<D::Stream>>,
+        mut written: Pin<&mut impl Future<Output = io::Error>>,
+        First {
+            since,
+            written: first,
+            tell,
+        }: First,
+    ) -> Result<(), Ended> {
+        let mut failed = first.err();
+        let answer = async {
+            let mut answer = std::pin::pin!(reader.next());
+            let answer = loop {
+                tokio::select! {
+                    biased;
+                    answer = answer.as_mut() => break answer,
+                    error = written.as_mut(), if failed.is_none() => failed = Some(error),
+                }
+            };
+            match (answer, failed.take()) {
+                (Ok(None), Some(error)) => Err(error.into()),
+                (answer, error) => Ok((session_in(answer?)?, error)),
             }
+        };
+        let end = since.saturating_add(self.limits.connect);
+        let left = end.saturating_sub(self.clock.now());
+        let answer = timeout(&self.clock, left, answer);
+        let answer = tokio::select! {
+            biased;
+            () = self.shared.closing.notified() => return Err(Ended::Closed),
+            answer = answer => answer.unwrap_or(Err(ConnectError::TimedOut(self.limits.connect))),
+        };
+        match answer {
+            Ok((session, error)) => {
+                self.session.get_or_init(|| session);
+                // Who does not ask need not know.
+                tell.send(Ok(())).ok();
+                error.map_or(Ok(()), |error| Err(Ended::Lost(error)))
+            }
+            Err(error) => {
+                let why = error.to_string();
+                // Before any call fails, so that who sees one fail finds the reason here.
+                tell.send(Err(error)).ok();
+                self.shared.end(&why);
+                Err(Ended::NotLetIn)
+            }
+        }
+    }
+
+    /// Takes messages, while what is to be sent is written. One task does both, so that a reset that only one of the two sees ends
+    /// both.
+    async fn exchange(
+        &self,
+        reader: &mut Reader<ReadHalf<D::Stream>>,
+        written: Pin<&mut impl Future<Output = io::Error>>,
+        outbox: &Outbox,
+    ) -> Ended {
+        let heard = Mutex::new(self.clock.now());
+        let reading = async {
+            loop {
+                match reader.next().await {
+                    Ok(Some(message)) => {
+                        *heard.lock().unwrap_or_else(PoisonError::into_inner) = self.clock.now();
+                        if let Err(error) = self.take(message) {
+                            return error;
+                        }
+                    }
+                    Ok(None) => {
+                        return io::Error::new(
+                            io::ErrorKind::UnexpectedEof,
+                            "the other side has closed the connection",
+                        );
+                    }
+                    Err(error) => return error,
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.shared.closing.notified() => Ended::Closed,
+            error = reading => Ended::Lost(error),
+            error = written => Ended::Lost(error),
+            error = self.watch(&heard, outbox) => Ended::Lost(error),
         }
     }
 
@@ -531,7 +661,7 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
             pause = pauses.next().unwrap_or(pause);
             let pause = pause.mul_f64(0.75 + (jitter >> 40) as f64 / (1u64 << 25) as f64);
             self.clock.sleep(pause).await;
-            match attach(&self.dial, &self.clock, &self.limits, self.run).await {
+            match in_time(&self.clock, &self.limits, attach(&self.dial, self.run)).await {
                 Err(error) if error.is_passing() && self.clock.now().saturating_sub(since) < self.limits.reconnect => {
                     (self.observer)(LinkEvent::Waiting(error.to_string(), pause));
                 }

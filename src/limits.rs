@@ -22,9 +22,10 @@ pub struct Limits {
     pub dirs_per_batch: usize,
     /// How many large files are under way at once.
     pub files_in_flight: usize,
-    /// How much data of large files is in flight at once, read but not yet acknowledged.
+    /// How much data of large files is in flight at once, read but not yet acknowledged. Beyond it each file has a chunk of its own, so
+    /// that none stands still for another.
     pub window_bytes: u64,
-    /// How much of `window_bytes` one file may take.
+    /// How much of `window_bytes` one file may take. Several that are sent at once take equal parts.
     pub file_window_bytes: u64,
     /// Entries in a page of a listing.
     pub page_entries: usize,
@@ -62,7 +63,7 @@ impl Default for Limits {
             dirs_per_batch: 64,
             files_in_flight: 8,
             window_bytes: 32 << 20,
-            file_window_bytes: 16 << 20,
+            file_window_bytes: 32 << 20,
             page_entries: 1024,
             page_bytes: 512 << 10,
             page_hashes: 4096,

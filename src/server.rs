@@ -161,13 +161,17 @@ impl<F: Fs, T> OpenTarget<F, T> {
 impl<F: Fs, C: Clock> RealizeServer<F, C> {
     /// A session over `roots` that may do everything.
     pub fn new(roots: Arc<Roots<F, C>>) -> Self {
-        Self::with_access(roots, Arc::new(Full))
+        Self::with(roots, Arc::new(Full), None)
     }
 
-    /// A session over `roots` for a peer.
-    pub fn with_access(roots: Arc<Roots<F, C>>, access: Arc<dyn Access>) -> Self {
+    /// A session over `roots` for a peer. Its `run` is known from the beginning: calls may come before the hello that is on its way.
+    pub fn for_peer(roots: Arc<Roots<F, C>>, access: Arc<dyn Access>, run: RunId) -> Self {
+        Self::with(roots, access, Some(run))
+    }
+
+    fn with(roots: Arc<Roots<F, C>>, access: Arc<dyn Access>, run: Option<RunId>) -> Self {
         let state = State {
-            run: None,
+            run,
             next_handle: 0,
             open: BTreeMap::new(),
             claims: BTreeMap::new(),
@@ -198,6 +202,15 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
                 self.job(async move { store.release(&claimed.claim).await }).await.ok();
             }
         }
+    }
+
+    async fn close_handles(&self, handles: &[Handle]) -> Answer<()> {
+        let mut closed = Vec::new();
+        {
+            let mut state = self.state();
+            closed.extend(handles.iter().filter_map(|handle| Some(state.open.remove(handle)?.1)));
+        }
+        self.close_all(closed).await
     }
 
     async fn close_all(&self, closed: Vec<Open<F>>) -> Answer<()> {
@@ -549,7 +562,15 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             .state()
             .run
             .ok_or_else(|| ServiceError::BadRequest("hello comes first".into()))?;
-        let claimed = self.job(async move { store.claim(role, run).await }).await?;
+        let claimed = self.job(async move {
+            let mut claimed = store.claim(role, run).await?;
+            if role == Role::Target {
+                // What can't be looked through shows again, with its error, when something is put there.
+                claimed.claim.swept = store.sweep(&RelPath::root()).await.unwrap_or_default();
+            }
+            Ok(claimed)
+        });
+        let claimed = claimed.await?;
         let claim = claimed.claim.clone();
         self.state().claims.insert(dir, claimed);
         Ok(claim)
@@ -779,21 +800,21 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             Expected::Absent => Right::Write,
             Expected::Version(_) => Right::Replace,
         };
-        match self.find(handle, Right::Write)? {
+        let finished = match self.find(handle, Right::Write)? {
             Open::Source(_) => Err(ServiceError::BadHandle),
             Open::Partial(_) if self.find(handle, right).is_err() => Err(ServiceError::Denied(right)),
             Open::Partial(target) => self.finish_target(target, finish).await,
             Open::Confirm(target) => self.finish_target(target, finish).await,
+        };
+        if finished == Ok(Finished::Done) {
+            // It is durable whatever becomes of its descriptor.
+            self.close_handles(&[handle]).await.ok();
         }
+        finished
     }
 
     async fn close(self, _: Context, handles: Vec<Handle>) -> Answer<()> {
-        let mut closed = Vec::new();
-        {
-            let mut state = self.state();
-            closed.extend(handles.iter().filter_map(|handle| Some(state.open.remove(handle)?.1)));
-        }
-        self.close_all(closed).await
+        self.close_handles(&handles).await
     }
 
     async fn sweep(self, _: Context, dir: DirId, path: RelPath) -> Answer<Swept> {

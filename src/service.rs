@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The version of this service. Both sides must have the same.
-pub const SERVICE_VERSION: u32 = 1;
+pub const SERVICE_VERSION: u32 = 2;
 
 /// A configured directory, or one below it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -255,6 +255,8 @@ pub struct Claim {
     pub places: Vec<Place>,
     /// Device and inode of the root.
     pub version: Version,
+    /// What a look through the root of a target found; nothing for another role, or where it could not be looked through.
+    pub swept: Swept,
 }
 
 /// A page of a listing.
@@ -476,6 +478,8 @@ pub struct Swept {
     pub leftovers: Vec<Name>,
     /// How many partials there are.
     pub partials: u64,
+    /// Whether it is sure to hold nothing but names that are realize's own.
+    pub is_empty: bool,
 }
 
 /// The service. `D` is the directory that a path is below; rights are named in brackets.
@@ -488,7 +492,7 @@ pub trait RealizeService {
     /// for no limit. Without a connection there is nothing to limit: `BadRequest`. \[no right\]
     async fn configure(bytes_per_second: Option<u64>) -> Answer<()>;
 
-    /// Claims a root for this run: locks a source (`Busy` names the holder), marks it with a token.
+    /// Claims a root for this run: locks a source (`Busy` names the holder), marks it with a token, then sweeps a target.
     /// \[read, or write for a target\]
     async fn claim(dir: DirId, role: Role) -> Answer<Claim>;
 
@@ -535,7 +539,7 @@ pub trait RealizeService {
     async fn truncate(handle: Handle, len: u64) -> Answer<()>;
 
     /// Makes a partial final, or confirms a final: synced, its digest compared, renamed, its directories
-    /// synced. `Working` after a while: ask again with the same arguments. \[write; replace\]
+    /// synced; then it is closed. `Working` after a while: ask again with the same arguments. \[write; replace\]
     async fn finish(handle: Handle, finish: Finish) -> Answer<Finished>;
 
     // Three calls repair a file by its differences ({#rsync}) and are still to come:

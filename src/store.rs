@@ -37,7 +37,7 @@ use crate::{
     limits::Limits,
     model::{Entry, Kind, Name, RelPath, Timestamp},
     planted::{Bug, planted},
-    service::{Answer, Claim, Meta, Role, RunId, ServiceError},
+    service::{Answer, Claim, Meta, Role, RunId, ServiceError, Swept},
 };
 
 /// A root. Cheap to clone; clones are the same one.
@@ -171,7 +171,12 @@ impl<F: Fs> Store<F> {
         // Where it can't be told (no /proc, a chroot), tokens and device and inode remain.
         let places = self.inner.root.places().await.unwrap_or_default();
         Ok(Claimed {
-            claim: Claim { token, places, version },
+            claim: Claim {
+                token,
+                places,
+                version,
+                swept: Swept::default(),
+            },
             _lock: lock_dir,
             _token: token_file,
         })

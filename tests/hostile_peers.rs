@@ -11,8 +11,8 @@ use realize::{
     digest::CHUNK_BYTES,
     model::RelPath,
     service::{
-        Answer, DirId, Handle, OpenFor, RealizeServiceRequest as Request, RealizeServiceResponse as Response, RunId,
-        SERVICE_VERSION,
+        Answer, DirId, Handle, OpenFor, RealizeServiceRequest as Request, RealizeServiceResponse as Response, Role,
+        RunId, SERVICE_VERSION,
     },
     tls::Connector,
     wire::{Encoded, Outbox, Reader, ToClient, ToServer, write_messages},
@@ -263,6 +263,25 @@ async fn handles_and_directories_of_nobody_are_refused_call_by_call() {
     }
     assert!(dir.join("file").exists());
     assert_serves(&hosts);
+}
+
+/// No breach: the connection has said whose calls follow.
+#[tokio::test]
+async fn a_claim_need_not_wait_for_hello() {
+    let (_memory, hosts, dir) = served();
+    let mut peer = Peer::connect(&hosts, 1).await;
+    let claimed = peer
+        .call(Request::Claim {
+            dir: DirId::new("a"),
+            role: Role::Target,
+        })
+        .await;
+    let Response::Claim(Ok(claim)) = claimed else {
+        panic!("{claimed:?}")
+    };
+    let token = claim.token.expect("it can be written to").to_string();
+    assert!(token.contains(&RunId([1; 16]).to_string()), "{token}");
+    assert!(fs::read_dir(&dir).unwrap().next().is_some());
 }
 
 #[tokio::test]

@@ -140,6 +140,15 @@ fn check_and_move_tell_apart_what_is_in_the_way() {
             let outcome = pair.hosts.realize().args([local.as_str(), host]).run();
             assert_ne!(outcome.status.code(), Some(0), "{outcome}");
             assert!(pair.local.join("file").exists(), "{outcome}");
+            // What is in the way is said in the same words, but for which right is missing.
+            if code != 1 {
+                assert_eq!(outcome.status.code(), Some(code), "{outcome}");
+            }
+            if !texts.contains(&"no right to it") {
+                for text in texts {
+                    assert!(outcome.stderr().contains(text), "{text:?} is not said\n{outcome}");
+                }
+            }
         }
     };
     expect(&pair, "nas::a", 0, &["reached", "nas::a: read, write, replace, delete"]);
@@ -229,6 +238,14 @@ fn each_right_is_asked_for_at_each_call() {
         assert_ne!(outcome.status.code(), Some(0), "{rights}: {outcome}");
         for text in texts {
             assert!(outcome.stderr().contains(text), "{rights}: {text:?}\n{outcome}");
+        }
+        let is_before = rights == r#"["read"]"# && to == "nas::a" || rights == r#"["write"]"#;
+        for text in ["nas::a: ", "add to the section of this host there: rights.\"a\""] {
+            assert_eq!(
+                outcome.stderr().contains(text),
+                is_before,
+                "{rights}: {text:?}\n{outcome}"
+            );
         }
         before.assert_same(&Manifest::of(source), "before and after");
         if texts.iter().any(|text| text.contains("replace")) {

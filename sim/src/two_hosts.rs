@@ -17,7 +17,7 @@ use std::{
 
 use realize::{
     algo::{Event, Failure, MoveError, MoveOptions, MoveReport, Source, Target, is_unanswered, move_files},
-    client::{ConnectError, Dial, Link, LinkEvent, LinkLimits},
+    client::{ConnectError, Dial, LetIn, Link, LinkEvent, LinkLimits},
     clock::Clock,
     config::{DaemonConfig, Directory, Peer},
     daemon::{Daemon, DaemonLimits},
@@ -34,7 +34,7 @@ use tokio::runtime::Handle;
 use crate::{
     check::{Checker, Violation},
     clock::SimClock,
-    fs::{Disk, Fault, Kind, Moment, Profile, SimFs},
+    fs::{Disk, Fault, Kind, Machine, Moment, Profile, SimFs},
     net::{LinePlan, SimNetwork, SimStream, Way},
     random::Random,
     world::{SimService, World},
@@ -347,17 +347,15 @@ impl Mover {
         let mut moved_before = MoveReport::default();
         let mut tries = 0;
         loop {
-            let link = match self.link(&clock, run).await {
+            let moved = match self.connect_and_move(&clock, run).await {
                 Err(_) if tries > 0 && tries < TRIES_WITHOUT_PROGRESS => {
                     tries += 1;
                     clock.sleep(PAUSE_BEFORE_AGAIN).await;
                     continue;
                 }
                 Err(error) => return Ending::NotConnected(error.to_string()),
-                Ok(link) => link,
+                Ok(moved) => moved,
             };
-            let moved = self.move_once(&clock, &link, run).await;
-            link.close(&clock).await;
             let is_lost = is_unanswered(&moved);
             let did_something = moved.as_ref().is_ok_and(MoveReport::did_something);
             tries = if did_something { 1 } else { tries + 1 };
@@ -375,7 +373,22 @@ impl Mover {
         }
     }
 
-    async fn link(&self, clock: &SimClock, run: RunId) -> Result<Link, ConnectError> {
+    /// One move, if there is a connection.
+    async fn connect_and_move(
+        &self,
+        clock: &SimClock,
+        run: RunId,
+    ) -> Result<Result<MoveReport, MoveError>, ConnectError> {
+        let (link, let_in) = self.link(clock, run).await?;
+        let moved = self.move_once(clock, &link, run).await;
+        link.close(clock).await;
+        if is_unanswered(&moved) {
+            let_in.wait().await?;
+        }
+        Ok(moved)
+    }
+
+    async fn link(&self, clock: &SimClock, run: RunId) -> Result<(Link, LetIn), ConnectError> {
         let dial = SimDial {
             network: self.network.clone(),
             connector: Connector::new(&key(KEYS[0])),
@@ -493,6 +506,54 @@ struct Driver<'a> {
     comes_back: bool,
     /// The hosts whose power went, and not only their program.
     unpowered: Arc<Mutex<BTreeSet<&'static str>>>,
+}
+
+/// Moves `files` of the mover, each by its path, into an empty directory of the daemon, over a line of this `round_trip` and nothing
+/// else: disks take no time, and nothing fails. How it ended, and how many round trips it took; the first connects by TCP.
+pub fn count_round_trips(files: &[(String, Vec<u8>)], round_trip: Duration) -> (Ending, f64) {
+    let disks = [0, 1].map(|seed| {
+        let machine = Machine::new(seed);
+        machine.stall_one_in(0);
+        machine.disk(1)
+    });
+    let [from, to] = &disks;
+    for (path, content) in files {
+        let path = format!("source/{path}");
+        let (dir, _) = path.rsplit_once('/').expect("there is one");
+        from.mkdir_all(dir).expect("the disk has room");
+        from.create(path.as_str(), content).expect("the disk has room");
+    }
+    to.mkdir_all("target").expect("the disk has room");
+    disks.iter().for_each(Disk::settle);
+    let (shared, network) = (Arc::new(Shared::default()), SimNetwork::new(1, Vec::new()));
+    let mut sim = turmoil::Builder::new()
+        .rng_seed(1)
+        .epoch(std::time::UNIX_EPOCH + Duration::from_secs(1_700_000_000))
+        .simulation_duration(PHASE)
+        .tick_duration(Duration::from_millis(1))
+        .min_message_latency(round_trip / 2)
+        .max_message_latency(round_trip / 2)
+        .tcp_capacity(1 << 16)
+        .build();
+    let (daemon, disk) = ((shared.clone(), network.clone()), to.clone());
+    sim.host(DAEMON, move || {
+        let (shared, network) = daemon.clone();
+        serve(shared, network, disk.clone(), Direction::Send, 1, Limits::default())
+    });
+    let mover = Mover {
+        shared: shared.clone(),
+        network,
+        disk: from.clone(),
+        direction: Direction::Send,
+        seed: 1,
+        limits: Limits::default(),
+    };
+    sim.host(MOVER, move || mover.clone().run());
+    while shared.state().ended.is_empty() {
+        sim.step().expect("a program of the simulation failed");
+    }
+    let ended = shared.state().ended.remove(0);
+    (ended, sim.elapsed().as_secs_f64() / round_trip.as_secs_f64())
 }
 
 impl TwoHosts {

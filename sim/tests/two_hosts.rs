@@ -12,7 +12,7 @@ use realize_sim::{
     fs::{Content, Kind, Off, Op, Profile},
     net::{LinePlan, SimNetwork, Trouble, Way, WireFault},
     random::Random,
-    two_hosts::{Direction, Ending, Outcome, TwoHosts},
+    two_hosts::{Direction, Ending, Outcome, TwoHosts, count_round_trips},
     world::{Body, Large, World, cut, limits, small_tree},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -125,6 +125,29 @@ fn a_mover_that_never_comes_back_leaves_nothing_open_at_the_daemon() {
             }
         }
     }
+}
+
+/// Moves that wait for the line alone: fails unless so many round trips are enough.
+#[track_caller]
+fn expect_round_trips(files: &[(String, Vec<u8>)], at_most: f64) {
+    let (ending, round_trips) = count_round_trips(files, Duration::from_millis(100));
+    assert!(ending.is_complete(), "{ending:?}");
+    // TCP's, which a move over the delay proxy of the benchmark does not wait for, comes on top.
+    assert!(round_trips < 1.0 + at_most, "{round_trips} round trips");
+}
+
+#[test]
+fn many_small_files_take_few_round_trips() {
+    let file = |nth: usize| (format!("d{}/{nth}", nth % 5), noise(4096, nth as u64).to_vec());
+    let files: Vec<_> = (0..500).map(file).collect();
+    // TLS; to be let in, hello and the claim; make_dirs; put; finish_dirs beside release.
+    expect_round_trips(&files, 5.5);
+}
+
+#[test]
+fn one_large_file_takes_few_round_trips() {
+    // TLS; to be let in, hello and the claim; open; two windows; finish beside release.
+    expect_round_trips(&[("large".into(), noise(64 << 20, 1).to_vec())], 6.5);
 }
 
 /// Any of `troubles` on any way at any byte of the conversation.

@@ -1,5 +1,9 @@
 //! Taking both ends for a run, and giving them back.
 
+use std::cell::Cell;
+
+use futures::future::{try_join_all, try_join3};
+
 use super::{
     MoveError, MoveOptions, ServiceStub, Side, Source, Target,
     calls::{self, flat},
@@ -64,11 +68,11 @@ pub struct Claims {
     pub result: Result<Ground, MoveError>,
 }
 
-/// What is to be given back.
+/// What is to be given back: whatever may have been taken.
 #[derive(Default)]
 pub struct Taken {
     sources: usize,
-    target: bool,
+    target: Cell<bool>,
 }
 
 impl Claims {
@@ -93,45 +97,35 @@ impl Taken {
         run: RunId,
         options: &MoveOptions,
     ) -> Result<Ground, MoveError> {
-        let at_target = |error| MoveError::Side(Side::Target, error);
-        let hello = flat(target.service.hello(calls::context(), SERVICE_VERSION, run))
-            .await
-            .map_err(at_target)?;
-        let mut servers = Vec::new();
-        for source in sources {
+        let hello_to_target = async {
+            let hello = flat(target.service.hello(calls::context(), SERVICE_VERSION, run)).await;
+            hello.map_err(|error| MoveError::Side(Side::Target, error))
+        };
+        let hellos_to_sources = try_join_all(sources.iter().map(|source| async {
             let hello = flat(source.service.hello(calls::context(), SERVICE_VERSION, run)).await;
-            servers.push(hello.map_err(|error| MoveError::Side(Side::Source, error))?.server);
-        }
+            hello.map_err(|error| MoveError::Side(Side::Source, error))
+        }));
+        let claims = async {
+            let source_claims = self.claim_sources(sources, options).await?;
+            // Only now: what marks the sources is looked for in the target.
+            Ok((source_claims, self.claim_target(target, options).await?))
+        };
+        // No claim waits for the answer of hello: a daemon has the run from the connection. A service in this process has it from
+        // hello, which it has dealt with once this was polled, before any claim is made.
+        let (hello, servers, (source_claims, target_claim)) =
+            try_join3(hello_to_target, hellos_to_sources, claims).await?;
+        let servers: Vec<_> = servers.into_iter().map(|hello| hello.server).collect();
         let mut ground = Ground {
-            source_claims: vec![None; sources.len()],
+            source_claims: source_claims.into_iter().map(Some).collect(),
             target_claim: None,
             target_owner: (hello.uid, hello.gid),
             may_rename: vec![false; sources.len()],
             same_dir: vec![false; sources.len()],
             one_host: servers.iter().all(|server| *server == hello.server),
         };
-        for (source, claim) in sources.iter().zip(&mut ground.source_claims) {
-            let role = match &source.files {
-                _ if options.dry_run => Role::Looked,
-                Some(_) => Role::SourceOfFiles,
-                None => Role::Source,
-            };
-            let claimed = flat(source.service.claim(calls::context(), source.dir.clone(), role)).await;
-            *claim = Some(claimed.map_err(|error| match error {
-                ServiceError::Busy(holder) => MoveError::Locked(holder),
-                error => MoveError::Side(Side::Source, error),
-            })?);
-            self.sources += 1;
-        }
-        let Some(dir) = target.dir.clone() else {
-            let missing = MoveError::Side(Side::Target, ServiceError::NotFound);
-            return if options.dry_run { Ok(ground) } else { Err(missing) };
+        let Some(target_claim) = target_claim else {
+            return Ok(ground);
         };
-        let role = if options.dry_run { Role::Looked } else { Role::Target };
-        let target_claim = flat(target.service.claim(calls::context(), dir, role))
-            .await
-            .map_err(at_target)?;
-        self.target = true;
         for (index, claim) in ground.source_claims.iter().enumerate() {
             let Some(claim) = claim else { continue };
             let one_server = servers[index] == hello.server;
@@ -151,15 +145,63 @@ impl Taken {
         Ok(ground)
     }
 
-    /// Gives back what was taken.
-    pub async fn release<S: ServiceStub, T: ServiceStub>(&self, sources: &[Source<S>], target: &Target<T>) {
-        // A mark that stays is removed by the next run.
-        if self.target
-            && let Some(dir) = target.dir.clone()
+    /// One after the other: several may be files of one directory, which has one mark.
+    async fn claim_sources<S: ServiceStub>(
+        &mut self,
+        sources: &[Source<S>],
+        options: &MoveOptions,
+    ) -> Result<Vec<Claim>, MoveError> {
+        let mut claims = Vec::with_capacity(sources.len());
+        for source in sources {
+            let role = match &source.files {
+                _ if options.dry_run => Role::Looked,
+                Some(_) => Role::SourceOfFiles,
+                None => Role::Source,
+            };
+            // Whatever is answered, or not waited for: to give back what was not taken does nothing.
+            self.sources += 1;
+            let claimed = flat(source.service.claim(calls::context(), source.dir.clone(), role)).await;
+            claims.push(claimed.map_err(|error| match error {
+                ServiceError::Busy(holder) => MoveError::Locked(holder),
+                error => MoveError::Side(Side::Source, error),
+            })?);
+        }
+        Ok(claims)
+    }
+
+    /// `None` when a dry run has no target yet.
+    async fn claim_target<T: ServiceStub>(
+        &mut self,
+        target: &Target<T>,
+        options: &MoveOptions,
+    ) -> Result<Option<Claim>, MoveError> {
+        let at_target = |error| MoveError::Side(Side::Target, error);
+        let Some(dir) = target.dir.clone() else {
+            let missing = at_target(ServiceError::NotFound);
+            return if options.dry_run { Ok(None) } else { Err(missing) };
+        };
+        let role = if options.dry_run { Role::Looked } else { Role::Target };
+        self.target.set(true);
+        let claimed = flat(target.service.claim(calls::context(), dir, role)).await;
+        claimed.map(Some).map_err(at_target)
+    }
+
+    /// Gives the target back, unless that was done before. Its mark is of use for as long as sources are listed.
+    pub async fn release_target<T: ServiceStub>(&self, target: &Target<T>) {
+        if let Some(dir) = target.dir.clone()
+            && self.target.replace(false)
         {
+            // A mark that stays is removed by the next run.
             flat(target.service.release(calls::context(), dir)).await.ok();
         }
+    }
+
+    /// Gives back what was taken and was not given back before. The sources come last: their locks hold until nothing is deleted any
+    /// more.
+    pub async fn release<S: ServiceStub, T: ServiceStub>(&self, sources: &[Source<S>], target: &Target<T>) {
+        self.release_target(target).await;
         for source in &sources[..self.sources] {
+            // As for the target.
             flat(source.service.release(calls::context(), source.dir.clone()))
                 .await
                 .ok();

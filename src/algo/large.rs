@@ -1,6 +1,13 @@
 //! Large files, chunk by chunk.
 
-use futures::{StreamExt, stream::FuturesUnordered};
+use std::{cell::Cell, pin::pin};
+
+use futures::{
+    StreamExt,
+    future::{Either, select},
+    stream::FuturesUnordered,
+};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{
     Event, How, Item, ServiceStub, Shared, Why,
@@ -37,6 +44,22 @@ impl Reading {
 
     fn digest(self) -> Result<Digest, Why> {
         self.hasher.digest().ok_or(Why::Source(ServiceError::Internal))
+    }
+}
+
+/// One of the files that are being sent.
+struct Sending<'a>(&'a Cell<u64>);
+
+impl<'a> Sending<'a> {
+    fn begin(count: &'a Cell<u64>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -97,7 +120,9 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         let size = item.entry.version.size;
         let (target, found_len) = self.open_target(item, OpenFor::Write { size }).await?;
         let copied = self.fill_and_finish(item, source, target, found_len).await;
-        self.close_target(target).await;
+        if copied.is_err() {
+            self.close_target(target).await;
+        }
         Ok((copied?, How::Copied))
     }
 
@@ -111,6 +136,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         Ok((opened.held.handle, opened.len))
     }
 
+    /// Closes what was not finished: that closes by itself.
     async fn close_target(&self, handle: Handle) {
         // Whatever comes of it, the session's end closes it too.
         flat(self.target.service.close(calls::context(), vec![handle]))
@@ -123,7 +149,9 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         let (target, _) = self.open_target(item, open_for).await?;
         (self.observer)(Event::Checking(&item.to));
         let confirmed = self.confirm_open(item, source, target).await;
-        self.close_target(target).await;
+        if !matches!(confirmed, Ok(Some(_))) {
+            self.close_target(target).await;
+        }
         confirmed
     }
 
@@ -216,15 +244,16 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         target: Handle,
         chunks: impl Iterator<Item = u64>,
     ) -> Result<(), Why> {
-        let at_once = (self.options.limits.file_window_bytes / CHUNK_BYTES).max(1) as usize;
+        let _sending = Sending::begin(&self.sending);
+        let own = Semaphore::new(1);
         let (source, size) = (reading.handle, reading.size);
         let mut in_flight = FuturesUnordered::new();
         let mut chunks = chunks.peekable();
         while chunks.peek().is_some() || !in_flight.is_empty() {
-            while in_flight.len() < at_once
+            while in_flight.len() < self.chunks_at_once()
                 && let Some(index) = chunks.next()
             {
-                in_flight.push(self.send_chunk(item, source, target, size, index));
+                in_flight.push(self.send_chunk(item, source, target, size, index, &own));
             }
             if let Some(sent) = in_flight.next().await {
                 let (index, hash) = sent?;
@@ -234,6 +263,22 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         Ok(())
     }
 
+    /// How many chunks of one file may be on their way now.
+    fn chunks_at_once(&self) -> usize {
+        let limits = &self.options.limits;
+        let share_bytes = limits.window_bytes / self.sending.get().max(1);
+        (limits.file_window_bytes.min(share_bytes) / CHUNK_BYTES).max(1) as usize
+    }
+
+    /// Waits until a chunk more may be on its way: the one that the file has as its `own`, or one of the window of all.
+    async fn room<'b>(&'b self, own: &'b Semaphore) -> Result<SemaphorePermit<'b>, Why> {
+        let permits = (CHUNK_BYTES >> 10) as u32;
+        let (own, shared) = (pin!(own.acquire()), pin!(self.window.acquire_many(permits)));
+        let (Either::Left((permit, _)) | Either::Right((permit, _))) = select(own, shared).await;
+        // The semaphores are never closed.
+        permit.map_err(|_| Why::Source(ServiceError::Internal))
+    }
+
     async fn send_chunk(
         &self,
         item: &Item,
@@ -241,15 +286,10 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         target: Handle,
         size: u64,
         index: u64,
+        own: &Semaphore,
     ) -> Result<(u64, ChunkHash), Why> {
         let len = chunk_len(size, index).ok_or(Why::Source(ServiceError::Internal))?;
-        let permits = (CHUNK_BYTES >> 10) as u32;
-        // The semaphore is never closed.
-        let _window = self
-            .window
-            .acquire_many(permits)
-            .await
-            .map_err(|_| Why::Source(ServiceError::Internal))?;
+        let _room = self.room(own).await?;
         let service = &self.sources[item.source].service;
         let chunk = flat(service.read(calls::context(), source, index))
             .await

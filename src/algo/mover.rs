@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures::{StreamExt, stream};
+use futures::{StreamExt, future::join, stream};
 
 use super::{
     Event, Item, MoveError, MoveOptions, MoveReport, ServiceStub, Shared, Side, Source, Stop, Target, Why,
@@ -35,6 +35,9 @@ pub struct Mover<'a, S, T> {
     excluded: Option<RelPath>,
     /// What can't be moved, until its directory is met.
     troubles: Troubles,
+    /// The last directory of the target that is known to have held nothing when this run came: what is below it need not be asked for.
+    /// Safe even where that is not so any more, because what is expected to be absent is never replaced.
+    empty: Option<RelPath>,
     /// Directories of the target, among those being gone through, that hold partials.
     with_partials: BTreeSet<RelPath>,
 }
@@ -55,14 +58,16 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
             refused: None,
             excluded: None,
             troubles: Troubles::new(),
+            empty: None,
             with_partials: BTreeSet::new(),
         }
     }
 
-    /// Moves everything; what is under way comes to its end whatever happens.
-    pub async fn run(mut self) -> MoveReport {
+    /// Moves everything; what is under way comes to its end whatever happens. Once nothing is listed any more, `all_listed` is carried out
+    /// beside.
+    pub async fn run(mut self, all_listed: impl Future<Output = ()>) -> MoveReport {
         let fed = self.feed_all().await;
-        self.work.end(fed.is_ok()).await;
+        join(self.work.end(fed.is_ok()), all_listed).await;
         if let Err(error) = fed {
             self.work.shared.report.borrow_mut().stopped = Some(Stop::Move(error));
         }
@@ -73,7 +78,10 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
     }
 
     async fn feed_all(&mut self) -> Result<(), MoveError> {
-        self.sweep(vec![RelPath::root()]).await?;
+        if let Some(claim) = &self.ground.target_claim {
+            self.empty = claim.swept.is_empty.then(RelPath::root);
+            self.take_swept(RelPath::root(), claim.swept.clone())?;
+        }
         while !self.work.shared.is_stopped() {
             let page = self.work.run_while(self.feed.next_page()).await?;
             for (dir, mut troubles) in page.troubles {
@@ -161,6 +169,9 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
                     Some(error) => self.refuse(found, Why::Target(error)),
                     None => {
                         let path = found.to.clone();
+                        if step == Ok(Step::MakeDir) && !self.is_known_absent(&path) {
+                            self.empty = Some(path.clone());
+                        }
                         self.enter_dir(found);
                         self.say_troubles(&path);
                     }
@@ -256,21 +267,32 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
             .await;
     }
 
+    /// What the target has at each path, asked of it where that is not known.
     async fn states_at_target(&mut self, found: &[Found]) -> Result<Vec<Answer<Option<Entry>>>, MoveError> {
-        let Some(dir) = self.work.shared.target.dir.clone() else {
+        let is_known = |found: &&Found| !self.is_known_absent(&found.to);
+        let asked: Vec<_> = found.iter().filter(is_known).map(|found| found.to.clone()).collect();
+        let Some(dir) = self.work.shared.target.dir.clone().filter(|_| !asked.is_empty()) else {
             return Ok(vec![Ok(None); found.len()]);
         };
-        if found.is_empty() {
-            return Ok(Vec::new());
-        }
-        let paths = found.iter().map(|found| found.to.clone()).collect();
+        let count = asked.len();
         let service = self.work.shared.target.service.clone();
         let states = self
             .work
-            .run_while(flat(service.stat(calls::context(), dir, paths, false)))
+            .run_while(flat(service.stat(calls::context(), dir, asked, false)))
             .await;
-        let states = states.and_then(|states| calls::check_count(states, found.len()));
-        states.map_err(|error| MoveError::Side(Side::Target, error))
+        let states = states.and_then(|states| calls::check_count(states, count));
+        let mut states = states
+            .map_err(|error| MoveError::Side(Side::Target, error))?
+            .into_iter();
+        let state = |found: &Found| match self.is_known_absent(&found.to) {
+            true => Ok(None),
+            false => states.next().unwrap_or(Err(ServiceError::Internal)),
+        };
+        Ok(found.iter().map(state).collect())
+    }
+
+    fn is_known_absent(&self, path: &RelPath) -> bool {
+        self.empty.as_ref().is_some_and(|dir| path.is_within(dir))
     }
 
     /// Makes the directories that the target has not; those that could not be made.

@@ -139,7 +139,7 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
         let session = Arc::new(Session {
             id,
             key: (peer, run),
-            server: RealizeServer::with_access(self.roots.clone(), access),
+            server: RealizeServer::for_peer(self.roots.clone(), access, run),
             limits: self.limits.clone(),
             state: Mutex::new(State {
                 running: BTreeMap::new(),

@@ -22,12 +22,14 @@ impl<F: Fs> Store<F> {
     /// Looks through the directory at `path` before files arrive in it: see [`Swept`].
     pub async fn sweep(&self, path: &RelPath) -> Answer<Swept> {
         let dir = self.open_dir(path).await?;
-        let mut swept = Swept::default();
-        for name in dir
-            .names_beginning(b'.')
+        let (names, is_empty) = names_of_interest(&dir)
             .await
-            .map_err(|e| ServiceError::io("read the directory", &e))?
-        {
+            .map_err(|e| ServiceError::io("read the directory", &e))?;
+        let mut swept = Swept {
+            is_empty,
+            ..Swept::default()
+        };
+        for name in names {
             match names::classify(&name) {
                 NameKind::Token => swept.tokens.push(name),
                 NameKind::Partial => swept.partials += 1,
@@ -134,6 +136,19 @@ impl<F: Fs> Store<F> {
 async fn is_old_link<D: Dir>(dir: &D, name: &Name, age: Duration, wall: Timestamp) -> bool {
     let found = dir.stat(name).await;
     found.is_ok_and(|found| found.kind == Kind::Symlink && is_older(found.version.ctime, age, wall))
+}
+
+/// The names in `dir` that may be ours, and whether all of them are.
+async fn names_of_interest<D: Dir>(dir: &D) -> io::Result<(Vec<Name>, bool)> {
+    // All names of a directory larger than this are too many to be kept at once; it would have to be one that many were removed from.
+    const SMALL_BYTES: u64 = 64 << 10;
+    if dir.metadata().await?.version.size > SMALL_BYTES {
+        return Ok((dir.names_beginning(b'.').await?, false));
+    }
+    let mut names = dir.names().await?;
+    let is_empty = names.iter().all(|name| names::classify(name) != NameKind::Plain);
+    names.retain(|name| name.as_bytes().first() == Some(&b'.'));
+    Ok((names, is_empty))
 }
 
 /// Whether another run may hold what is at `name` open for writing. Asked by a lock that others may ask by as well.

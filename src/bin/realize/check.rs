@@ -7,14 +7,13 @@ use realize::{
     client::Link,
     clock::TokioClock,
     location::{DEFAULT_PORT, Location},
-    model::Escaped,
     service::{DirId, RealizeServiceClient, Rights, RunId, SERVICE_VERSION, ServiceError, context},
 };
 
 use crate::{
     args::Args,
     random,
-    remote::{HostName, Identity, own_name},
+    remote::{HostName, Identity, no_right, no_such_directory, own_name, plain},
     resolve::answer,
 };
 
@@ -24,8 +23,12 @@ pub async fn check(args: &Args, text: &OsStr) -> Result<ExitCode> {
     let identity = Identity::load(args.key.as_deref(), args.hosts.as_deref())?;
     let clock = TokioClock::new();
     let run = RunId(random()?);
-    let link = identity.link(&host, &clock, run, |_| {}).await;
-    let link = link.map_err(|error| identity.explain(&host, error))?;
+    let connected = async {
+        let (link, let_in) = identity.link(&host, &clock, run, |_| {}).await?;
+        let_in.wait().await?;
+        Ok(link)
+    };
+    let link = connected.await.map_err(|error| identity.explain(&host, error))?;
     println!("{}: reached; both hosts have proven who they are", host.host);
     let checked = check_rights(&link, &host, run, dir.as_deref()).await;
     link.close(&clock).await;
@@ -65,7 +68,6 @@ async fn check_rights(link: &Link, host: &HostName, run: RunId, dir: Option<&str
         }
         return Ok(ExitCode::SUCCESS);
     };
-    let name = plain(dir);
     match client.stat(context(), DirId::new(dir), Vec::new(), false).await {
         Ok(Ok(_)) => {
             let has_all = hello
@@ -81,17 +83,11 @@ async fn check_rights(link: &Link, host: &HostName, run: RunId, dir: Option<&str
             Ok(ExitCode::SUCCESS)
         }
         Ok(Err(ServiceError::NotFound)) => {
-            println!(
-                "{}::{name}: no such directory is configured there; add it as [directories.\"{name}\"] with its path, or check the spelling",
-                host.host
-            );
+            println!("{}", no_such_directory(host, dir));
             Ok(ExitCode::from(1))
         }
         Ok(Err(ServiceError::Denied(_))) => {
-            println!(
-                "{}::{name}: this host has no right to it; add to its section there: rights.\"{name}\" = [\"read\", \"write\", \"replace\", \"delete\"]",
-                host.host
-            );
+            println!("{}", no_right(host, dir, "this host has no right to it"));
             Ok(ExitCode::from(1))
         }
         other => {
@@ -99,11 +95,6 @@ async fn check_rights(link: &Link, host: &HostName, run: RunId, dir: Option<&str
             Ok(ExitCode::SUCCESS)
         }
     }
-}
-
-/// A directory's name, without what could steer the terminal.
-fn plain(name: &str) -> String {
-    Escaped(name.as_bytes()).to_string().trim_matches('"').to_owned()
 }
 
 fn listed(rights: Rights) -> String {

@@ -16,7 +16,7 @@ use realize::{
     filter::Filter,
     fs::os::raise_open_files,
     limits::Limits,
-    service::RunId,
+    service::{RunId, ServiceError},
 };
 
 use crate::{
@@ -69,21 +69,24 @@ fn run(args: Args, rules: &[realize::filter::Rule]) -> Result<ExitCode> {
 
 async fn move_between(args: &Args, filter: Filter) -> Result<ExitCode> {
     let clock = TokioClock::new();
-    let limits = limits();
     let options = MoveOptions {
         filter,
         keep_dirs: args.keep_dirs,
         dry_run: args.dry_run,
         copy: args.copy,
         strict: args.strict,
-        limits: limits.clone(),
+        limits: limits(),
     };
     let run = RunId(random()?);
     let ui = Ui::new(clock.clone(), args.verbose, args.quiet, args.copy);
     let mut moved_before = MoveReport::default();
     let mut tries = 0;
     let ended = loop {
-        let ends = match Ends::open(args, &clock, &limits, run, &ui).await {
+        let Tried {
+            moved,
+            has_links,
+            advice,
+        } = match open_and_move(args, &clock, run, &options, &ui).await {
             // It worked a moment ago: whoever was started anew is given time.
             Err(error)
                 if tries > 0
@@ -95,10 +98,8 @@ async fn move_between(args: &Args, filter: Filter) -> Result<ExitCode> {
                 realize::clock::Clock::sleep(&clock, std::time::Duration::from_secs(5)).await;
                 continue;
             }
-            opened => opened?,
+            done => done?,
         };
-        let moved = move_files(&ends.sources, &ends.target, run, &options, &|event| ui.show(event)).await;
-        let has_links = ends.close(&clock).await;
         let is_lost = has_links && is_unanswered(&moved);
         let did_something = moved.as_ref().is_ok_and(MoveReport::did_something);
         tries = if did_something { 1 } else { tries + 1 };
@@ -109,7 +110,7 @@ async fn move_between(args: &Args, filter: Filter) -> Result<ExitCode> {
             ui.say("the other side was lost; beginning again");
             continue;
         }
-        break moved.map(drop);
+        break moved.map(drop).map_err(|error| (error, advice));
     };
     Ok(match ended {
         Ok(()) => {
@@ -117,14 +118,52 @@ async fn move_between(args: &Args, filter: Filter) -> Result<ExitCode> {
             ui.finish(&moved_before);
             code
         }
-        Err(error) => {
-            ui.say(&explained(&error));
+        Err((error, advice)) => {
+            ui.say(&advice.unwrap_or_else(|| explained(&error)));
             match error {
                 MoveError::Locked(_) => ExitCode::from(13),
-                MoveError::Nested(_) | MoveError::NestedSources => ExitCode::from(2),
+                // What was named on the command line can't be.
+                MoveError::Nested(_) | MoveError::NestedSources | MoveError::Side(_, ServiceError::NotFound) => {
+                    ExitCode::from(2)
+                }
                 MoveError::Side(..) => ExitCode::from(1),
             }
         }
+    })
+}
+
+/// One move, when there were ends to it.
+struct Tried {
+    moved: Result<MoveReport, MoveError>,
+    has_links: bool,
+    /// What to do, where it did not begin and that is known.
+    advice: Option<String>,
+}
+
+/// One move between the ends that the command line names.
+async fn open_and_move(
+    args: &Args,
+    clock: &TokioClock,
+    run: RunId,
+    options: &MoveOptions,
+    ui: &Ui<TokioClock>,
+) -> Result<Tried> {
+    let mut ends = Ends::open(args, clock, &options.limits, run, ui).await?;
+    let has_links = ends.has_links();
+    let moved = move_files(&ends.sources, &ends.target, run, options, &|event| ui.show(event)).await;
+    // Who is not let in is told by calls that fail.
+    let entered = if is_unanswered(&moved) {
+        ends.enter().await
+    } else {
+        Ok(())
+    };
+    let advice = moved.as_ref().err().and_then(|error| ends.explain(error));
+    ends.close(clock).await;
+    entered?;
+    Ok(Tried {
+        moved,
+        has_links,
+        advice,
     })
 }
 

@@ -12,10 +12,11 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use realize::{
-    client::{ConnectError, Dial, Link, LinkEvent, LinkLimits},
+    client::{ConnectError, Dial, LetIn, Link, LinkEvent, LinkLimits},
     clock::TokioClock,
     config::HostsFile,
     keys::{PublicKey, SecretKey, file},
+    model::Escaped,
     net::{Network, tcp::TcpNetwork},
     service::RunId,
     tls::{Connector, TlsError},
@@ -162,7 +163,7 @@ impl Identity {
         clock: &TokioClock,
         run: RunId,
         observer: impl Fn(LinkEvent) + Send + Sync + 'static,
-    ) -> Result<Link, ConnectError> {
+    ) -> Result<(Link, LetIn), ConnectError> {
         let jitter = random().map_or(0, |bytes| {
             u64::from_le_bytes([
                 bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7],
@@ -209,6 +210,27 @@ impl Dial for TcpDial {
             .await
             .map_err(ConnectError::Tls)
     }
+}
+
+/// What to do where `host` has no directory of this `name`.
+pub fn no_such_directory(host: &HostName, name: &str) -> String {
+    let (host, name) = (&host.host, plain(name));
+    format!(
+        "{host}::{name}: no such directory is configured there; add it as [directories.\"{name}\"] with its path, or check the spelling"
+    )
+}
+
+/// What to do where `host` says `why` not to use its directory of this `name`.
+pub fn no_right(host: &HostName, name: &str, why: impl std::fmt::Display) -> String {
+    let (host, name) = (&host.host, plain(name));
+    format!(
+        "{host}::{name}: {why}; add to the section of this host there: rights.\"{name}\" = [\"read\", \"write\", \"replace\", \"delete\"]"
+    )
+}
+
+/// A directory's name, without what could steer the terminal.
+pub fn plain(name: &str) -> String {
+    Escaped(name.as_bytes()).to_string().trim_matches('"').to_owned()
 }
 
 /// What this host calls itself.

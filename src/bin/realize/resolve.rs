@@ -1,11 +1,11 @@
 //! From SRC and DST to services and directories: local ones in this process, others by links.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result, anyhow, bail};
 use realize::{
-    algo::{Source, Target},
-    client::{Link, LinkEvent},
+    algo::{MoveError, Side, Source, Target},
+    client::{LetIn, Link, LinkEvent},
     clock::TokioClock,
     fs::os::OsFs,
     limits::Limits,
@@ -14,7 +14,7 @@ use realize::{
     server::{RealizeServer, Roots},
     service::{
         Answer, DirId, RealizeService, RealizeServiceClient, RealizeServiceRequest, RealizeServiceResponse, RunId,
-        SERVICE_VERSION, ServeRealizeService, ServiceError, context,
+        ServeRealizeService, ServiceError, context,
     },
 };
 use tarpc::{
@@ -26,7 +26,7 @@ use crate::{
     args::Args,
     ends::{self, SourceKind, SourceRoot, TargetRoot, shown},
     random,
-    remote::{HostName, Identity, Links},
+    remote::{HostName, Identity, Links, no_right, no_such_directory},
     ui::Ui,
 };
 
@@ -60,6 +60,9 @@ pub struct Ends {
     /// Where they arrive.
     pub target: Target<Service>,
     links: Links,
+    entrances: Entrances,
+    /// Which of these are on other hosts.
+    remote: Vec<(Side, HostName, DirId)>,
 }
 
 /// A source on the command line.
@@ -117,8 +120,10 @@ impl Ends {
                 files: root.files,
             })
             .collect();
+        let mut remote = Vec::new();
         for given in given {
             if let Given::Remote(host, dir, file) = given {
+                remote.push((Side::Source, host.clone(), dir.clone()));
                 sources.push(hosts.remote_source(&host, dir, file, renamed.as_ref())?);
             }
         }
@@ -127,27 +132,82 @@ impl Ends {
                 service,
                 dir: target_dir,
             },
-            Goal::Remote(host, dir) => Target {
-                service: hosts.client(&host)?,
-                dir,
-            },
+            Goal::Remote(host, dir) => {
+                let service = hosts.client(&host)?;
+                remote.extend(dir.clone().map(|dir| (Side::Target, host, dir)));
+                Target { service, dir }
+            }
         };
         Ok(Self {
             sources,
             target,
             links: hosts.links,
+            entrances: hosts.entrances,
+            remote,
         })
     }
 
-    /// Ends the links; whether there were any.
-    pub async fn close(self, clock: &TokioClock) -> bool {
-        let Self { sources, target, links } = self;
+    /// What to do about `error`, where it is about directories of other hosts.
+    pub fn explain(&self, error: &MoveError) -> Option<String> {
+        let MoveError::Side(side, error) = error else {
+            return None;
+        };
+        let mut concerned = self.remote.iter().filter(|(of, ..)| of == side);
+        // Which of several is not told.
+        let (Some((_, host, dir)), None) = (concerned.next(), concerned.next()) else {
+            return None;
+        };
+        match error {
+            ServiceError::NotFound if dir.below.is_root() => Some(no_such_directory(host, &dir.name)),
+            ServiceError::Denied(_) => Some(no_right(host, &dir.name, error)),
+            _ => None,
+        }
+    }
+
+    /// Whether there are links.
+    pub fn has_links(&self) -> bool {
+        !self.links.is_empty()
+    }
+
+    /// Waits until all hosts have let this one in; why one does not. For when a call had no answer.
+    pub async fn enter(&mut self) -> Result<()> {
+        self.entrances.pass_all().await
+    }
+
+    /// Ends the links.
+    pub async fn close(self, clock: &TokioClock) {
+        let Self {
+            sources, target, links, ..
+        } = self;
         drop((sources, target));
-        let has_links = !links.is_empty();
         for link in links.into_values() {
             link.close(clock).await;
         }
-        has_links
+    }
+}
+
+/// Who this host is, and which hosts have not been seen to let it in yet.
+#[derive(Default)]
+struct Entrances {
+    identity: Option<Identity>,
+    ahead: BTreeMap<HostName, LetIn>,
+}
+
+impl Entrances {
+    /// Waits until `host` has let this one in; why it does not.
+    async fn pass(&mut self, host: &HostName) -> Result<()> {
+        let (Some(identity), Some(let_in)) = (&self.identity, self.ahead.remove(host)) else {
+            return Ok(());
+        };
+        let entered = let_in.wait().await;
+        entered.map_err(|error| identity.explain(host, error))
+    }
+
+    async fn pass_all(&mut self) -> Result<()> {
+        while let Some(host) = self.ahead.keys().next().cloned() {
+            self.pass(&host).await?;
+        }
+        Ok(())
     }
 }
 
@@ -191,8 +251,8 @@ struct Hosts<'a> {
     clock: &'a TokioClock,
     run: RunId,
     ui: &'a Ui<TokioClock>,
-    identity: Option<Identity>,
     links: Links,
+    entrances: Entrances,
 }
 
 impl<'a> Hosts<'a> {
@@ -202,8 +262,8 @@ impl<'a> Hosts<'a> {
             clock,
             run,
             ui,
-            identity: None,
             links: Links::new(),
+            entrances: Entrances::default(),
         }
     }
 
@@ -214,10 +274,10 @@ impl<'a> Hosts<'a> {
 
     async fn connect(&mut self, host: &HostName) -> Result<Client> {
         if !self.links.contains_key(host) {
-            if self.identity.is_none() {
-                self.identity = Some(Identity::load(self.args.key.as_deref(), self.args.hosts.as_deref())?);
-            }
-            let identity = self.identity.as_ref().context("no key was loaded")?;
+            let identity = match &mut self.entrances.identity {
+                Some(identity) => identity,
+                none => none.insert(Identity::load(self.args.key.as_deref(), self.args.hosts.as_deref())?),
+            };
             let (tell, name) = (self.ui.teller(), host.host.clone());
             let observer = move |event: LinkEvent| match event {
                 LinkEvent::Lost(why) => tell(&format!("{name}: the connection was lost ({why}); connecting again")),
@@ -225,12 +285,30 @@ impl<'a> Hosts<'a> {
                 LinkEvent::Waiting(why, _) => tell(&format!("{name}: {why}; trying again in a while")),
             };
             let link = identity.link(host, self.clock, self.run, observer).await;
-            let link = link.map_err(|error| identity.explain(host, error))?;
+            let (link, let_in) = link.map_err(|error| identity.explain(host, error))?;
             self.links.insert(host.clone(), link);
+            self.entrances.ahead.insert(host.clone(), let_in);
         }
-        let client = self.client(host)?;
-        answer(host, client.hello(context(), SERVICE_VERSION, self.run).await)?;
-        Ok(client)
+        self.client(host)
+    }
+
+    /// What is at each of `paths` in the configured directory `name` of `host`.
+    async fn entries(
+        &mut self,
+        host: &HostName,
+        name: &str,
+        paths: Vec<RelPath>,
+        restore: bool,
+    ) -> Result<Vec<Option<Entry>>> {
+        let client = self.connect(host).await?;
+        let count = paths.len();
+        let found = client.stat(context(), DirId::new(name), paths, restore).await;
+        if found.is_err() {
+            self.entrances.pass(host).await?;
+        }
+        let found = answer(host, found).with_context(|| format!("{}::{}", host.host, Escaped(name.as_bytes())))?;
+        anyhow::ensure!(found.len() == count, "{}: not the answer to what was asked", host.host);
+        Ok(found.into_iter().collect::<Result<_, _>>()?)
     }
 
     async fn source(&mut self, text: &OsStr) -> Result<Given> {
@@ -241,10 +319,11 @@ impl<'a> Hosts<'a> {
             }
             Location::Remote { host, port, dir, below } => {
                 let host = HostName { host, port };
-                let client = self.connect(&host).await?;
                 let dir = DirId { name: dir, below };
-                let found = entry(&host, &client, &dir, true).await?;
-                match found {
+                // Nothing is told of a configured directory itself but that it is there.
+                let paths = Some(dir.below.clone()).filter(|below| !below.is_root());
+                let found = self.entries(&host, &dir.name, Vec::from_iter(paths), true).await?;
+                match found.into_iter().next().flatten() {
                     _ if dir.below.is_root() => Ok(Given::Remote(host, dir, None)),
                     None => bail!("cannot move {}: no such file or directory", Escaped(text.as_bytes())),
                     Some(entry) if entry.kind == Kind::Dir => Ok(Given::Remote(host, dir, None)),
@@ -265,23 +344,26 @@ impl<'a> Hosts<'a> {
             }
             Location::Remote { host, port, dir, below } => (HostName { host, port }, DirId { name: dir, below }),
         };
-        let client = self.connect(&host).await?;
-        let found = entry(&host, &client, &dir, false).await?;
         let as_file = single_file && !text.as_bytes().ends_with(b"/");
         let Some((parent, name)) = dir.below.split() else {
+            // Its claim tells whether it is there.
+            self.connect(&host).await?;
             return Ok((Goal::Remote(host, Some(dir)), None));
         };
         let parent = DirId {
             name: dir.name.clone(),
             below: parent,
         };
-        match found {
+        let above = Some(parent.below.clone()).filter(|above| !above.is_root());
+        let paths = std::iter::once(dir.below.clone()).chain(above).collect();
+        let mut found = self.entries(&host, &dir.name, paths, false).await?.into_iter();
+        match found.next().flatten() {
             Some(entry) if entry.kind == Kind::Dir => return Ok((Goal::Remote(host, Some(dir)), None)),
             Some(_) if !as_file => bail!("{} is not a directory", Escaped(text.as_bytes())),
             _ => {}
         }
-        let above = entry(&host, &client, &parent, false).await?;
-        if !parent.below.is_root() && above.is_none_or(|above| above.kind != Kind::Dir) {
+        let is_dir = |entry: Entry| entry.kind == Kind::Dir;
+        if found.next().is_some_and(|above| !above.is_some_and(is_dir)) {
             bail!(
                 "cannot use {}: only its last component is made, and the one above it is no directory",
                 Escaped(text.as_bytes())
@@ -317,23 +399,6 @@ impl<'a> Hosts<'a> {
             },
             files: Some(vec![(name.into(), to)]),
         })
-    }
-}
-
-/// What is at `dir` of `host`; nothing is told of a configured directory itself but that it is there.
-async fn entry(host: &HostName, client: &Client, dir: &DirId, restore: bool) -> Result<Option<Entry>> {
-    let paths = if dir.below.is_root() {
-        Vec::new()
-    } else {
-        vec![dir.below.clone()]
-    };
-    let found = client
-        .stat(context(), DirId::new(dir.name.clone()), paths, restore)
-        .await;
-    let found = answer(host, found).with_context(|| format!("{}::{}", host.host, Escaped(dir.name.as_bytes())))?;
-    match found.into_iter().next() {
-        None => Ok(None),
-        Some(found) => Ok(found?),
     }
 }
 
