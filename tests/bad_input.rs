@@ -374,6 +374,45 @@ fn directories_that_vanish_do_not_stop_the_rest() {
 }
 
 #[test]
+fn sources_inside_one_another_are_refused_before_anything_is_made() {
+    let disk = Scratch::on_disk();
+    let (outer, other) = (disk.dir("outer"), disk.dir("other"));
+    let inner = outer.join("sub/inner");
+    fs::create_dir_all(&inner).unwrap();
+    fs::write(inner.join("file"), "text").unwrap();
+    let target = disk.join("target");
+    for [first, second] in [[&outer, &inner], [&inner, &outer]] {
+        let outcome = realize().args([&other, first, second, &target]).run().expect_code(2);
+        let names = [
+            format!("{:?}", inner.display().to_string()),
+            format!("{:?}", outer.display().to_string()),
+        ];
+        assert!(names.iter().all(|name| outcome.stderr().contains(name)), "{outcome}");
+        assert!(!target.exists());
+    }
+    let outcome = realize()
+        .args([&outer, &inner.join("file"), &target])
+        .run()
+        .expect_code(2);
+    assert!(outcome.stderr().contains("moved whole"), "{outcome}");
+    assert!(!target.exists() && inner.join("file").exists());
+}
+
+#[test]
+fn a_run_that_is_refused_says_which_source_it_is_and_leaves_no_target_behind() {
+    let ends = Ends::two_file_systems();
+    let running = ends.stopped_halfway("film");
+    let other = ends.scratches[1].dir("other");
+    fs::write(other.join("file"), "text").unwrap();
+    let target = ends.scratches[1].join("not there");
+    let outcome = realize().args([&other, &ends.source, &target]).run().expect_code(13);
+    let name = format!("{:?}: the source is being moved by", ends.source.display().to_string());
+    assert!(outcome.stderr().contains(&name), "{outcome}");
+    assert!(!target.exists(), "{outcome}");
+    drop(running);
+}
+
+#[test]
 fn a_second_run_on_a_source_says_who_is_at_it() {
     let ends = Ends::two_file_systems();
     let running = ends.stopped_halfway("film");

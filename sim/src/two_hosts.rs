@@ -404,7 +404,7 @@ impl Mover {
             Direction::Fetch => ("/target", "local"),
         };
         let mut roots = Roots::new(self.disk.fs(), clock.clone(), self.limits.clone(), [1; 16]);
-        let side = realize::algo::Side::Source;
+        let side = realize::algo::Side::Source(0);
         let failed = |error: std::io::Error| MoveError::Side(side, ServiceError::io("open", &error));
         roots.add(name, Path::new(path), false).await.map_err(failed)?;
         let local = Service::Local(SimService(RealizeServer::new(Arc::new(roots))));

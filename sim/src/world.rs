@@ -252,7 +252,7 @@ impl World {
             target: self.target.fs(),
         };
         let mut roots = Roots::new(fs, clock, limits(), [1; 16]);
-        let failed = |error: io::Error| MoveError::Side(realize::algo::Side::Source, sim_error(&error));
+        let failed = |error: io::Error| MoveError::Side(realize::algo::Side::Source(0), sim_error(&error));
         let (source_dir, target_dir) = (DirId::new("source"), DirId::new("target"));
         roots.add("source", Path::new("/source"), false).await.map_err(failed)?;
         roots.add("target", Path::new("/target"), false).await.map_err(failed)?;

@@ -221,7 +221,7 @@ fn the_target_is_given_back_once_and_on_each_way_out() {
     let name = format!("target/.realize-token.{}.source", RunId([7; 16]));
     ends.target.create(name, b"of somebody, so it is not removed").unwrap();
     let (moved, way) = ends.move_all(Limits::default(), |_, _| {});
-    let stopped = Some(Stop::Move(MoveError::Nested(Nesting::SourceInside)));
+    let stopped = Some(Stop::Move(MoveError::Nested(None, Nesting::SourceInside)));
     assert_eq!((moved.unwrap().stopped, count(&way, "release")), (stopped, 1));
 }
 

@@ -101,9 +101,9 @@ impl Taken {
             let hello = flat(target.service.hello(calls::context(), SERVICE_VERSION, run)).await;
             hello.map_err(|error| MoveError::Side(Side::Target, error))
         };
-        let hellos_to_sources = try_join_all(sources.iter().map(|source| async {
+        let hellos_to_sources = try_join_all(sources.iter().enumerate().map(|(index, source)| async move {
             let hello = flat(source.service.hello(calls::context(), SERVICE_VERSION, run)).await;
-            hello.map_err(|error| MoveError::Side(Side::Source, error))
+            hello.map_err(|error| MoveError::Side(Side::Source(index), error))
         }));
         let claims = async {
             let source_claims = self.claim_sources(sources, options).await?;
@@ -132,7 +132,7 @@ impl Taken {
             if one_server {
                 let nesting = plan::nesting(&claim.places, &target_claim.places);
                 if sources[index].files.is_none() && nesting != Nesting::Apart {
-                    return Err(MoveError::Nested(nesting));
+                    return Err(MoveError::Nested(Some(index), nesting));
                 }
                 ground.same_dir[index] = nesting == Nesting::Same;
             }
@@ -152,7 +152,7 @@ impl Taken {
         options: &MoveOptions,
     ) -> Result<Vec<Claim>, MoveError> {
         let mut claims = Vec::with_capacity(sources.len());
-        for source in sources {
+        for (index, source) in sources.iter().enumerate() {
             let role = match &source.files {
                 _ if options.dry_run => Role::Looked,
                 Some(_) => Role::SourceOfFiles,
@@ -162,8 +162,8 @@ impl Taken {
             self.sources += 1;
             let claimed = flat(source.service.claim(calls::context(), source.dir.clone(), role)).await;
             claims.push(claimed.map_err(|error| match error {
-                ServiceError::Busy(holder) => MoveError::Locked(holder),
-                error => MoveError::Side(Side::Source, error),
+                ServiceError::Busy(holder) => MoveError::Locked(index, holder),
+                error => MoveError::Side(Side::Source(index), error),
             })?);
         }
         Ok(claims)

@@ -155,14 +155,14 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
         };
         let Source { service, dir, .. } = stream.source;
         let listed = flat(service.list(calls::context(), dir.clone(), cursor, self.restore)).await;
-        let listed = listed.map_err(|error| MoveError::Side(Side::Source, error))?;
+        let listed = listed.map_err(|error| MoveError::Side(Side::Source(index), error))?;
         if listed
             .tokens
             .iter()
             .any(|(_, token)| self.ground.is_target_token(token))
             || listed.entries.iter().any(|entry| self.ground.is_target_root(entry))
         {
-            return Err(MoveError::Nested(Nesting::TargetInside));
+            return Err(MoveError::Nested(Some(index), Nesting::TargetInside));
         }
         if listed
             .tokens
@@ -204,7 +204,7 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
         let paths = some.iter().map(|(_, from)| from.clone()).collect();
         let states = flat(service.stat(calls::context(), dir.clone(), paths, self.restore)).await;
         let states = states.and_then(|states| calls::check_count(states, some.len()));
-        let states = states.map_err(|error| MoveError::Side(Side::Source, error))?;
+        let states = states.map_err(|error| MoveError::Side(Side::Source(index), error))?;
         for ((to, _), state) in some.into_iter().zip(states) {
             match state {
                 Ok(Some(entry)) => stream.buffer.push_back((to, entry)),

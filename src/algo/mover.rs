@@ -366,7 +366,7 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
         // Single files may go to another name in their own directory, if that is sure to be what is met.
         let may_meet = dir.is_root() && self.ground.all_in_target();
         if !may_meet && swept.tokens.iter().any(|token| self.ground.is_source_token(token)) {
-            return Err(MoveError::Nested(Nesting::SourceInside));
+            return Err(MoveError::Nested(None, Nesting::SourceInside));
         }
         for leftover in swept.leftovers {
             if let Ok(path) = dir.join(&leftover) {

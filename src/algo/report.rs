@@ -14,8 +14,8 @@ use crate::{
 /// One end of a move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// Where files come from.
-    Source,
+    /// Where files come from: which of the sources.
+    Source(usize),
     /// Where they go.
     Target,
 }
@@ -23,7 +23,7 @@ pub enum Side {
 impl std::fmt::Display for Side {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Source => "source",
+            Self::Source(_) => "source",
             Self::Target => "target",
         })
     }
@@ -191,18 +191,29 @@ pub enum Stop {
 /// Why a move could not begin or go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MoveError {
-    /// Another run is moving the source; who that is.
-    #[error("the source is being moved by {0}")]
-    Locked(String),
-    /// One root is inside the other.
-    #[error("{}", nested_text(*.0))]
-    Nested(Nesting),
+    /// Another run is moving the source; which one, and who that is.
+    #[error("the source is being moved by {1}")]
+    Locked(usize, String),
+    /// One root is inside the other; which source, where that is known.
+    #[error("{}", nested_text(*.1))]
+    Nested(Option<usize>, Nesting),
     /// One of several sources is inside another.
     #[error("one source is inside another: name the outer one alone")]
     NestedSources,
     /// A call that everything depends on failed.
     #[error("at the {0}: {1}")]
     Side(Side, #[source] ServiceError),
+}
+
+impl MoveError {
+    /// Which of the sources it is about, where it is about one.
+    pub fn source_index(&self) -> Option<usize> {
+        match self {
+            Self::Locked(source, _) | Self::Side(Side::Source(source), _) => Some(*source),
+            Self::Nested(source, _) => *source,
+            Self::NestedSources | Self::Side(Side::Target, _) => None,
+        }
+    }
 }
 
 fn nested_text(nesting: Nesting) -> &'static str {

@@ -66,19 +66,27 @@ pub fn source_roots(
         }
     }
     for (path, inode) in &dirs {
-        if let Some((file_dir, _)) = files
-            .iter()
-            .find(|(dir, _)| inode_of(dir).is_ok_and(|other| other == *inode))
-        {
-            bail!(
-                "{} is moved whole: do not name a file in {} as well",
-                shown(path),
-                shown(file_dir)
-            );
+        for (other, _) in dirs.iter().filter(|(_, other)| other != inode) {
+            if is_within(other, *inode)? {
+                bail!(
+                    "the source {} is inside the source {}: name the outer one alone",
+                    shown(other),
+                    shown(path)
+                );
+            }
+        }
+        for file_dir in files.keys() {
+            if is_within(file_dir, *inode)? {
+                bail!(
+                    "{} is moved whole: do not name a file in {} as well",
+                    shown(path),
+                    shown(file_dir)
+                );
+            }
         }
         if let Some(target) = target
             && target.is_missing
-            && is_inside(&target.path, *inode)?
+            && is_within(&parent_of(&target.path), *inode)?
         {
             bail!(
                 "the target {} is inside the source {}",
@@ -102,11 +110,10 @@ fn inode_of(path: &Path) -> io::Result<(u64, u64)> {
     fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// Whether a directory that is still to be made at `path` would be inside the one that has this inode.
-fn is_inside(path: &Path, inode: (u64, u64)) -> Result<bool> {
-    let parent = parent_of(path);
-    let parent = fs::canonicalize(&parent).with_context(|| format!("cannot use {}", shown(&parent)))?;
-    Ok(parent
+/// Whether the directory at `path` is the one that has this inode, or below it.
+fn is_within(path: &Path, inode: (u64, u64)) -> Result<bool> {
+    let path = fs::canonicalize(path).with_context(|| format!("cannot use {}", shown(path)))?;
+    Ok(path
         .ancestors()
         .any(|dir| inode_of(dir).is_ok_and(|other| other == inode)))
 }
@@ -119,6 +126,12 @@ pub fn make_target(path: &Path) -> Result<()> {
         made => made.with_context(doing)?,
     }
     Ok(())
+}
+
+/// Removes the target directory that was made a moment ago, if it is empty.
+pub fn unmake_target(path: &Path) {
+    // It does no harm, so what can't be removed stays.
+    fs::remove_dir(path).ok();
 }
 
 /// Makes the name of the target directory durable, whoever made it: files in it are no safer than that. What can't be opened

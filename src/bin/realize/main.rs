@@ -119,11 +119,11 @@ async fn move_between(args: &Args, filter: Filter) -> Result<ExitCode> {
             code
         }
         Err((error, advice)) => {
-            ui.say(&advice.unwrap_or_else(|| explained(&error)));
+            ui.say(&advice.unwrap_or_else(|| error.to_string()));
             match error {
-                MoveError::Locked(_) => ExitCode::from(13),
+                MoveError::Locked(..) => ExitCode::from(13),
                 // What was named on the command line can't be.
-                MoveError::Nested(_) | MoveError::NestedSources | MoveError::Side(_, ServiceError::NotFound) => {
+                MoveError::Nested(..) | MoveError::NestedSources | MoveError::Side(_, ServiceError::NotFound) => {
                     ExitCode::from(2)
                 }
                 MoveError::Side(..) => ExitCode::from(1),
@@ -136,7 +136,7 @@ async fn move_between(args: &Args, filter: Filter) -> Result<ExitCode> {
 struct Tried {
     moved: Result<MoveReport, MoveError>,
     has_links: bool,
-    /// What to do, where it did not begin and that is known.
+    /// What to say where it did not begin.
     advice: Option<String>,
 }
 
@@ -157,7 +157,10 @@ async fn open_and_move(
     } else {
         Ok(())
     };
-    let advice = moved.as_ref().err().and_then(|error| ends.explain(error));
+    let advice = moved.as_ref().err().map(|error| ends.explain(error));
+    if moved.is_err() {
+        ends.unmake_target();
+    }
     ends.close(clock).await;
     entered?;
     Ok(Tried {
@@ -172,14 +175,6 @@ fn exit_code(report: &MoveReport) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(1)
-    }
-}
-
-fn explained(error: &MoveError) -> String {
-    match error {
-        MoveError::Locked(_) => format!("{error}; wait for it to end, or stop it"),
-        MoveError::Nested(_) => format!("{error}: nothing was moved from there; name directories that are apart"),
-        _ => error.to_string(),
     }
 }
 

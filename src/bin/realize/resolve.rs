@@ -61,8 +61,14 @@ pub struct Ends {
     pub target: Target<Service>,
     links: Links,
     entrances: Entrances,
-    /// Which of these are on other hosts.
-    remote: Vec<(Side, HostName, DirId)>,
+    /// How each source is called.
+    names: Vec<String>,
+    /// Which of the sources are on other hosts.
+    remote_sources: BTreeMap<usize, (HostName, DirId)>,
+    /// Where the target is, when that is another host.
+    remote_target: Option<(HostName, DirId)>,
+    /// The target, when it was made for this move.
+    made: Option<PathBuf>,
 }
 
 /// A source on the command line.
@@ -110,7 +116,11 @@ impl Ends {
             Goal::Remote(..) => None,
         };
         let roots = ends::source_roots(&local, renamed.as_ref(), local_target)?;
+        let made = local_target
+            .filter(|target| target.is_missing && !args.dry_run)
+            .map(|target| target.path.clone());
         let (service, dirs, target_dir) = serve_locally(args, clock, limits, &roots, local_target).await?;
+        let mut names: Vec<_> = roots.iter().map(|root| shown(&root.path)).collect();
         let mut sources: Vec<_> = roots
             .into_iter()
             .zip(dirs)
@@ -120,13 +130,15 @@ impl Ends {
                 files: root.files,
             })
             .collect();
-        let mut remote = Vec::new();
+        let mut remote_sources = BTreeMap::new();
         for given in given {
             if let Given::Remote(host, dir, file) = given {
-                remote.push((Side::Source, host.clone(), dir.clone()));
+                names.push(format!("{}::{}", host.host, Escaped(dir.name.as_bytes())));
+                remote_sources.insert(sources.len(), (host.clone(), dir.clone()));
                 sources.push(hosts.remote_source(&host, dir, file, renamed.as_ref())?);
             }
         }
+        let mut remote_target = None;
         let target = match goal {
             Goal::Local(_) => Target {
                 service,
@@ -134,7 +146,7 @@ impl Ends {
             },
             Goal::Remote(host, dir) => {
                 let service = hosts.client(&host)?;
-                remote.extend(dir.clone().map(|dir| (Side::Target, host, dir)));
+                remote_target = dir.clone().map(|dir| (host, dir));
                 Target { service, dir }
             }
         };
@@ -143,24 +155,45 @@ impl Ends {
             target,
             links: hosts.links,
             entrances: hosts.entrances,
-            remote,
+            names,
+            remote_sources,
+            remote_target,
+            made,
         })
     }
 
-    /// What to do about `error`, where it is about directories of other hosts.
-    pub fn explain(&self, error: &MoveError) -> Option<String> {
-        let MoveError::Side(side, error) = error else {
-            return None;
+    /// What is wrong with which end, and what to do about it.
+    pub fn explain(&self, error: &MoveError) -> String {
+        let source = error.source_index();
+        let end = match error {
+            MoveError::Side(Side::Target, _) => self.remote_target.as_ref(),
+            _ => source.and_then(|source| self.remote_sources.get(&source)),
         };
-        let mut concerned = self.remote.iter().filter(|(of, ..)| of == side);
-        // Which of several is not told.
-        let (Some((_, host, dir)), None) = (concerned.next(), concerned.next()) else {
-            return None;
+        match (error, end) {
+            (MoveError::Side(_, ServiceError::NotFound), Some((host, dir))) if dir.below.is_root() => {
+                return no_such_directory(host, &dir.name);
+            }
+            (MoveError::Side(_, error @ ServiceError::Denied(_)), Some((host, dir))) => {
+                return no_right(host, &dir.name, error);
+            }
+            _ => {}
+        }
+        let which = source
+            .and_then(|source| self.names.get(source))
+            .filter(|_| self.names.len() > 1);
+        let which = which.map_or(String::new(), |name| format!("{name}: "));
+        let way_out = match error {
+            MoveError::Locked(..) => "; wait for it to end, or stop it",
+            MoveError::Nested(..) => ": nothing was moved from there; name directories that are apart",
+            _ => "",
         };
-        match error {
-            ServiceError::NotFound if dir.below.is_root() => Some(no_such_directory(host, &dir.name)),
-            ServiceError::Denied(_) => Some(no_right(host, &dir.name, error)),
-            _ => None,
+        format!("{which}{error}{way_out}")
+    }
+
+    /// Removes the target again that was made for a move that did not begin.
+    pub fn unmake_target(&self) {
+        if let Some(path) = &self.made {
+            ends::unmake_target(path);
         }
     }
 
