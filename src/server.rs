@@ -391,7 +391,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         if with_data && total_bytes > 2 * self.limits().batch_bytes {
             return Err(ServiceError::BadRequest("too much for one answer".into()));
         }
-        let wall = self.clock().wall();
+        let (wall, store) = (self.clock().wall(), store.for_batch());
         let read = move |wanted: FileRef| {
             let store = store.clone();
             async move {
@@ -457,6 +457,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         paths: Vec<RelPath>,
     ) -> Answer<Vec<Answer<()>>> {
         let durable = self.durable(&store, arrived, &paths).await;
+        let store = store.for_batch();
         let prove = move |(durable, path): (Answer<Ours>, RelPath)| {
             let store = store.clone();
             async move { store.prove_there(&path, &durable?).await }
@@ -723,7 +724,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         let paths: Vec<_> = files.iter().map(|file| file.path.clone()).collect();
         let (names_per_job, syncs_per_job) = (self.limits().job_files, self.limits().job_syncs);
         let prepare = {
-            let store = store.clone();
+            let store = store.for_batch();
             move |file: NewFile| {
                 let (store, may_replace) = (store.clone(), may_replace.clone());
                 async move {
@@ -761,7 +762,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         let store = self.store(&dir, Right::Write)?;
         let paths: Vec<_> = files.iter().map(|same| same.file.path.clone()).collect();
         let settle = {
-            let store = store.clone();
+            let store = store.for_batch();
             move |same: Same| {
                 let store = store.clone();
                 async move { store.settle(&same).await }
@@ -858,7 +859,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     }
 
     async fn delete(self, _: Context, dir: DirId, files: Vec<Delete>) -> Answer<Vec<Answer<()>>> {
-        let store = self.store(&dir, Right::Delete)?;
+        let store = self.store(&dir, Right::Delete)?.for_batch();
         let files: Vec<_> = files
             .into_iter()
             .map(|file| (self.find_source(file.handle, Right::Delete), file))

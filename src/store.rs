@@ -43,12 +43,17 @@ use crate::{
 /// A root. Cheap to clone; clones are the same one.
 pub struct Store<F: Fs> {
     inner: Arc<Inner<F>>,
+    /// Of a batch alone: the directory that was walked to last.
+    last_dir: Option<Arc<LastDir<F>>>,
 }
+
+type LastDir<F> = Mutex<Option<(RelPath, <F as Fs>::Dir)>>;
 
 impl<F: Fs> Clone for Store<F> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
+            last_dir: self.last_dir.clone(),
         }
     }
 }
@@ -92,6 +97,7 @@ impl<F: Fs> Store<F> {
                 ignores_case: AtomicBool::new(false),
                 owner: OnceLock::new(),
             }),
+            last_dir: None,
         }
     }
 
@@ -117,7 +123,10 @@ impl<F: Fs> Store<F> {
             return Err(ServiceError::Internal);
         };
         inner.failed_sync = self.inner.failed_sync.clone();
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self {
+            inner: Arc::new(inner),
+            last_dir: None,
+        })
     }
 
     /// Claims the root for `run`.
@@ -410,7 +419,25 @@ impl<F: Fs> Store<F> {
         {
             return Err(ServiceError::BadRequest("a name that realize keeps for itself".into()));
         }
-        Ok((self.open_dir(&parent).await?, name))
+        let Some(last_dir) = &self.last_dir else {
+            return Ok((self.open_dir(&parent).await?, name));
+        };
+        // Nothing panics while it is held.
+        let last = || last_dir.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, dir)) = last().as_ref().filter(|(path, _)| *path == parent) {
+            return Ok((dir.clone(), name));
+        }
+        let dir = self.open_dir(&parent).await?;
+        *last() = Some((parent, dir.clone()));
+        Ok((dir, name))
+    }
+
+    /// The same store for one step of a batch, which walks once to each directory it comes to.
+    pub fn for_batch(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            last_dir: Some(Arc::default()),
+        }
     }
 
     async fn make_token(&self, token: Name) -> Answer<(Option<Name>, Option<F::File>)> {

@@ -378,11 +378,11 @@ fn a_source_replaced_while_a_link_stands_for_its_rename_is_not_unlinked() {
         let source = source.clone();
         move |machine: &Machine| machine.disk(SOURCE).replace(source.as_bytes(), b"theirs").unwrap()
     };
-    // Looked at in the listing, when it is opened, and once it is linked.
+    // Looked at in the listing, and once it is linked.
     let at = At::Call {
         op: Op::Stat,
         path: Some(source.clone()),
-        nth: 2,
+        nth: 1,
     };
     world.machine.inject(act(at, theirs));
     let ended = world.move_all();

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     digest::{CHUNK_BYTES, ChunkHash, FileHasher, NotTaken, chunk_count, chunk_len, hash_chunk},
-    fs::{Dir, File, Fs, Lock, read_full, write_all},
+    fs::{Dir, File, Fs, Lock, Metadata, read_full, write_all},
     model::{Digest, Name, RelPath, Version},
     planted::{Bug, planted},
     service::{Answer, Finish, ServiceError},
@@ -259,7 +259,8 @@ impl<F: Fs> Store<F> {
         self.ensure_safe()?;
         let (dir, name) = self.parent_of(path).await?;
         let part = names::partial(&name);
-        let (file, found_len) = self.take_partial(&dir, &part, true).await?;
+        let (file, found) = self.take_partial(&dir, &part, true).await?;
+        let found_len = found.size;
         if found_len > size {
             file.set_len(size).await.map_err(|e| ServiceError::io("cut", &e))?;
         }
@@ -297,7 +298,7 @@ impl<F: Fs> Store<F> {
         let found = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?.version;
         let is_held = held.is_some_and(|held| held.is_same_inode(&found));
         // Locked until it is gone.
-        if is_held || lock_named(dir, &part, &file).await? == Locked::Yes {
+        if is_held || matches!(lock_named(dir, &part, &file).await?, Locked::Yes(_)) {
             ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))?;
         }
         Ok(())
@@ -319,9 +320,8 @@ impl<F: Fs> Store<F> {
         Ok(*self.inner.owner.get_or_init(|| uid))
     }
 
-    /// Takes the partial `part` for this handle alone: made new, or with `resume` the one that is there. How
-    /// many bytes it has.
-    pub(super) async fn take_partial(&self, dir: &F::Dir, part: &Name, resume: bool) -> Answer<(F::File, u64)> {
+    /// Takes the partial `part` for this handle alone: made new, or with `resume` the one that is there.
+    pub(super) async fn take_partial(&self, dir: &F::Dir, part: &Name, resume: bool) -> Answer<(F::File, Version)> {
         for _ in 0..OPEN_TRIES {
             let (file, is_new) = match dir.create(part).await {
                 Ok(file) => (file, true),
@@ -339,16 +339,15 @@ impl<F: Fs> Store<F> {
                 },
                 Err(error) => return Err(ServiceError::io("make a file", &error)),
             };
-            match lock_named(dir, part, &file).await? {
-                Locked::Yes => {}
+            let found = match lock_named(dir, part, &file).await? {
+                Locked::Yes(found) => found,
                 Locked::ByOther => return Err(ServiceError::Busy("another run is writing this file".into())),
                 // Its last holder published or removed it.
                 Locked::NotNamed => continue,
-            }
-            let metadata = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
+            };
             // What somebody else made they may have open for writing.
-            if is_new || (resume && metadata.links == 1 && metadata.uid == self.owner(dir, part).await?) {
-                return Ok((file, metadata.version.size));
+            if is_new || (resume && found.links == 1 && found.uid == self.owner(dir, part).await?) {
+                return Ok((file, found.version));
             }
             // Somebody's, or of no use: this name alone goes.
             ignore_missing(dir.unlink(part).await).map_err(|e| ServiceError::io("remove", &e))?;
@@ -358,10 +357,9 @@ impl<F: Fs> Store<F> {
 }
 
 /// What came of locking a partial.
-#[derive(PartialEq, Eq)]
 pub(super) enum Locked {
     /// It is ours alone, and still has its name.
-    Yes,
+    Yes(Metadata),
     /// Another run has it.
     ByOther,
     /// It has lost its name since it was opened.
@@ -376,9 +374,9 @@ pub(super) async fn lock_named<D: Dir>(dir: &D, part: &Name, file: &D::File) -> 
         }
         return Err(ServiceError::io("lock the partial", &error));
     }
-    let version = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?.version;
-    Ok(if is_ours(dir, part, &Ours::Inode(version)).await? {
-        Locked::Yes
+    let found = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
+    Ok(if is_ours(dir, part, &Ours::Inode(found.version)).await? {
+        Locked::Yes(found)
     } else {
         Locked::NotNamed
     })
@@ -391,17 +389,10 @@ async fn make_writable<D: Dir>(dir: &D, part: &Name) -> Answer<()> {
         return Err(ServiceError::Leftover(part.clone()));
     };
     match lock_named(dir, part, &file).await? {
-        Locked::Yes => {
-            let mtime = file
-                .metadata()
-                .await
-                .map_err(|e| ServiceError::io("stat", &e))?
-                .version
-                .mtime;
-            file.set_meta(0o600, mtime)
-                .await
-                .map_err(|e| ServiceError::io("set the mode of", &e))
-        }
+        Locked::Yes(found) => file
+            .set_meta(0o600, found.version.mtime)
+            .await
+            .map_err(|e| ServiceError::io("set the mode of", &e)),
         Locked::ByOther => Err(ServiceError::Busy("another run is writing this file".into())),
         Locked::NotNamed => Ok(()),
     }

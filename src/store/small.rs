@@ -22,13 +22,9 @@ pub struct Prepared<F: Fs> {
     dir: F::Dir,
     name: Name,
     part: Name,
-    state: PreparedState<F>,
-}
-
-enum PreparedState<F: Fs> {
-    /// Held open up to its sync, so that no failed write-back goes unseen, and locked.
-    File(F::File),
-    Link,
+    ours: Ours,
+    /// Held open up to its sync, so that no failed write-back goes unseen, and locked. `None` for a link.
+    file: Option<F::File>,
 }
 
 impl<F: Fs> Store<F> {
@@ -37,17 +33,17 @@ impl<F: Fs> Store<F> {
     pub async fn prepare(&self, new: NewFile) -> Answer<Prepared<F>> {
         self.ensure_safe()?;
         let (dir, name) = self.parent_of(&new.path).await?;
-        let (part, state) = match &new.content {
+        let (part, ours, file) = match &new.content {
             Content::File { data, digest } => {
                 let part = names::partial(&name);
-                let file = self.prepare_file(&dir, &part, &new, data, *digest).await?;
-                (part, PreparedState::File(file))
+                let (file, ours) = self.prepare_file(&dir, &part, &new, data, *digest).await?;
+                (part, ours, Some(file))
             }
             Content::Symlink(text) => {
                 let part = names::link_partial(&name);
                 self.remove_partial(&dir, &name, None).await?;
                 prepare_link(&dir, &part, text, new.meta.mtime).await?;
-                (part, PreparedState::Link)
+                (part, Ours::Link(text.clone()), None)
             }
         };
         Ok(Prepared {
@@ -55,7 +51,8 @@ impl<F: Fs> Store<F> {
             dir,
             name,
             part,
-            state,
+            ours,
+            file,
         })
     }
 
@@ -66,14 +63,15 @@ impl<F: Fs> Store<F> {
         new: &NewFile,
         data: &Bytes,
         wanted: Digest,
-    ) -> Answer<F::File> {
+    ) -> Answer<(F::File, Ours)> {
         if data.len() as u64 > self.inner.limits.small_file_bytes {
             return Err(ServiceError::BadRequest("too large to be put whole".into()));
         }
         if digest(data) != wanted && !planted(Bug::SkipDigest) {
             return Err(ServiceError::DigestMismatch);
         }
-        let (file, _) = self.take_partial(dir, part, false).await?;
+        let (file, version) = self.take_partial(dir, part, false).await?;
+        let ours = Ours::Inode(version);
         let written = async {
             write_all(&file, 0, data)
                 .await
@@ -83,19 +81,19 @@ impl<F: Fs> Store<F> {
         };
         let written = written.await;
         if written.is_err() {
-            remove_ours(dir, part, &inode(&file).await?).await;
+            remove_ours(dir, part, &ours).await;
         }
-        written.map(|()| file)
+        written.map(|()| (file, ours))
     }
 
     /// The second step: its content is durable. (A link's is with its name.)
     pub async fn sync_prepared(&self, prepared: Prepared<F>) -> Answer<Prepared<F>> {
-        if let PreparedState::File(file) = &prepared.state
+        if let Some(file) = &prepared.file
             && !planted(Bug::DeleteBeforeSync)
         {
             let synced = file.sync().await.map_err(|e| self.sync_failed("sync", &e));
             if synced.is_err() {
-                remove_ours(&prepared.dir, &prepared.part, &inode(file).await?).await;
+                remove_ours(&prepared.dir, &prepared.part, &prepared.ours).await;
             }
             synced?;
         }
@@ -111,24 +109,20 @@ impl<F: Fs> Store<F> {
             dir,
             name,
             part,
-            state,
-        } = &prepared;
-        let ours = match (state, &new.content) {
-            (PreparedState::File(file), _) => inode(file).await?,
-            (_, Content::Symlink(text)) => Ours::Link(text.clone()),
-            (_, Content::File { .. }) => return Err(ServiceError::Internal),
-        };
+            ours,
+            file: _held,
+        } = prepared;
         if planted(Bug::AcknowledgeBeforeRename) {
             return Ok(ours);
         }
-        let published = self.publish(dir, part, name, new.expected, &ours).await;
+        let published = self.publish(&dir, &part, &name, new.expected, &ours).await;
         if published.is_err() {
-            remove_ours(dir, part, &ours).await;
+            remove_ours(&dir, &part, &ours).await;
         }
         match (published, &new.content) {
             // Put again after the answer to the first time was lost?
             (Err(ServiceError::Changed), Content::File { digest, .. }) => {
-                self.settle_if_equal(dir, &new.path, name, *digest, new.meta).await
+                self.settle_if_equal(&dir, &new.path, &name, *digest, new.meta).await
             }
             (published, _) => published.map(|()| ours),
         }
@@ -153,9 +147,4 @@ async fn prepare_link<D: Dir>(dir: &D, part: &Name, text: &Bytes, mtime: Timesta
         remove_ours(dir, part, &Ours::Link(text.clone())).await;
     }
     timed.map_err(|e| ServiceError::io("set times", &e))
-}
-
-async fn inode(file: &impl File) -> Answer<Ours> {
-    let metadata = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
-    Ok(Ours::Inode(metadata.version))
 }

@@ -9,7 +9,7 @@ use super::{Store, ignore_missing, is_any, is_unsupported, names};
 use crate::{
     digest::{CHUNK_BYTES, ChunkHash, FileHasher, chunk_count, chunk_len, digest, hash_chunk},
     fs::{Dir, File, Fs, Lock, Metadata, Rename, read_full},
-    model::{Digest, Kind, Name, RelPath, Timestamp, Uncarried, Version},
+    model::{Digest, Name, RelPath, Timestamp, Uncarried, Version},
     planted::{Bug, planted},
     service::{Answer, Chunk, Content, FileRef, ServiceError},
 };
@@ -113,14 +113,14 @@ impl<F: Fs> SourceFile<F> {
 
     async fn read_whole(&self) -> Answer<Vec<u8>> {
         let size = self.version.size as usize;
-        let mut data = vec![0; size + 1];
+        // Whether it has grown the proof below tells.
+        let mut data = vec![0; size];
         let read = read_full(&self.file, 0, &mut data)
             .await
             .map_err(|e| ServiceError::io("read", &e))?;
         if read != size {
             return Err(ServiceError::Changed);
         }
-        data.truncate(size);
         self.prove_still().await?;
         Ok(data)
     }
@@ -238,27 +238,15 @@ impl<F: Fs> Store<F> {
     /// changed lately is `Busy`.
     pub async fn open_source(&self, wanted: &FileRef, wall: Timestamp) -> Answer<Source<F>> {
         let (dir, name) = self.parent_of(&wanted.path).await?;
-        let metadata = dir.stat(&name).await.map_err(|e| ServiceError::io("stat", &e))?;
-        if !metadata.version.same_but_ctime(&wanted.version) {
-            return Err(ServiceError::Changed);
-        }
-        if metadata.kind == Kind::Symlink {
-            let text = dir
-                .readlink(&name)
-                .await
-                .map_err(|e| ServiceError::io("read the link", &e))?
-                .into();
-            return Ok(Source::Link {
-                path: wanted.path.clone(),
-                version: metadata.version,
-                text,
-            });
-        }
-        let file = dir.open(&name).await.map_err(|error| match error.kind() {
+        let file = match dir.open(&name).await {
+            Ok(file) => file,
+            Err(error) if is_any(&error, &[Errno::LOOP]) => return read_link(&dir, &name, wanted).await,
             // Under somebody else's lease.
-            io::ErrorKind::WouldBlock => being_written(),
-            _ => ServiceError::io("open", &error),
-        })?;
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(being_written()),
+            // It was listed as a file.
+            Err(error) if is_any(&error, &[Errno::INVAL, Errno::ISDIR]) => return Err(ServiceError::Changed),
+            Err(error) => return Err(ServiceError::io("open", &error)),
+        };
         match file.try_lock(Lock::Shared).await {
             Err(error) if is_any(&error, &[Errno::AGAIN]) => return Err(locked_elsewhere()),
             // Where there are no locks the law rests on the versions alone: see "What is left" in docs/design.md.
@@ -378,6 +366,19 @@ impl<F: Fs> Store<F> {
             },
         }
     }
+}
+
+async fn read_link<F: Fs>(dir: &F::Dir, name: &Name, wanted: &FileRef) -> Answer<Source<F>> {
+    let Metadata { version, .. } = dir.stat(name).await.map_err(|e| ServiceError::io("stat", &e))?;
+    if !version.same_but_ctime(&wanted.version) {
+        return Err(ServiceError::Changed);
+    }
+    let text = dir.readlink(name).await;
+    Ok(Source::Link {
+        path: wanted.path.clone(),
+        version,
+        text: text.map_err(|e| ServiceError::io("read the link", &e))?.into(),
+    })
 }
 
 /// How often a directory for long names that another job removes meanwhile is made again.

@@ -124,7 +124,7 @@ impl<F: Fs> Store<F> {
             let Ok(metadata) = file.metadata().await else { continue };
             // The ctime: the mtime may be the source's already.
             let is_old = is_older(metadata.version.ctime, self.inner.limits.orphan_age, wall);
-            if is_old && lock_named(&dir, &name, &file).await? == Locked::Yes {
+            if is_old && matches!(lock_named(&dir, &name, &file).await?, Locked::Yes(_)) {
                 ignore_missing(dir.unlink(&name).await).map_err(|e| ServiceError::io("remove", &e))?;
                 removed += 1;
             }

@@ -262,7 +262,9 @@ pub fn way_out(why: &Why) -> Option<&'static str> {
                     "run as its owner or as root, or make it readable and its directory writable with chmod",
                     "make the directory writable for the user that runs realize, by chmod or chown",
                 ),
-                Errno::NOSPC | Errno::DQUOT => Some("free some space at the target"),
+                Errno::NOSPC | Errno::DQUOT => {
+                    Some("free some space at the target; what has arrived of it waits there for the next run")
+                }
                 Errno::ROFS => Some("remount it for writing"),
                 Errno::IO => Some("the disk failed; look at the kernel's log"),
                 Errno::NAMETOOLONG => Some("the target's file system takes only shorter names; rename it"),
