@@ -14,7 +14,7 @@ pub struct Limits {
     /// How many batches are under way at once: enough that reading, syncing and deleting overlap.
     pub batches_in_flight: usize,
     /// How many small files one job reads, writes, renames or deletes. Names of one directory are changed one at a time
-    /// whatever we do, and threads that wait for it spin: few jobs are faster than many.
+    /// whatever we do, and threads that wait for it spin: one job a batch is faster than several.
     pub job_files: usize,
     /// How many small files one job syncs: those of one batch should wait for the disk together.
     pub job_syncs: usize,
@@ -56,9 +56,9 @@ impl Default for Limits {
         Self {
             small_file_bytes: 64 << 10,
             batch_bytes: 1 << 20,
-            batch_files: 256,
-            batches_in_flight: 4,
-            job_files: 64,
+            batch_files: 128,
+            batches_in_flight: 8,
+            job_files: 128,
             job_syncs: 16,
             dirs_per_batch: 64,
             files_in_flight: 8,

@@ -623,7 +623,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         restore: bool,
     ) -> Answer<Vec<Answer<Option<Entry>>>> {
         const STATS_PER_JOB: usize = 256;
-        let store = self.store(&dir, Right::Look)?;
+        let store = self.store(&dir, Right::Look)?.for_batch();
         let stat = move |path: RelPath| {
             let store = store.clone();
             async move { store.stat(&path, restore).await }

@@ -207,18 +207,16 @@ impl<F: Fs> Store<F> {
         let Some((parent, name)) = path.split() else {
             return Err(ServiceError::BadRequest("the root has no entry".into()));
         };
-        let found = match self.inner.root.open_dir(&parent).await {
-            Ok(dir) => {
-                if restore {
-                    // Usually there is none; and what does not go back is found by the next listing.
-                    listing::restore(&dir, &name).await.ok();
-                }
-                dir.stat(&name).await.map(|metadata| (dir, metadata))
-            }
-            Err(error) => Err(error),
+        let dir = match self.walk_to(parent).await {
+            Err(ServiceError::NotFound) => return Ok(None),
+            walked => walked?,
         };
-        match found {
-            Ok((dir, metadata)) => {
+        if restore {
+            // Usually there is none; and what does not go back is found by the next listing.
+            listing::restore(&dir, &name).await.ok();
+        }
+        match dir.stat(&name).await {
+            Ok(metadata) => {
                 self.prove_spelling(&dir, &name, &metadata).await?;
                 Ok(Some(entry(path.clone(), &dir, &name, metadata).await))
             }
@@ -419,17 +417,22 @@ impl<F: Fs> Store<F> {
         {
             return Err(ServiceError::BadRequest("a name that realize keeps for itself".into()));
         }
+        Ok((self.walk_to(parent).await?, name))
+    }
+
+    /// The directory at `path`; within a batch as it was when the batch came to it.
+    async fn walk_to(&self, path: RelPath) -> Answer<F::Dir> {
         let Some(last_dir) = &self.last_dir else {
-            return Ok((self.open_dir(&parent).await?, name));
+            return self.open_dir(&path).await;
         };
         // Nothing panics while it is held.
         let last = || last_dir.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, dir)) = last().as_ref().filter(|(path, _)| *path == parent) {
-            return Ok((dir.clone(), name));
+        if let Some((_, dir)) = last().as_ref().filter(|(last, _)| *last == path) {
+            return Ok(dir.clone());
         }
-        let dir = self.open_dir(&parent).await?;
-        *last() = Some((parent, dir.clone()));
-        Ok((dir, name))
+        let dir = self.open_dir(&path).await?;
+        *last() = Some((path, dir.clone()));
+        Ok(dir)
     }
 
     /// The same store for one step of a batch, which walks once to each directory it comes to.
