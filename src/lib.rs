@@ -4,6 +4,7 @@
 //! the final name. `docs/design.md` tells how and why. A module uses only what stands above it here.
 
 pub mod limits;
+pub mod memory;
 pub mod model;
 pub mod planted;
 

@@ -16,6 +16,7 @@ use realize::{
     filter::Filter,
     fs::os::raise_open_files,
     limits::Limits,
+    memory::tune_allocator,
     service::{RunId, ServiceError},
 };
 
@@ -36,6 +37,7 @@ const OPEN_FILES_WANTED: u64 = 4096;
 const TRIES_WITHOUT_PROGRESS: u32 = 5;
 
 fn main() -> ExitCode {
+    tune_allocator();
     let (args, rules) = Args::read();
     match run(args, &rules) {
         Ok(code) => code,

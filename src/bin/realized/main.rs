@@ -33,6 +33,7 @@ struct Args {
 const BLOCKING_THREADS: usize = 32;
 
 fn main() -> ExitCode {
+    realize::memory::tune_allocator();
     let args = Args::parse();
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
