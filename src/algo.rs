@@ -19,10 +19,13 @@ mod report;
 mod small;
 mod work;
 
-use std::cell::{Cell, RefCell};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeSet,
+};
 
 use tarpc::client::stub::Stub;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 pub use self::report::{Event, Failure, How, MoveError, MoveReport, Side, Stop, Why, is_unanswered};
 use self::{
@@ -121,6 +124,10 @@ struct Shared<'a, S, T> {
     window: Semaphore,
     /// How many large files are being sent: they share the window.
     sending: Cell<u64>,
+    /// Whether directories are being made at the target.
+    making: watch::Sender<bool>,
+    /// Those that could not be made.
+    unmade: RefCell<BTreeSet<RelPath>>,
 }
 
 /// One file or link on its way.
@@ -165,6 +172,8 @@ impl<'a, S, T> Shared<'a, S, T> {
             notices,
             window,
             sending: Cell::new(0),
+            making: watch::Sender::new(false),
+            unmade: RefCell::default(),
         }
     }
 }

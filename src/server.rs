@@ -96,6 +96,8 @@ impl<F: Fs, C: Clock> Clone for RealizeServer<F, C> {
 struct Session<F: Fs, C: Clock> {
     roots: Arc<Roots<F, C>>,
     access: Arc<dyn Access>,
+    /// Held while directories are made: files that came behind them wait for it.
+    making_dirs: tokio::sync::Mutex<()>,
     state: Mutex<State<F>>,
 }
 
@@ -182,6 +184,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
             session: Arc::new(Session {
                 roots,
                 access,
+                making_dirs: tokio::sync::Mutex::default(),
                 state: Mutex::new(state),
             }),
         }
@@ -718,6 +721,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     }
 
     async fn put(self, _: Context, dir: DirId, files: Vec<NewFile>) -> Answer<Vec<Answer<()>>> {
+        drop(self.session.making_dirs.lock().await);
         let store = self.store(&dir, Right::Write)?;
         let may_replace = self.allow(&dir, Right::Replace);
         self.check_count(files.len(), self.limits().batch_files)?;
@@ -829,6 +833,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     }
 
     async fn make_dirs(self, _: Context, dir: DirId, dirs: Vec<DirMeta>) -> Answer<Vec<Answer<()>>> {
+        let _making = self.session.making_dirs.lock().await;
         let store = self.store(&dir, Right::Write)?;
         let one_job = dirs.len().max(1);
         // One job: a directory comes before what is below it.

@@ -221,6 +221,31 @@ fn a_target_that_cannot_be_written_to_loses_no_source() {
 }
 
 #[test]
+fn what_belongs_in_a_directory_that_cannot_be_made_stays_and_the_rest_moves() {
+    for ends in Ends::of_both_kinds() {
+        fs::create_dir_all(ends.source.join("closed/new/below")).unwrap();
+        fs::write(ends.source.join("closed/new/file"), "text").unwrap();
+        fs::write(ends.source.join("closed/new/below/large"), vec![1; 1 << 20]).unwrap();
+        fs::create_dir(ends.source.join("open")).unwrap();
+        fs::write(ends.source.join("open/file"), "text").unwrap();
+        fs::create_dir(ends.target.join("closed")).unwrap();
+        ends.give_to_nobody();
+        mode(&ends.target.join("closed"), 0o555);
+        let closed = Manifest::of(&ends.source).retain(|path, _| path.starts_with(b"closed"));
+        let outcome = ends.run().unprivileged().run().expect_code(1);
+        assert_stays(&outcome, "closed/new", "Permission denied");
+        for name in ["closed/new/file", "closed/new/below", "closed/new/below/large"] {
+            assert_stays(&outcome, name, "its directory could not be made");
+        }
+        closed.assert_same(&Manifest::of(&ends.source), "before and after");
+        assert_eq!(read(ends.target.join("open/file")), "text");
+        mode(&ends.target.join("closed"), 0o755);
+        ends.run().unprivileged().run().expect_code(0);
+        assert!(ends.target.join("closed/new/below/large").exists());
+    }
+}
+
+#[test]
 fn a_file_that_somebody_has_open_for_writing_stays_until_it_is_closed() {
     for ends in Ends::of_both_kinds() {
         let (small, large) = (ends.source.join("small"), ends.source.join("large"));

@@ -6,8 +6,8 @@ use super::{
 };
 use crate::{
     model::RelPath,
-    plan::Outcome,
-    service::{DirMeta, Meta},
+    plan::{Outcome, Reason},
+    service::{DirMeta, Meta, ServiceError},
 };
 
 /// A directory to be finished.
@@ -28,11 +28,54 @@ pub struct DirJob {
 }
 
 impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
+    /// Makes directories at the target. What belongs below one that could not be made stays.
+    pub(super) async fn make_dirs(&self, dirs: Vec<DirMeta>) {
+        let paths: Vec<_> = dirs.iter().map(|dir| dir.path.clone()).collect();
+        let made = match self.target.dir.clone() {
+            Some(target) => flat(self.target.service.make_dirs(calls::context(), target, dirs)).await,
+            None => Err(ServiceError::NotFound),
+        };
+        let count = paths.len();
+        for (path, made) in paths.into_iter().zip(calls::for_each(made, count)) {
+            if let Err(error) = made {
+                self.leave(&path, self.refused_at_target(&path, error));
+                self.unmade.borrow_mut().insert(path);
+            }
+        }
+        self.making.send_replace(false);
+    }
+
+    /// Waits until the directories being made are there, or known to fail.
+    pub(super) async fn dirs_made(&self) {
+        // The other end is in `self`: it is never closed.
+        self.making.subscribe().wait_for(|making| !making).await.ok();
+    }
+
+    /// Whether `path` is in a directory of the target that could not be made.
+    pub(super) fn is_below_unmade(&self, path: &RelPath) -> bool {
+        let unmade = self.unmade.borrow();
+        !unmade.is_empty() && std::iter::successors(path.parent(), RelPath::parent).any(|dir| unmade.contains(&dir))
+    }
+
+    /// Why the target did not take what was to go to `path`.
+    pub(super) fn refused_at_target(&self, path: &RelPath, error: ServiceError) -> Why {
+        if self.is_below_unmade(path) {
+            Reason::DirFailed.into()
+        } else {
+            Why::Target(error)
+        }
+    }
+
     /// Gives directories of the target their mode and mtime, then removes those of the source.
     pub(super) async fn finish_dirs(&self, dirs: Vec<DirJob>) -> Vec<(RelPath, Outcome)> {
         let Some(target_dir) = self.target.dir.clone() else {
             return Vec::new();
         };
+        self.dirs_made().await;
+        let (dirs, unmade): (Vec<_>, Vec<_>) = dirs
+            .into_iter()
+            .partition(|dir| !self.unmade.borrow().contains(&dir.to));
+        let mut outcomes: Vec<_> = unmade.into_iter().map(|dir| (dir.to, Outcome::Stays)).collect();
         for dir in dirs.iter().filter(|dir| dir.has_partials) {
             self.remove_orphans(&dir.to).await;
         }
@@ -45,7 +88,6 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
             })
             .collect();
         let finished = flat(self.target.service.finish_dirs(calls::context(), target_dir, metas)).await;
-        let mut outcomes = Vec::with_capacity(dirs.len());
         let mut removable = vec![Vec::new(); self.sources.len()];
         for (dir, finished) in dirs.iter().zip(calls::for_each(finished, dirs.len())) {
             match finished {

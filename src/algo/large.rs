@@ -128,11 +128,13 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
 
     async fn open_target(&self, item: &Item, open_for: OpenFor) -> Result<(Handle, u64), Why> {
         let dir = self.target.dir.clone().ok_or(Why::Target(ServiceError::NotFound))?;
+        self.dirs_made().await;
         let opened = self
             .target
             .service
             .open(calls::context(), dir, item.to.clone(), open_for);
-        let opened = flat(opened).await.map_err(Why::Target)?;
+        let opened = flat(opened).await;
+        let opened = opened.map_err(|error| self.refused_at_target(&item.to, error))?;
         Ok((opened.held.handle, opened.len))
     }
 

@@ -141,7 +141,7 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
             .map(|(found, state)| self.decide(found, state))
             .collect();
         self.sweep_existing(&found, &steps).await?;
-        let mut failed_dirs = self.make_dirs(&found, &steps).await?;
+        self.make_dirs(&found, &steps).await;
         let known: Vec<_> = self
             .troubles
             .keys()
@@ -160,22 +160,20 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
                 self.work.tree.keeps(&found.to);
                 continue;
             }
-            if self.refused.as_ref().is_some_and(|dir| found.to.is_within(dir)) {
+            let is_refused = self.refused.as_ref().is_some_and(|dir| found.to.is_within(dir));
+            if is_refused || self.work.shared.is_below_unmade(&found.to) {
                 self.refuse(found, Reason::DirFailed.into());
                 continue;
             }
             match step {
-                Ok(Step::MakeDir | Step::EnterDir) => match failed_dirs.remove(&found.to) {
-                    Some(error) => self.refuse(found, Why::Target(error)),
-                    None => {
-                        let path = found.to.clone();
-                        if step == Ok(Step::MakeDir) && !self.is_known_absent(&path) {
-                            self.empty = Some(path.clone());
-                        }
-                        self.enter_dir(found);
-                        self.say_troubles(&path);
+                Ok(Step::MakeDir | Step::EnterDir) => {
+                    let path = found.to.clone();
+                    if step == Ok(Step::MakeDir) && !self.is_known_absent(&path) {
+                        self.empty = Some(path.clone());
                     }
-                },
+                    self.enter_dir(found);
+                    self.say_troubles(&path);
+                }
                 Ok(Step::Leave(reason)) => self.refuse(found, reason.into()),
                 Err(error) => self.refuse(found, Why::Target(error)),
                 Ok(Step::Copy(expected)) => self.queue(found, expected, false).await,
@@ -295,12 +293,8 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
         self.empty.as_ref().is_some_and(|dir| path.is_within(dir))
     }
 
-    /// Makes the directories that the target has not; those that could not be made.
-    async fn make_dirs(
-        &mut self,
-        found: &[Found],
-        steps: &[Answer<Step>],
-    ) -> Result<BTreeMap<RelPath, ServiceError>, MoveError> {
+    /// Begins to make the directories that the target has not, once those of the page before are made.
+    async fn make_dirs(&mut self, found: &[Found], steps: &[Answer<Step>]) {
         let new = found.iter().zip(steps).filter(|(_, step)| **step == Ok(Step::MakeDir));
         let dir_meta = |found: &Found| {
             Some(DirMeta {
@@ -310,26 +304,11 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
             })
         };
         let dirs: Vec<_> = new.filter_map(|(found, _)| dir_meta(found)).collect();
-        let paths: Vec<_> = dirs.iter().map(|dir| dir.path.clone()).collect();
-        let target = self.work.shared.target;
-        let Some(dir) = target
-            .dir
-            .clone()
-            .filter(|_| !paths.is_empty() && !self.work.shared.options.dry_run)
-        else {
-            return Ok(BTreeMap::new());
-        };
-        let made = self
-            .work
-            .run_while(flat(target.service.make_dirs(calls::context(), dir, dirs)))
-            .await;
-        let made = made.and_then(|made| calls::check_count(made, paths.len()));
-        let made = made.map_err(|error| MoveError::Side(Side::Target, error))?;
-        Ok(paths
-            .into_iter()
-            .zip(made)
-            .filter_map(|(path, made)| Some((path, made.err()?)))
-            .collect())
+        let shared = self.work.shared.clone();
+        if !dirs.is_empty() && !shared.options.dry_run {
+            self.work.run_while(shared.dirs_made()).await;
+            self.work.begin_make_dirs(dirs);
+        }
     }
 
     /// Looks through directories of the target before anything arrives in them.

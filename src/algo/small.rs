@@ -91,7 +91,8 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
                 }
                 Err(error) => {
                     failed.push(file.handle);
-                    outcomes.push(self.stays(&file.item, Why::Target(error)));
+                    let why = self.refused_at_target(&file.item.to, error);
+                    outcomes.push(self.stays(&file.item, why));
                 }
             }
         }
@@ -180,6 +181,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         let Some(to) = self.target.dir.clone() else {
             return (outcomes, items);
         };
+        self.dirs_made().await;
         let rename = |item: &Item| RenameFile {
             from: item.file_ref(),
             to: item.to.clone(),
@@ -202,7 +204,10 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
                     not_by_rename.push(item);
                 }
                 Ok(Renamed::SourceStays(error)) => outcomes.push(self.stays(&item, Why::Source(error))),
-                Err(error) => outcomes.push(self.stays(&item, Why::Target(error))),
+                Err(error) => {
+                    let why = self.refused_at_target(&item.to, error);
+                    outcomes.push(self.stays(&item, why));
+                }
             }
         }
         (outcomes, not_by_rename)
@@ -217,12 +222,33 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         }
     }
 
+    /// Puts files right behind the directories they belong in: the service makes these first, as a rule.
     async fn put(&self, files: Vec<NewFile>) -> Answer<Vec<Answer<()>>> {
-        match self.target.dir.clone() {
-            _ if files.is_empty() => Ok(Vec::new()),
-            Some(dir) => flat(self.target.service.put(calls::context(), dir, files)).await,
-            None => Err(ServiceError::NotFound),
+        let Some(dir) = self.target.dir.clone() else {
+            return Err(ServiceError::NotFound);
+        };
+        if files.is_empty() {
+            return Ok(Vec::new());
         }
+        let kept = if *self.making.borrow() {
+            files.clone()
+        } else {
+            Vec::new()
+        };
+        let mut put = flat(self.target.service.put(calls::context(), dir.clone(), files)).await?;
+        self.dirs_made().await;
+        let is_early = |(file, put): &(NewFile, &mut Answer<()>)| {
+            **put == Err(ServiceError::NotFound) && !self.is_below_unmade(&file.path)
+        };
+        let (early, slots): (Vec<_>, Vec<_>) = kept.into_iter().zip(&mut put).filter(is_early).unzip();
+        if !early.is_empty() {
+            let count = early.len();
+            let again = flat(self.target.service.put(calls::context(), dir, early)).await;
+            for (slot, again) in slots.into_iter().zip(calls::for_each(again, count)) {
+                *slot = again;
+            }
+        }
+        Ok(put)
     }
 
     /// Deletes sources that the target has; in a copy closes them.

@@ -13,6 +13,7 @@ use crate::{
     limits::Limits,
     model::{Kind, RelPath},
     plan::{DirTree, DoneDir, Outcome},
+    service::DirMeta,
 };
 
 /// Tasks under way, and what waits.
@@ -186,6 +187,17 @@ impl<'a, S: ServiceStub, T: ServiceStub> Work<'a, S, T> {
             TaskKind::Dirs => {}
         }
         self.tasks.push(task);
+    }
+
+    /// Begins to make directories at the target. Files may be sent right behind them.
+    pub fn begin_make_dirs(&mut self, dirs: Vec<DirMeta>) {
+        self.shared.making.send_replace(true);
+        let shared = self.shared.clone();
+        let task = async move {
+            shared.make_dirs(dirs).await;
+            Done::with(TaskKind::Dirs, Vec::new())
+        };
+        self.begin(Box::pin(task), TaskKind::Dirs);
     }
 
     fn begin_copies(&mut self, source: usize) {
