@@ -286,12 +286,13 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
             .unwrap_or(Err(ServiceError::Internal))
     }
 
-    /// Runs `work` over `items` in jobs of a few, all at once, and gives the results in order.
-    async fn jobs<I, T, W, J>(&self, items: Vec<I>, per_job: usize, work: W) -> Answer<Vec<Answer<T>>>
+    /// Runs `work` over `items` of `store` in jobs of a few, all at once, and gives the results in order. Each job walks
+    /// once to each directory it comes to.
+    async fn jobs<I, T, W, J>(&self, store: &Store<F>, items: Vec<I>, per_job: usize, work: W) -> Answer<Vec<Answer<T>>>
     where
         I: Send + 'static,
         T: Send + 'static,
-        W: Fn(I) -> J + Clone + Send + 'static,
+        W: Fn(Store<F>, I) -> J + Clone + Send + 'static,
         J: Future<Output = Answer<T>> + Send,
     {
         self.check_count(items.len(), self.limits().page_entries)?;
@@ -301,11 +302,11 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
             groups.push(items.by_ref().take(per_job).collect::<Vec<_>>());
         }
         let groups = groups.into_iter().map(|group| {
-            let (count, work) = (group.len(), work.clone());
+            let (count, work, store) = (group.len(), work.clone(), store.for_batch());
             let job = self.session.roots.fs.offload(async move {
                 let mut results = Vec::with_capacity(group.len());
                 for item in group {
-                    results.push(work(item).await);
+                    results.push(work(store.clone(), item).await);
                 }
                 results
             });
@@ -394,16 +395,13 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         if with_data && total_bytes > 2 * self.limits().batch_bytes {
             return Err(ServiceError::BadRequest("too much for one answer".into()));
         }
-        let (wall, store) = (self.clock().wall(), store.for_batch());
-        let read = move |wanted: FileRef| {
-            let store = store.clone();
-            async move {
-                let source = store.open_source(&wanted, wall).await?;
-                let content = store.read_source(&source, with_data).await?;
-                Ok((source, content))
-            }
+        let wall = self.clock().wall();
+        let read = move |store: Store<F>, wanted: FileRef| async move {
+            let source = store.open_source(&wanted, wall).await?;
+            let content = store.read_source(&source, with_data).await?;
+            Ok((source, content))
         };
-        let read = self.jobs(files, self.limits().job_files, read).await?;
+        let read = self.jobs(&store, files, self.limits().job_files, read).await?;
         Ok(read
             .into_iter()
             .map(|read| {
@@ -460,13 +458,11 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         paths: Vec<RelPath>,
     ) -> Answer<Vec<Answer<()>>> {
         let durable = self.durable(&store, arrived, &paths).await;
-        let store = store.for_batch();
-        let prove = move |(durable, path): (Answer<Ours>, RelPath)| {
-            let store = store.clone();
-            async move { store.prove_there(&path, &durable?).await }
+        let prove = |store: Store<F>, (durable, path): (Answer<Ours>, RelPath)| async move {
+            store.prove_there(&path, &durable?).await
         };
-        self.jobs(durable.into_iter().zip(paths).collect(), self.limits().job_files, prove)
-            .await
+        let files = durable.into_iter().zip(paths).collect();
+        self.jobs(&store, files, self.limits().job_files, prove).await
     }
 
     /// Finishes a file, exclusive of every other job on it, and waits for that as long as an answer may take.
@@ -626,12 +622,9 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         restore: bool,
     ) -> Answer<Vec<Answer<Option<Entry>>>> {
         const STATS_PER_JOB: usize = 256;
-        let store = self.store(&dir, Right::Look)?.for_batch();
-        let stat = move |path: RelPath| {
-            let store = store.clone();
-            async move { store.stat(&path, restore).await }
-        };
-        self.jobs(paths, STATS_PER_JOB, stat).await
+        let store = self.store(&dir, Right::Look)?;
+        let stat = move |store: Store<F>, path: RelPath| async move { store.stat(&path, restore).await };
+        self.jobs(&store, paths, STATS_PER_JOB, stat).await
     }
 
     async fn digests(self, _: Context, dir: DirId, files: Vec<FileRef>) -> Answer<Vec<Answer<Got>>> {
@@ -727,35 +720,21 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         self.check_count(files.len(), self.limits().batch_files)?;
         let paths: Vec<_> = files.iter().map(|file| file.path.clone()).collect();
         let (names_per_job, syncs_per_job) = (self.limits().job_files, self.limits().job_syncs);
-        let prepare = {
-            let store = store.for_batch();
-            move |file: NewFile| {
-                let (store, may_replace) = (store.clone(), may_replace.clone());
-                async move {
-                    if file.expected != Expected::Absent {
-                        may_replace?;
-                    }
-                    store.prepare(file).await
+        let prepare = move |store: Store<F>, file: NewFile| {
+            let may_replace = may_replace.clone();
+            async move {
+                if file.expected != Expected::Absent {
+                    may_replace?;
                 }
+                store.prepare(file).await
             }
         };
-        let sync = {
-            let store = store.clone();
-            move |prepared: Answer<Prepared<F>>| {
-                let store = store.clone();
-                async move { store.sync_prepared(prepared?).await }
-            }
-        };
-        let publish = {
-            let store = store.clone();
-            move |prepared: Answer<Prepared<F>>| {
-                let store = store.clone();
-                async move { store.publish_prepared(prepared?).await }
-            }
-        };
-        let prepared = self.jobs(files, names_per_job, prepare).await?;
-        let synced = self.jobs(prepared, syncs_per_job, sync).await?;
-        let published = self.jobs(synced, names_per_job, publish).await?;
+        let sync = |store: Store<F>, prepared: Answer<Prepared<F>>| async move { store.sync_prepared(prepared?).await };
+        let publish =
+            |store: Store<F>, prepared: Answer<Prepared<F>>| async move { store.publish_prepared(prepared?).await };
+        let prepared = self.jobs(&store, files, names_per_job, prepare).await?;
+        let synced = self.jobs(&store, prepared, syncs_per_job, sync).await?;
+        let published = self.jobs(&store, synced, names_per_job, publish).await?;
         if planted(Bug::AcknowledgeBeforeRename) {
             return Ok(published.into_iter().map(|result| result.map(drop)).collect());
         }
@@ -765,14 +744,8 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     async fn settle(self, _: Context, dir: DirId, files: Vec<Same>) -> Answer<Vec<Answer<()>>> {
         let store = self.store(&dir, Right::Write)?;
         let paths: Vec<_> = files.iter().map(|same| same.file.path.clone()).collect();
-        let settle = {
-            let store = store.for_batch();
-            move |same: Same| {
-                let store = store.clone();
-                async move { store.settle(&same).await }
-            }
-        };
-        let settled = self.jobs(files, self.limits().job_files, settle).await?;
+        let settle = |store: Store<F>, same: Same| async move { store.settle(&same).await };
+        let settled = self.jobs(&store, files, self.limits().job_files, settle).await?;
         self.prove_durable(store, settled, paths).await
     }
 
@@ -837,44 +810,35 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         let store = self.store(&dir, Right::Write)?;
         let one_job = dirs.len().max(1);
         // One job: a directory comes before what is below it.
-        let make = move |dir: DirMeta| {
-            let store = store.clone();
-            async move { store.make_dir(&dir.path, dir.meta).await }
-        };
-        self.jobs(dirs, one_job, make).await
+        let make = |store: Store<F>, dir: DirMeta| async move { store.make_dir(&dir.path, dir.meta).await };
+        self.jobs(&store, dirs, one_job, make).await
     }
 
     async fn finish_dirs(self, _: Context, dir: DirId, dirs: Vec<DirMeta>) -> Answer<Vec<Answer<()>>> {
         let store = self.store(&dir, Right::Write)?;
-        let finish = move |dir: DirMeta| {
-            let store = store.clone();
-            async move { store.finish_dir(&dir.path, dir.meta, dir.is_complete).await }
-        };
-        self.jobs(dirs, 8, finish).await
+        let finish =
+            |store: Store<F>, dir: DirMeta| async move { store.finish_dir(&dir.path, dir.meta, dir.is_complete).await };
+        self.jobs(&store, dirs, 8, finish).await
     }
 
     async fn remove_dirs(self, _: Context, dir: DirId, paths: Vec<RelPath>) -> Answer<Vec<Answer<()>>> {
         let store = self.store(&dir, Right::Delete)?;
         let one_job = paths.len().max(1);
-        let remove = move |path: RelPath| {
-            let store = store.clone();
-            async move { store.remove_dir(&path).await }
-        };
-        self.jobs(paths, one_job, remove).await
+        let remove = |store: Store<F>, path: RelPath| async move { store.remove_dir(&path).await };
+        self.jobs(&store, paths, one_job, remove).await
     }
 
     async fn delete(self, _: Context, dir: DirId, files: Vec<Delete>) -> Answer<Vec<Answer<()>>> {
-        let store = self.store(&dir, Right::Delete)?.for_batch();
+        let store = self.store(&dir, Right::Delete)?;
         let files: Vec<_> = files
             .into_iter()
             .map(|file| (self.find_source(file.handle, Right::Delete), file))
             .collect();
         let handles: Vec<_> = files.iter().map(|(_, file)| file.handle).collect();
-        let delete = move |(source, file): (Answer<Arc<Source<F>>>, Delete)| {
-            let store = store.clone();
-            async move { store.delete_source(&*source?, file.digest).await }
+        let delete = |store: Store<F>, (source, file): (Answer<Arc<Source<F>>>, Delete)| async move {
+            store.delete_source(&*source?, file.digest).await
         };
-        let results = self.jobs(files, self.limits().job_files, delete).await;
+        let results = self.jobs(&store, files, self.limits().job_files, delete).await;
         let closed: Vec<_> = {
             let mut state = self.state();
             handles.iter().filter_map(|handle| state.open.remove(handle)).collect()
@@ -898,13 +862,13 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             to_paths.push(file.to.clone());
         }
         let rename = {
-            let (from, to) = (from.clone(), to.clone());
-            move |file: RenameFile| {
-                let (from, to) = (from.clone(), to.clone());
+            let to = to.clone();
+            move |from: Store<F>, file: RenameFile| {
+                let to = to.clone();
                 async move { from.rename_into(&to, &file, wall).await }
             }
         };
-        let results = self.jobs(files, self.limits().job_files, rename).await?;
+        let results = self.jobs(&from, files, self.limits().job_files, rename).await?;
         // What a rename could not do has changed no name, but a sync more is the simpler rule.
         let results = self.durable(&to, results, &to_paths).await;
         let results = self.durable(&from, results, &from_paths).await;

@@ -75,7 +75,10 @@ impl Hashes {
         // Taken: should finishing fail and be tried again, the file is read back.
         let hasher = self.lock().take();
         let Some(hasher) = hasher else {
-            return self.read_back(file).await;
+            file.drop_cache()
+                .await
+                .map_err(|e| ServiceError::io("drop the cache of", &e))?;
+            return self.read_whole(file).await;
         };
         let next = hasher.next_missing();
         if next < chunk_count(self.size) {
@@ -85,10 +88,8 @@ impl Hashes {
         hasher.digest().ok_or(ServiceError::Internal)
     }
 
-    pub(super) async fn read_back(&self, file: &impl File) -> Answer<Digest> {
-        file.drop_cache()
-            .await
-            .map_err(|e| ServiceError::io("drop the cache of", &e))?;
+    /// The digest of `file` as it is read now: from the device, where its cache was dropped.
+    pub(super) async fn read_whole(&self, file: &impl File) -> Answer<Digest> {
         let mut hasher = FileHasher::new(self.size, 1);
         for index in 0..chunk_count(self.size) {
             let hash = read_chunk_hash(file, self.size, index)

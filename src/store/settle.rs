@@ -113,7 +113,7 @@ impl<F: Fs> Store<F> {
     ) -> Answer<Ours> {
         let file = self.open_to_confirm(dir, name, version).await?;
         let hashes = Hashes::new(version.size, 1);
-        if hashes.read_back(&file).await? != wanted {
+        if hashes.read_whole(&file).await? != wanted {
             return Err(ServiceError::DigestMismatch);
         }
         self.settle_open(path, &file, version, meta).await
@@ -148,9 +148,9 @@ impl<F: Fs> Store<F> {
         meta: Meta,
     ) -> Answer<Ours> {
         let (dir, name) = self.parent_of(path).await?;
-        let now = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
-        let named = dir.stat(&name).await.map_err(|e| ServiceError::io("stat", &e))?;
-        if now.version != *version || named.version != *version {
+        // What has this name now is the open file, for its inode is the same; and as it was, for its version is.
+        let now = dir.stat(&name).await.map_err(|e| ServiceError::io("stat", &e))?;
+        if now.version != *version {
             return Err(ServiceError::Changed);
         }
         self.remove_partial(&dir, &name, Some(version)).await?;
