@@ -207,7 +207,8 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         }
     }
 
-    async fn close_handles(&self, handles: &[Handle]) -> Answer<()> {
+    /// Closes files; what is not open is none of them.
+    pub async fn close_handles(&self, handles: &[Handle]) -> Answer<()> {
         let mut closed = Vec::new();
         {
             let mut state = self.state();

@@ -8,11 +8,11 @@ use std::{fs, io, time::Duration};
 
 use bytes::Bytes;
 use realize::{
-    digest::CHUNK_BYTES,
-    model::RelPath,
+    digest::{CHUNK_BYTES, digest},
+    model::{RelPath, Timestamp},
     service::{
-        Answer, DirId, Handle, OpenFor, RealizeServiceRequest as Request, RealizeServiceResponse as Response, Role,
-        RunId, SERVICE_VERSION,
+        Answer, Content, DirId, Expected, Handle, Meta, NewFile, OpenFor, RealizeServiceRequest as Request,
+        RealizeServiceResponse as Response, Role, RunId, SERVICE_VERSION,
     },
     tls::Connector,
     wire::{Encoded, Outbox, Reader, ToClient, ToServer, write_messages},
@@ -181,6 +181,42 @@ async fn who_pings_and_does_not_read_is_disconnected() {
     tokio::time::timeout(Duration::from_secs(20), flood).await.ok();
     assert_serves(&hosts);
     hosts.expect_log("does not read the answers");
+}
+
+/// What a call holds counts until its work has ended, not until nobody waits for it.
+#[tokio::test]
+async fn who_calls_and_cancels_gets_no_more_memory_than_others() {
+    let disk = Scratch::on_disk();
+    let dir = disk.dir("served");
+    let hosts = Hosts::serving(&[("a", &dir, ALL)]);
+    let mut peer = Peer::connect(&hosts, 1).await;
+    peer.hello(1).await;
+    let data = Bytes::from(vec![7; 64 << 10]);
+    for batch in 0..400 {
+        let new_file = |number| NewFile {
+            path: RelPath::new(format!("{batch}-{number}")).unwrap(),
+            content: Content::File {
+                data: data.clone(),
+                digest: digest(&data),
+            },
+            meta: Meta {
+                mode: 0o600,
+                mtime: Timestamp { secs: 1, nanos: 0 },
+            },
+            expected: Expected::Absent,
+        };
+        let files = (0..15).map(new_file).collect();
+        let dir = DirId::new("a");
+        if peer.begin(Request::Put { dir, files }).await.is_err() {
+            break;
+        }
+        // That one is at work by now, or waits for a thread to work on.
+        let id = peer.next.saturating_sub(60);
+        if peer.send(ToServer::Cancel { id }).await.is_err() {
+            break;
+        }
+    }
+    assert_serves(&hosts);
 }
 
 #[tokio::test]

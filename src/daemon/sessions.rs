@@ -6,12 +6,13 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
+use futures::future::join_all;
 use tarpc::server::Serve;
-use tokio::{sync::oneshot, task::AbortHandle};
+use tokio::{sync::oneshot, task::JoinHandle};
 
 use super::DaemonLimits;
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
     fs::Fs,
     keys::PublicKey,
     server::{Access, RealizeServer, Roots},
-    service::{RealizeService, RealizeServiceRequest, RunId, context},
+    service::{Handle, RealizeService, RealizeServiceRequest, RealizeServiceResponse, RunId, context},
     wire::{CallId, DATA_BYTES_MAX, Encoded, HEAD_BYTES_MAX, Outbox, ToClient},
 };
 
@@ -35,6 +36,8 @@ pub struct Sessions<F: Fs, C: Clock> {
 
 struct Known<F: Fs, C: Clock> {
     by_key: BTreeMap<Key, Arc<Session<F, C>>>,
+    /// Sessions that are over, of which calls may be at work still.
+    ending: Vec<(PublicKey, Weak<Session<F, C>>)>,
     /// What the next session is named by.
     seed: [u8; 32],
 }
@@ -42,7 +45,6 @@ struct Known<F: Fs, C: Clock> {
 /// One run's session.
 pub struct Session<F: Fs, C: Clock> {
     id: [u8; 16],
-    key: Key,
     server: RealizeServer<F, C>,
     limits: DaemonLimits,
     state: Mutex<State>,
@@ -59,8 +61,9 @@ struct State {
 }
 
 struct Running {
-    task: AbortHandle,
+    task: JoinHandle<()>,
     bytes: usize,
+    is_wanted: bool,
 }
 
 struct Connection {
@@ -78,6 +81,7 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
             limits,
             state: Mutex::new(Known {
                 by_key: BTreeMap::new(),
+                ending: Vec::new(),
                 seed,
             }),
         }
@@ -112,23 +116,16 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
             let stale: Vec<_> = if found.is_some() {
                 Vec::new()
             } else {
-                state
-                    .by_key
-                    .extract_if(.., is_stale)
-                    .map(|(_, session)| session)
-                    .collect()
+                state.take(is_stale)
             };
             (found, stale)
         };
-        for session in stale {
-            // A job that hangs in the kernel holds what it holds; whoever wants that is told that it is busy.
-            let _ended = timeout(&self.clock, self.limits.handshake / 2, session.end()).await;
-        }
+        self.end_each(stale).await;
         if let Some(session) = found {
             return Ok(session);
         }
         let mut state = self.state();
-        let of_peer = state.by_key.keys().filter(|key| key.0 == peer).count();
+        let of_peer = state.count(&peer);
         if of_peer >= self.limits.connections_per_peer {
             return Err(format!("{of_peer} runs of this host are connected already"));
         }
@@ -138,7 +135,6 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
         id.copy_from_slice(&blake3::keyed_hash(&seed, b"realize session").as_bytes()[..16]);
         let session = Arc::new(Session {
             id,
-            key: (peer, run),
             server: RealizeServer::for_peer(self.roots.clone(), access, run),
             limits: self.limits.clone(),
             state: Mutex::new(State {
@@ -157,17 +153,8 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
 
     /// Ends a session that its run does not need any more.
     pub async fn end(&self, session: &Arc<Session<F, C>>) {
-        {
-            let mut state = self.state();
-            if state
-                .by_key
-                .get(&session.key)
-                .is_some_and(|known| Arc::ptr_eq(known, session))
-            {
-                state.by_key.remove(&session.key);
-            }
-        }
-        session.end().await;
+        let known = self.state().take(|_, known| Arc::ptr_eq(known, session));
+        self.end_each(known).await;
     }
 
     /// Ends the sessions of runs that have not come back for too long.
@@ -176,16 +163,43 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
         let is_stale = |_: &Key, session: &mut Arc<Session<F, C>>| {
             !session.is_connected() && now.saturating_sub(session.last_heard()) > self.limits.session_kept
         };
-        let stale: Vec<_> = self.state().by_key.extract_if(.., is_stale).collect();
-        for (_, session) in stale {
-            session.end().await;
-        }
+        let stale = self.state().take(is_stale);
+        self.end_each(stale).await;
     }
 
     /// Ends all sessions.
     pub async fn end_all(&self) {
-        let all = std::mem::take(&mut self.state().by_key);
-        futures::future::join_all(all.values().map(|session| session.end())).await;
+        let all = self.state().take(|_, _| true);
+        self.end_each(all).await;
+    }
+
+    /// Waits a while only: a job that hangs in the kernel holds what it holds, and whoever wants that is told that it is busy.
+    async fn end_each(&self, sessions: Vec<Arc<Session<F, C>>>) {
+        let ending = sessions
+            .into_iter()
+            .map(|session| tokio::spawn(async move { session.end().await }));
+        let _ended = timeout(&self.clock, self.limits.handshake / 2, join_all(ending)).await;
+    }
+}
+
+impl<F: Fs, C: Clock> Known<F, C> {
+    /// Takes the sessions that are to end.
+    fn take(&mut self, is_to_end: impl FnMut(&Key, &mut Arc<Session<F, C>>) -> bool) -> Vec<Arc<Session<F, C>>> {
+        let taken: Vec<_> = self.by_key.extract_if(.., is_to_end).collect();
+        self.ending.retain(|(_, session)| session.strong_count() > 0);
+        self.ending.extend(
+            taken
+                .iter()
+                .map(|((peer, _), session)| (*peer, Arc::downgrade(session))),
+        );
+        taken.into_iter().map(|(_, session)| session).collect()
+    }
+
+    /// How many sessions of `peer` there are, those among them that calls are at work for still.
+    fn count(&self, peer: &PublicKey) -> usize {
+        let ending = self.ending.iter().filter(|(_, session)| session.strong_count() > 0);
+        let peers = self.by_key.keys().map(|key| &key.0).chain(ending.map(|(peer, _)| peer));
+        peers.filter(|of| *of == peer).count()
     }
 }
 
@@ -270,21 +284,31 @@ impl<F: Fs, C: Clock> Session<F, C> {
         let session = self.clone();
         let task = tokio::spawn(async move {
             let answer = session.server.clone().serve().serve(context(), request).await;
-            session.finished(id, answer.map(|response| ToClient::Answer { id, response }));
+            let unwanted = session.finished(id, answer);
+            // Nobody could close them: nobody is told of them.
+            session.server.close_handles(&unwanted).await.ok();
         });
-        let task = task.abort_handle();
-        state.running.insert(id, Running { task, bytes });
+        let running = Running {
+            task,
+            bytes,
+            is_wanted: true,
+        };
+        state.running.insert(id, running);
         Ok(())
     }
 
-    fn finished(&self, id: CallId, answer: Result<ToClient, tarpc::ServerError>) {
-        let answer = answer.map_err(io::Error::other).and_then(Encoded::new);
+    /// Sends and keeps an answer; of one that nobody waits for any more, what it has opened.
+    fn finished(&self, id: CallId, answer: Result<RealizeServiceResponse, tarpc::ServerError>) -> Vec<Handle> {
         let mut state = self.state();
         let Some(running) = state.running.remove(&id) else {
-            return;
+            return Vec::new();
         };
         state.bytes -= running.bytes;
-        match answer {
+        if !running.is_wanted {
+            return answer.map(|response| opened(&response)).unwrap_or_default();
+        }
+        let answer = answer.map_err(io::Error::other);
+        match answer.and_then(|response| Encoded::new(ToClient::Answer { id, response })) {
             Ok(answer) => {
                 state.bytes += answer.bytes();
                 state.answers.insert(id, answer.clone());
@@ -296,32 +320,31 @@ impl<F: Fs, C: Clock> Session<F, C> {
                 state.connection = None;
             }
         }
+        Vec::new()
     }
 
-    /// Nobody waits for the answer any more. A job under way ends by itself.
+    /// Nobody waits for the answer any more. The call counts until its work has ended: what it holds can't be taken back.
     pub fn cancel(&self, id: CallId) {
         let mut state = self.state();
-        if let Some(running) = state.running.remove(&id) {
-            state.bytes -= running.bytes;
-            running.task.abort();
+        if let Some(running) = state.running.get_mut(&id) {
+            running.is_wanted = false;
         }
         if let Some(answer) = state.answers.remove(&id) {
             state.bytes -= answer.bytes();
         }
     }
 
-    /// Ends it: its connection, its calls, what it has open.
+    /// Ends it: its connection, and once its calls have ended what it has open.
     async fn end(&self) {
-        {
+        let running = {
             let mut state = self.state();
             state.is_over = true;
             state.connection = None;
-            for running in std::mem::take(&mut state.running).into_values() {
-                running.task.abort();
-            }
             state.answers.clear();
             state.bytes = 0;
-        }
+            std::mem::take(&mut state.running)
+        };
+        join_all(running.into_values().map(|running| running.task)).await;
         self.server.end().await;
     }
 }
@@ -331,6 +354,16 @@ impl State {
         if let Some(connection) = &self.connection {
             connection.outbox.push(answer);
         }
+    }
+}
+
+/// What a response tells of as open.
+fn opened(response: &RealizeServiceResponse) -> Vec<Handle> {
+    use RealizeServiceResponse::{Digests, Get, Open};
+    match response {
+        Open(Ok(opened)) => vec![opened.held.handle],
+        Get(Ok(files)) | Digests(Ok(files)) => files.iter().flatten().map(|file| file.held.handle).collect(),
+        _ => Vec::new(),
     }
 }
 
