@@ -36,12 +36,12 @@ const SHOWN_CHARS_MAX: usize = 100;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file could not be read.
-    #[error("cannot read {}: {source}", shown(file))]
+    #[error("cannot read {}: {why}", shown(file))]
     Read {
         /// Which file.
         file: PathBuf,
         /// What the system said.
-        source: io::Error,
+        why: io::Error,
     },
     /// The file says something that it may not.
     #[error("{}{}: {why}", shown(file), Line(*line))]
@@ -108,7 +108,13 @@ impl DaemonConfig {
             None => vec![SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, DEFAULT_PORT))],
             Some(raw) => listen_addresses(&source, raw)?,
         };
-        let key = file.parent().unwrap_or(Path::new("")).join(&raw.key);
+        let key = raw.key.ok_or_else(|| {
+            source.bad(
+                None,
+                "no key is named; write at the top, before the first [section]: key = \"/etc/realize/key\"".into(),
+            )
+        })?;
+        let key = file.parent().unwrap_or(Path::new("")).join(key);
         let directories = directories(&source, raw.directories)?;
         let peers = peers(&source, raw.peers, &directories)?;
         Ok(Self {
@@ -191,7 +197,7 @@ impl HostsFile {
 #[serde(deny_unknown_fields)]
 struct RawDaemon {
     listen: Option<Spanned<RawListen>>,
-    key: PathBuf,
+    key: Option<PathBuf>,
     #[serde(default)]
     directories: BTreeMap<Spanned<String>, RawDirectory>,
     #[serde(default)]
@@ -292,9 +298,9 @@ impl Source<'_> {
 }
 
 fn load(path: &Path) -> Result<String, ConfigError> {
-    let failed = |source| ConfigError::Read {
+    let failed = |why| ConfigError::Read {
         file: path.to_owned(),
-        source,
+        why,
     };
     let (bytes, _) = hostfile::read(path, FILE_BYTES_MAX).map_err(failed)?;
     String::from_utf8(bytes).map_err(|_| failed(io::Error::new(io::ErrorKind::InvalidData, "not UTF-8 text")))
@@ -459,6 +465,7 @@ fn host_address(source: &Source<'_>, raw: &Spanned<String>, field: &str) -> Resu
         return Err(bad("a slash or a control character"));
     }
     let (host, port) = split_authority(raw.get_ref()).map_err(bad)?;
+    let port = port.unwrap_or(DEFAULT_PORT);
     Ok(HostAddress { host, port })
 }
 

@@ -1,7 +1,7 @@
 //! Where files are, as written on a command line.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
@@ -20,8 +20,8 @@ pub enum Location {
     Remote {
         /// A name or an address.
         host: String,
-        /// Its port.
-        port: u16,
+        /// Its port, where one is written.
+        port: Option<u16>,
         /// The directory's configured name.
         dir: String,
         /// What below it; the root for the directory itself.
@@ -82,6 +82,22 @@ impl Location {
         }
     }
 
+    /// Reads `HOST[:PORT]` or `realize://HOST[:PORT]`, which name no directory.
+    pub fn parse_host(text: &OsStr) -> Result<(String, Option<u16>), BadLocation> {
+        let bytes = text.as_bytes();
+        let authority = bytes.strip_prefix(b"realize://").unwrap_or(bytes);
+        let authority = authority.strip_suffix(b"/").unwrap_or(authority);
+        let why = match std::str::from_utf8(authority) {
+            Ok(text) if text.contains('/') => "a host has no slash in its name; a directory on it is HOST::DIR",
+            Ok(text) => match split_authority(text) {
+                Ok(host) => return Ok(host),
+                Err(why) => why,
+            },
+            Err(_) => "the host is not UTF-8",
+        };
+        Err(BadLocation::BadRemote(Escaped(bytes).to_string(), why))
+    }
+
     /// The path, of a local one.
     pub fn as_local(&self) -> Option<&Path> {
         match self {
@@ -94,8 +110,11 @@ impl Location {
 fn remote(authority: &[u8], path: &[u8]) -> Result<Location, &'static str> {
     let authority = std::str::from_utf8(authority).map_err(|_| "the host is not UTF-8")?;
     let (host, port) = split_authority(authority)?;
-    let path = path.strip_suffix(b"/").unwrap_or(path);
+    let path = path.strip_suffix(b"/").filter(|path| !path.is_empty()).unwrap_or(path);
     let (dir, below) = split_at_first(path, b"/").unwrap_or((path, b""));
+    if dir.is_empty() && !path.is_empty() {
+        return Err("after the colons comes the name that the directory has in realized.toml there, not a path");
+    }
     if dir.is_empty() {
         return Err("no directory is named");
     }
@@ -105,7 +124,7 @@ fn remote(authority: &[u8], path: &[u8]) -> Result<Location, &'static str> {
 }
 
 /// The host and the port of `HOST[:PORT]` or `[ADDRESS][:PORT]`, or what is wrong with it.
-pub(crate) fn split_authority(authority: &str) -> Result<(String, u16), &'static str> {
+pub(crate) fn split_authority(authority: &str) -> Result<(String, Option<u16>), &'static str> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
             let (address, rest) = rest.split_once(']').ok_or("the bracket is not closed")?;
@@ -125,38 +144,16 @@ pub(crate) fn split_authority(authority: &str) -> Result<(String, u16), &'static
     if host.is_empty() || host.contains(['@', ' ']) {
         return Err("no host is named (there are no users here: a key says who you are)");
     }
-    let port = match port {
-        None => DEFAULT_PORT,
-        Some(port) => port
-            .parse()
-            .ok()
-            .filter(|port| *port != 0)
-            .ok_or("the port is not a number from 1 to 65535")?,
-    };
-    Ok((host.into(), port))
+    let port = port.map(|port| {
+        let port = port.parse().ok().filter(|port| *port != 0);
+        port.ok_or("the port is not a number from 1 to 65535")
+    });
+    Ok((host.into(), port.transpose()?))
 }
 
 fn split_at_first<'a>(bytes: &'a [u8], separator: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
     let at = bytes.windows(separator.len()).position(|window| window == separator)?;
     Some((&bytes[..at], &bytes[at + separator.len()..]))
-}
-
-impl From<&Location> for OsString {
-    fn from(location: &Location) -> Self {
-        match location {
-            Location::Local(path) => path.clone().into(),
-            Location::Remote { host, port, dir, below } => {
-                let host = if host.contains(':') {
-                    format!("[{host}]")
-                } else {
-                    host.clone()
-                };
-                let below =
-                    if below.is_root() { "" } else { "/" }.to_owned() + &String::from_utf8_lossy(below.as_bytes());
-                format!("{host}:{port}::{dir}{below}").into()
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -167,7 +164,7 @@ mod tests {
         Location::parse(OsStr::new(text))
     }
 
-    fn remote(host: &str, port: u16, dir: &str, below: &str) -> Result<Location, BadLocation> {
+    fn remote(host: &str, port: Option<u16>, dir: &str, below: &str) -> Result<Location, BadLocation> {
         let below = RelPath::new(below).unwrap();
         Ok(Location::Remote {
             host: host.into(),
@@ -186,12 +183,30 @@ mod tests {
 
     #[test]
     fn hosts_are_read_in_both_spellings() {
-        assert_eq!(parse("nas::films"), remote("nas", 9771, "films", ""));
-        assert_eq!(parse("nas:1::films/a/b/"), remote("nas", 1, "films", "a/b"));
-        assert_eq!(parse("[::1]:80::films"), remote("::1", 80, "films", ""));
-        assert_eq!(parse("[fe80::1]::films/x"), remote("fe80::1", 9771, "films", "x"));
-        assert_eq!(parse("realize://nas/films"), remote("nas", 9771, "films", ""));
-        assert_eq!(parse("realize://[::1]:80/films/a"), remote("::1", 80, "films", "a"));
+        assert_eq!(parse("nas::films"), remote("nas", None, "films", ""));
+        assert_eq!(parse("nas:1::films/a/b/"), remote("nas", Some(1), "films", "a/b"));
+        assert_eq!(parse("[::1]:80::films"), remote("::1", Some(80), "films", ""));
+        assert_eq!(parse("[fe80::1]::films/x"), remote("fe80::1", None, "films", "x"));
+        assert_eq!(parse("realize://nas/films"), remote("nas", None, "films", ""));
+        assert_eq!(
+            parse("realize://[::1]:80/films/a"),
+            remote("::1", Some(80), "films", "a")
+        );
+    }
+
+    #[test]
+    fn hosts_without_a_directory_are_read_too() {
+        let host = |text: &str| Location::parse_host(OsStr::new(text));
+        assert_eq!(host("nas"), Ok(("nas".into(), None)));
+        assert_eq!(host("nas:80"), Ok(("nas".into(), Some(80))));
+        assert_eq!(host("[::1]:80"), Ok(("::1".into(), Some(80))));
+        assert_eq!(host("realize://nas/"), Ok(("nas".into(), None)));
+        for text in ["nas:archive", "nas/archive", "me@nas", "", "/srv"] {
+            let error = host(text).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{text:?}: ")), "{error}");
+        }
+        let path = parse("nas::/srv/archive").unwrap_err().to_string();
+        assert!(path.contains("not a path"), "{path}");
     }
 
     #[test]

@@ -223,14 +223,33 @@ impl fmt::Display for RelPath {
 /// the direction of text.
 pub struct Escaped<'a>(pub &'a [u8]);
 
+/// Whether a character could steer a terminal or a log, or turns the direction of text.
+fn is_steering(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Shows a line of text, in which names are in quotes already, with everything that could steer a terminal or a log escaped.
+pub struct Line<'a>(pub &'a str);
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            if is_steering(c) {
+                write!(f, "{}", c.escape_default())?;
+            } else {
+                write!(f, "{c}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("\"")?;
         for chunk in self.0.utf8_chunks() {
             for c in chunk.valid().chars() {
-                let turns_text =
-                    matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-                if c.is_control() || turns_text || matches!(c, '"' | '\\') {
+                if is_steering(c) || matches!(c, '"' | '\\') {
                     write!(f, "{}", c.escape_default())?;
                 } else {
                     write!(f, "{c}")?;

@@ -116,6 +116,21 @@ impl Rights {
     }
 }
 
+impl fmt::Display for Rights {
+    /// As the configuration lists them, without the brackets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rights = [Right::Read, Right::Write, Right::Replace, Right::Delete];
+        let has = |right: &Right| match right {
+            Right::Replace => self.replace,
+            right => self.has(*right),
+        };
+        for (index, right) in rights.into_iter().filter(has).enumerate() {
+            write!(f, "{}\"{right}\"", if index == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
 /// How a call fails. Callers decide by kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum ServiceError {

@@ -151,16 +151,33 @@ fn check_and_move_tell_apart_what_is_in_the_way() {
             }
         }
     };
-    expect(&pair, "nas::a", 0, &["reached", "nas::a: read, write, replace, delete"]);
+    expect(
+        &pair,
+        "nas::a",
+        0,
+        &["reached", r#"nas::a: "read", "write", "replace", "delete""#],
+    );
     expect(&pair, "nas::c", 1, &["no such directory is configured"]);
     expect(&pair, "other::a", 2, &["cannot be resolved"]);
-    expect(&pair, "127.0.0.1:1::a", 2, &["refused", "is realized running there"]);
+    expect(
+        &pair,
+        "127.0.0.1:1::a",
+        2,
+        &["refused", "is realized running there", "127.0.0.1 port 1"],
+    );
+    // The port that is written counts, and what is said is about what was written.
+    expect(&pair, "nas:1::a", 2, &["refused", "127.0.0.1 port 1", "hosts.toml"]);
+    expect(&pair, "nas:a", 2, &["\"nas:a\""]);
+    expect(&pair, "nas::/srv/a", 2, &["not a path"]);
     // Known under no name, it is told from whom the key comes.
     let as_address = format!("127.0.0.1:{}::a", pair.hosts.port());
     let key = pair.hosts.public("daemon");
     expect(&pair, &as_address, 12, &["is not known", &format!("key = \"{key}\"")]);
     // Another key than the one expected.
-    let (address, stranger) = (format!("127.0.0.1:{}", pair.hosts.port()), pair.hosts.public("mover"));
+    let (address, stranger) = (
+        format!("127.0.0.1:{}", pair.hosts.port()),
+        pair.hosts.public("stranger"),
+    );
     pair.hosts.know("nas", &stranger, &address);
     expect(
         &pair,
@@ -168,6 +185,9 @@ fn check_and_move_tell_apart_what_is_in_the_way() {
         12,
         &[&key, &stranger, "another host answers in its place"],
     );
+    // This host's own key was written down for the other.
+    pair.hosts.know("nas", &pair.hosts.public("mover"), &address);
+    expect(&pair, "nas::a", 12, &["this host's own"]);
     pair.hosts.know("nas", &key, &address);
     // A right that is missing; then a key that is.
     let (a, b, mover) = (pair.a.clone(), pair.b.clone(), pair.hosts.public("mover"));
@@ -175,8 +195,19 @@ fn check_and_move_tell_apart_what_is_in_the_way() {
     pair.hosts.configure(&[("a", &a, "[]"), ("b", &b, ALL)], &mover);
     pair.hosts.start();
     expect(&pair, "nas::a", 1, &["no right to it"]);
+    expect(&pair, "nas", 0, &["nas::b: "]);
     pair.hosts.end(Signal::TERM);
-    pair.hosts.configure(&[("a", &a, ALL)], &key);
+    pair.hosts.configure(&[("a", &a, "[]")], &mover);
+    pair.hosts.start();
+    let outcome = pair.hosts.check("nas").run().expect_code(1);
+    assert!(
+        outcome
+            .stdout()
+            .contains(&format!("in the section with the key {mover}")),
+        "{outcome}"
+    );
+    pair.hosts.end(Signal::TERM);
+    pair.hosts.configure(&[("a", &a, ALL)], &stranger);
     pair.hosts.start();
     expect(
         &pair,
@@ -202,6 +233,49 @@ fn without_a_key_the_way_to_one_is_told() {
         .current_dir(&*disk)
         .run();
     assert!(outcome.stderr().contains("chmod 600"), "{outcome}");
+    assert!(!outcome.stderr().contains("keygen"), "{outcome}");
+}
+
+#[test]
+fn a_key_that_is_there_is_kept_and_shown_again() {
+    let disk = Scratch::on_disk();
+    let keygen = || realize().args(["keygen", "--out", "key"]).current_dir(&*disk).run();
+    let public = |outcome: &Outcome| {
+        let line = outcome.stdout().lines().find(|line| line.starts_with("ed25519:"));
+        line.unwrap().to_owned()
+    };
+    let first = keygen().expect_code(0);
+    let secret = fs::read(disk.join("key")).unwrap();
+    let second = keygen().expect_code(0);
+    assert_eq!(public(&first), public(&second));
+    assert!(second.stdout().contains("already"), "{second}");
+    assert_eq!(fs::read(disk.join("key")).unwrap(), secret);
+    fs::write(disk.join("key"), "my notes").unwrap();
+    let outcome = keygen().expect_code(2);
+    assert!(outcome.stderr().contains("never overwritten"), "{outcome}");
+    assert_eq!(fs::read(disk.join("key")).unwrap(), b"my notes");
+    let outcome = realize()
+        .args(["keygen", "--out", "no/key"])
+        .current_dir(&*disk)
+        .run()
+        .expect_code(2);
+    assert_eq!(outcome.stderr().matches("No such file").count(), 1, "{outcome}");
+    assert!(outcome.stderr().contains("mkdir -p"), "{outcome}");
+}
+
+#[test]
+fn check_tells_what_is_below_a_directory() {
+    let pair = Pair::new();
+    fs::create_dir(pair.a.join("sub")).unwrap();
+    fs::write(pair.a.join("file"), "text").unwrap();
+    for (below, text) in [
+        ("sub", "nas::a/\"sub\": a directory"),
+        ("file", "nas::a/\"file\": no directory"),
+        ("new", "nas::a/\"new\": there is nothing yet"),
+    ] {
+        let outcome = pair.hosts.check(&format!("nas::a/{below}")).run().expect_code(0);
+        assert!(outcome.stdout().contains(text), "{outcome}");
+    }
 }
 
 #[test]
@@ -239,8 +313,10 @@ fn each_right_is_asked_for_at_each_call() {
         for text in texts {
             assert!(outcome.stderr().contains(text), "{rights}: {text:?}\n{outcome}");
         }
-        let is_before = rights == r#"["read"]"# && to == "nas::a" || rights == r#"["write"]"#;
-        for text in ["nas::a: ", "add to the section of this host there: rights.\"a\""] {
+        // Only what is to be replaced is not known beforehand.
+        let is_before = !rights.contains("write\", ");
+        let section = format!("in the section with the key {}", hosts.public("mover"));
+        for text in ["nas::a: ", &section, "this takes: rights.\"a\" = ["] {
             assert_eq!(
                 outcome.stderr().contains(text),
                 is_before,
@@ -248,6 +324,17 @@ fn each_right_is_asked_for_at_each_call() {
             );
         }
         before.assert_same(&Manifest::of(source), "before and after");
+        assert_eq!(
+            outcome.status.code(),
+            Some(if is_before { 2 } else { 1 }),
+            "{rights}: {outcome}"
+        );
+        if is_before {
+            assert!(Manifest::of(target).is_empty(), "{rights}: {outcome}");
+            // What can't be done is not promised either.
+            let dry = hosts.realize().args(["-n", from, to]).current_dir(&*disk).run();
+            dry.expect_code(2);
+        }
         if texts.iter().any(|text| text.contains("replace")) {
             assert_eq!(fs::read_to_string(target.join("small")).unwrap(), "older");
             assert_eq!(fs::read_to_string(target.join("large")).unwrap(), "older");
@@ -354,4 +441,64 @@ fn a_directory_is_not_moved_into_itself_by_way_of_another_host() {
     fs::write(pair.a.join("below/other"), "other").unwrap();
     pair.hosts.realize().args(["nas::a/below", a]).run().expect_code(0);
     assert_eq!(fs::read_to_string(pair.a.join("other")).unwrap(), "other");
+}
+
+/// What the daemon says when it does not start with this configuration.
+fn refusal(files: &Scratch, config: &str) -> String {
+    fs::write(files.join("realized.toml"), config).unwrap();
+    let outcome = std::process::Command::new(env!("CARGO_BIN_EXE_realized"))
+        .arg("--config")
+        .arg(files.join("realized.toml"))
+        .output()
+        .unwrap();
+    assert_eq!(outcome.status.code(), Some(2), "{config}");
+    String::from_utf8(outcome.stderr).unwrap()
+}
+
+#[test]
+fn the_daemon_says_in_words_that_can_be_pasted_why_it_does_not_start() {
+    let files = Scratch::on_disk();
+    let key = files.join("key");
+    let of_key = |config: &str| refusal(&files, &format!("key = \"key\"\n{config}"));
+    let said = of_key("");
+    assert_eq!(said.matches("No such file").count(), 1, "{said}");
+    assert!(
+        said.contains(&format!("realize keygen --out \"{}\"", key.display())),
+        "{said}"
+    );
+    let made = realize().args(["keygen", "--out"]).arg(&key).run().expect_code(0);
+    let public = made
+        .stdout()
+        .lines()
+        .find(|line| line.starts_with("ed25519:"))
+        .unwrap()
+        .to_owned();
+    let said = of_key("[directories.\"archive\"]\npath = \"archive\"\n");
+    assert!(
+        said.contains("directories.\"archive\".path: \"archive\" is not absolute; begin it with \"/\"\n"),
+        "{said}"
+    );
+    let said = of_key(&format!("[peers.laptop]\nkey = \"{public}\"\n"));
+    assert!(
+        said.contains("peers.\"laptop\".key") && said.contains("this host's own key"),
+        "{said}"
+    );
+    let said = refusal(&files, "[directories.archive]\npath = \"/srv\"\n");
+    assert!(
+        said.contains("key = \"/etc/realize/key\"") && said.contains("at the top"),
+        "{said}"
+    );
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let said = of_key("");
+    assert!(said.contains(&format!("chmod 600 \"{}\"\n", key.display())), "{said}");
+    fs::remove_file(files.join("realized.toml")).unwrap();
+    let outcome = std::process::Command::new(env!("CARGO_BIN_EXE_realized"))
+        .arg("--config")
+        .arg(files.join("realized.toml"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8(outcome.stderr).unwrap();
+    assert_eq!(said.matches("No such file").count(), 1, "{said}");
+    assert!(said.contains("--config"), "{said}");
 }

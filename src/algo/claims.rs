@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use futures::future::{try_join_all, try_join3};
+use futures::future::{try_join, try_join_all};
 
 use super::{
     MoveError, MoveOptions, ServiceStub, Side, Source, Target,
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     model::{Entry, Kind, Name, Version},
     plan::{self, Nesting},
-    service::{Claim, Role, RunId, SERVICE_VERSION, ServiceError},
+    service::{Claim, DirId, Hello, Right, Role, RunId, SERVICE_VERSION, ServiceError},
 };
 
 /// What is known once both sides are claimed.
@@ -106,15 +106,23 @@ impl Taken {
             hello.map_err(|error| MoveError::Side(Side::Source(index), error))
         }));
         let claims = async {
-            let source_claims = self.claim_sources(sources, options).await?;
+            // No claim waits for the answer of hello: a daemon has the run from the connection. A service in this process has it from
+            // hello, which it has dealt with once this was polled, before any claim is made.
+            let (hellos, source_claims) = try_join(hellos_to_sources, self.claim_sources(sources, options)).await?;
+            // What could not leave is not copied either.
+            for (index, (hello, source)) in hellos.iter().zip(sources).enumerate() {
+                let needed = [Some(Right::Read), (!options.copy).then_some(Right::Delete)];
+                check_rights(hello, &source.dir, needed.into_iter().flatten(), Side::Source(index))?;
+            }
             // Only now: what marks the sources is looked for in the target.
-            Ok((source_claims, self.claim_target(target, options).await?))
+            Ok((hellos, source_claims, self.claim_target(target, options).await?))
         };
-        // No claim waits for the answer of hello: a daemon has the run from the connection. A service in this process has it from
-        // hello, which it has dealt with once this was polled, before any claim is made.
-        let (hello, servers, (source_claims, target_claim)) =
-            try_join3(hello_to_target, hellos_to_sources, claims).await?;
-        let servers: Vec<_> = servers.into_iter().map(|hello| hello.server).collect();
+        let (hello, (hellos, source_claims, target_claim)) = try_join(hello_to_target, claims).await?;
+        if let Some(dir) = &target.dir {
+            // A claim that only looks takes less.
+            check_rights(&hello, dir, [Right::Write], Side::Target)?;
+        }
+        let servers: Vec<_> = hellos.into_iter().map(|hello| hello.server).collect();
         let mut ground = Ground {
             source_claims: source_claims.into_iter().map(Some).collect(),
             target_claim: None,
@@ -206,5 +214,20 @@ impl Taken {
                 .await
                 .ok();
         }
+    }
+}
+
+/// Whether a service lets this host do with `dir` what it will have to.
+fn check_rights(
+    hello: &Hello,
+    dir: &DirId,
+    needed: impl IntoIterator<Item = Right>,
+    side: Side,
+) -> Result<(), MoveError> {
+    let held = hello.rights.iter().find(|(name, _)| *name == dir.name);
+    let held = held.map(|(_, rights)| *rights).unwrap_or_default();
+    match needed.into_iter().find(|right| !held.has(*right)) {
+        Some(right) => Err(MoveError::Side(side, ServiceError::Denied(right))),
+        None => Ok(()),
     }
 }

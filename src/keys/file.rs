@@ -31,20 +31,20 @@ const OPEN_TO_OTHERS: u32 = 0o066;
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
     /// The file could not be read.
-    #[error("cannot read the key file {}: {source}", shown(path))]
+    #[error("cannot read the key file {}: {why}", shown(path))]
     Read {
         /// Which file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        why: io::Error,
     },
     /// The file could not be made; nothing new is left behind.
-    #[error("cannot write the key file {}: {source}", shown(path))]
+    #[error("cannot write the key file {}: {why}", shown(path))]
     Write {
         /// Which file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        why: io::Error,
     },
     /// There is something at that path already, and it stays.
     #[error(
@@ -62,21 +62,21 @@ pub enum KeyFileError {
         path: PathBuf,
     },
     /// The file holds no key.
-    #[error("cannot use the key file {}: {source}", shown(path))]
+    #[error("cannot use the key file {}: {why}", shown(path))]
     BadKey {
         /// Which file.
         path: PathBuf,
         /// What is wrong with it.
-        source: BadKey,
+        why: BadKey,
     },
 }
 
 /// Makes the file `path` with `key` in it, mode 0600, and makes it durable. Nothing that is there already is overwritten or
 /// written through.
 pub fn write_new(path: &Path, key: &SecretKey) -> Result<(), KeyFileError> {
-    let failed = |source| KeyFileError::Write {
+    let failed = |why| KeyFileError::Write {
         path: path.to_owned(),
-        source,
+        why,
     };
     let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -97,16 +97,16 @@ pub fn write_new(path: &Path, key: &SecretKey) -> Result<(), KeyFileError> {
 
 /// Reads the key in the file `path`, links followed. A file that group or others may read or write is refused.
 pub fn read(path: &Path) -> Result<SecretKey, KeyFileError> {
-    let (pem, metadata) = hostfile::read(path, FILE_BYTES_MAX).map_err(|source| KeyFileError::Read {
+    let (pem, metadata) = hostfile::read(path, FILE_BYTES_MAX).map_err(|why| KeyFileError::Read {
         path: path.to_owned(),
-        source,
+        why,
     })?;
     if metadata.permissions().mode() & OPEN_TO_OTHERS != 0 {
         return Err(KeyFileError::OpenToOthers { path: path.to_owned() });
     }
-    SecretKey::from_pem(&pem).map_err(|source| KeyFileError::BadKey {
+    SecretKey::from_pem(&pem).map_err(|why| KeyFileError::BadKey {
         path: path.to_owned(),
-        source,
+        why,
     })
 }
 

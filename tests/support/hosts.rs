@@ -37,7 +37,7 @@ impl Hosts {
     /// A daemon that serves `dirs`, each a name, a path and the rights of the mover.
     pub fn serving(dirs: &[(&str, &Path, &str)]) -> Self {
         let files = Scratch::on_disk();
-        for name in ["mover", "daemon"] {
+        for name in ["mover", "daemon", "stranger"] {
             realize()
                 .arg("keygen")
                 .arg("--out")

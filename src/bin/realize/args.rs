@@ -66,19 +66,26 @@ pub struct Args {
     #[arg(short, long)]
     pub quiet: bool,
 
+    #[command(flatten)]
+    pub known: Known,
+}
+
+/// Who this host is, and whom it knows.
+#[derive(Debug, clap::Args)]
+pub struct Known {
     /// This host's secret key; by default "key" in ~/.config/realize or /etc/realize
-    #[arg(long, value_name = "FILE", global = true)]
+    #[arg(long, value_name = "FILE")]
     pub key: Option<PathBuf>,
 
     /// The keys of other hosts; by default "hosts.toml" in ~/.config/realize or /etc/realize
-    #[arg(long, value_name = "FILE", global = true)]
+    #[arg(long, value_name = "FILE")]
     pub hosts: Option<PathBuf>,
 }
 
 /// What else there is to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make the key of this host, and print the lines to paste on others. (For a directory of this name write ./keygen.)
+    /// Make the key of this host, or take the one that is there, and print the lines to paste on others. (For a directory of this name write ./keygen.)
     Keygen {
         /// The file to make; by default "key" in ~/.config/realize
         #[arg(long, value_name = "FILE")]
@@ -89,6 +96,9 @@ pub enum Command {
         /// HOST, or HOST::DIR for a directory on it
         #[arg(value_name = "HOST[::DIR]")]
         host: OsString,
+
+        #[command(flatten)]
+        known: Known,
     },
 }
 

@@ -6,21 +6,22 @@ use anyhow::Result;
 use realize::{
     client::Link,
     clock::TokioClock,
-    location::{DEFAULT_PORT, Location},
-    service::{DirId, RealizeServiceClient, Rights, RunId, SERVICE_VERSION, ServiceError, context},
+    location::Location,
+    model::{Kind, Line},
+    service::{DirId, Hello, RealizeServiceClient, Rights, RunId, SERVICE_VERSION, ServiceError, context},
 };
 
 use crate::{
-    args::Args,
+    args::Known,
     random,
-    remote::{HostName, Identity, no_right, no_such_directory, own_name, plain},
+    remote::{HostName, Identity, no_such_directory},
     resolve::answer,
 };
 
 /// Goes from the name to the rights, and stops where something is in the way.
-pub async fn check(args: &Args, text: &OsStr) -> Result<ExitCode> {
+pub async fn check(known: &Known, text: &OsStr) -> Result<ExitCode> {
     let (host, dir) = parse(text)?;
-    let identity = Identity::load(args.key.as_deref(), args.hosts.as_deref())?;
+    let identity = Identity::load(known.key.as_deref(), known.hosts.as_deref())?;
     let clock = TokioClock::new();
     let run = RunId(random()?);
     let connected = async {
@@ -30,80 +31,93 @@ pub async fn check(args: &Args, text: &OsStr) -> Result<ExitCode> {
     };
     let link = connected.await.map_err(|error| identity.explain(&host, error))?;
     println!("{}: reached; both hosts have proven who they are", host.host);
-    let checked = check_rights(&link, &host, run, dir.as_deref()).await;
+    let checked = check_rights(&link, &identity, &host, run, dir).await;
     link.close(&clock).await;
     checked
 }
 
-fn parse(text: &OsStr) -> Result<(HostName, Option<String>)> {
-    if let Ok(Location::Remote { host, port, dir, .. }) = Location::parse(text) {
-        return Ok((HostName { host, port }, Some(dir)));
-    }
-    let with_dir = [text.as_bytes(), b"::x"].concat();
-    match Location::parse(OsStr::from_bytes(&with_dir))? {
-        Location::Remote { host, port, .. } => Ok((HostName { host, port }, None)),
-        Location::Local(_) => Ok((
-            HostName {
-                host: text.to_string_lossy().into_owned(),
-                port: DEFAULT_PORT,
-            },
-            None,
-        )),
+fn parse(text: &OsStr) -> Result<(HostName, Option<DirId>)> {
+    match Location::parse(text) {
+        Ok(Location::Remote { host, port, dir, below }) => {
+            Ok((HostName { host, port }, Some(DirId { name: dir, below })))
+        }
+        Err(error) if text.as_bytes().windows(2).any(|pair| pair == b"::") && !text.as_bytes().starts_with(b"[") => {
+            Err(error.into())
+        }
+        _ => {
+            let (host, port) = Location::parse_host(text)?;
+            Ok((HostName { host, port }, None))
+        }
     }
 }
 
-async fn check_rights(link: &Link, host: &HostName, run: RunId, dir: Option<&str>) -> Result<ExitCode> {
+async fn check_rights(
+    link: &Link,
+    identity: &Identity,
+    host: &HostName,
+    run: RunId,
+    dir: Option<DirId>,
+) -> Result<ExitCode> {
     let client = RealizeServiceClient::from(link.clone());
     let hello = answer(host, client.hello(context(), SERVICE_VERSION, run).await)?;
     for (name, rights) in &hello.rights {
-        println!("{}::{}: {}", host.host, plain(name), listed(*rights));
+        println!("{}::{}: {rights}", host.host, Line(name));
     }
-    let Some(dir) = dir else {
-        if hello.rights.is_empty() {
-            println!(
-                "no directory may be used; add to [peers.\"{}\"] there: rights.DIRECTORY = [\"read\", \"write\", \"replace\", \"delete\"]",
-                own_name()
-            );
-            return Ok(ExitCode::from(1));
+    let problem = match dir {
+        None if hello.rights.is_empty() => {
+            Some(identity.no_right(host, "DIRECTORY", "no directory may be used", Rights::ALL))
         }
-        return Ok(ExitCode::SUCCESS);
+        None => None,
+        Some(dir) => in_the_way(&client, identity, host, &hello, dir).await?,
     };
-    match client.stat(context(), DirId::new(dir), Vec::new(), false).await {
-        Ok(Ok(_)) => {
-            let has_all = hello
-                .rights
-                .iter()
-                .any(|(known, rights)| known == dir && *rights == Rights::ALL);
-            if !has_all {
-                println!(
-                    "to move files out takes read and delete, to move files in takes write, and replace where something is there already; \
-                     rights are given there in the section of this host"
-                );
-            }
-            Ok(ExitCode::SUCCESS)
+    Ok(match problem {
+        None => ExitCode::SUCCESS,
+        Some(problem) => {
+            println!("{problem}");
+            ExitCode::from(1)
         }
-        Ok(Err(ServiceError::NotFound)) => {
-            println!("{}", no_such_directory(host, dir));
-            Ok(ExitCode::from(1))
-        }
-        Ok(Err(ServiceError::Denied(_))) => {
-            println!("{}", no_right(host, dir, "this host has no right to it"));
-            Ok(ExitCode::from(1))
-        }
-        other => {
-            answer(host, other)?;
-            Ok(ExitCode::SUCCESS)
-        }
-    }
+    })
 }
 
-fn listed(rights: Rights) -> String {
-    let all = [
-        (rights.read, "read"),
-        (rights.write, "write"),
-        (rights.replace, "replace"),
-        (rights.delete, "delete"),
-    ];
-    let names: Vec<_> = all.iter().filter(|(has, _)| *has).map(|(_, name)| *name).collect();
-    names.join(", ")
+/// What keeps `dir` from being used.
+async fn in_the_way(
+    client: &RealizeServiceClient<Link>,
+    identity: &Identity,
+    host: &HostName,
+    hello: &Hello,
+    dir: DirId,
+) -> Result<Option<String>> {
+    let below = Some(dir.below.clone()).filter(|below| !below.is_root());
+    let found = client
+        .stat(context(), DirId::new(&dir.name), Vec::from_iter(below), false)
+        .await;
+    let found = match found {
+        Ok(Err(ServiceError::NotFound)) => return Ok(Some(no_such_directory(host, &dir.name))),
+        Ok(Err(ServiceError::Denied(_))) => {
+            return Ok(Some(identity.no_right(
+                host,
+                &dir.name,
+                "this host has no right to it",
+                Rights::ALL,
+            )));
+        }
+        found => answer(host, found)?,
+    };
+    if let Some(found) = found.into_iter().next() {
+        let what = match found? {
+            None => "there is nothing yet; a move to there makes its last component",
+            Some(entry) if entry.kind == Kind::Dir => "a directory",
+            Some(_) => "no directory",
+        };
+        println!("{}::{}/{}: {what}", host.host, Line(&dir.name), dir.below);
+    }
+    let has_all = |(known, rights): &(String, Rights)| *known == dir.name && *rights == Rights::ALL;
+    if !hello.rights.iter().any(has_all) {
+        println!(
+            "to move files out takes read and delete, to move files in takes write, and replace where something is there already; \
+             rights are given there in the section with the key {}",
+            identity.public()
+        );
+    }
+    Ok(None)
 }

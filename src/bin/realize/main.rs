@@ -61,7 +61,7 @@ fn run(args: Args, rules: &[realize::filter::Rule]) -> Result<ExitCode> {
         .build()
         .context("cannot start")?;
     let code = match &args.command {
-        Some(Command::Check { host }) => runtime.block_on(check::check(&args, host)),
+        Some(Command::Check { host, known }) => runtime.block_on(check::check(known, host)),
         _ => runtime.block_on(move_between(&args, filter)),
     };
     // Nothing is waited for: what a job leaves half done is gone on with by the next run.
@@ -125,9 +125,9 @@ async fn move_between(args: &Args, filter: Filter) -> Result<ExitCode> {
             match error {
                 MoveError::Locked(..) => ExitCode::from(13),
                 // What was named on the command line can't be.
-                MoveError::Nested(..) | MoveError::NestedSources | MoveError::Side(_, ServiceError::NotFound) => {
-                    ExitCode::from(2)
-                }
+                MoveError::Nested(..)
+                | MoveError::NestedSources
+                | MoveError::Side(_, ServiceError::NotFound | ServiceError::Denied(_)) => ExitCode::from(2),
                 MoveError::Side(..) => ExitCode::from(1),
             }
         }

@@ -10,28 +10,35 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use realize::{
     client::{ConnectError, Dial, LetIn, Link, LinkEvent, LinkLimits},
     clock::TokioClock,
     config::HostsFile,
-    keys::{PublicKey, SecretKey, file},
-    model::Escaped,
+    keys::{
+        PublicKey, SecretKey,
+        file::{self, KeyFileError},
+    },
+    location::DEFAULT_PORT,
+    model::Line,
     net::{Network, tcp::TcpNetwork},
-    service::RunId,
+    service::{Rights, RunId},
     tls::{Connector, TlsError},
 };
 use tokio::net::TcpStream;
 
 use crate::{ends::shown, random};
 
+/// Where the configuration of `realized` usually is.
+const DAEMON_CONFIG: &str = "/etc/realize/realized.toml";
+
 /// A host as named on the command line.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostName {
     /// Its name or address.
     pub host: String,
-    /// Its port.
-    pub port: u16,
+    /// Its port, where one is written.
+    pub port: Option<u16>,
 }
 
 /// A failure of this host or the other to prove who it is. Exit code 12.
@@ -75,9 +82,19 @@ impl Identity {
     pub fn load(key: Option<&Path>, hosts: Option<&Path>) -> Result<Self> {
         let key_path = config_file(key, "key");
         let key = file::read(&key_path).map_err(|error| {
-            anyhow!(NotAuthenticated(format!(
-                "{error}\nTo reach other hosts this one needs a key: make it with: realize keygen"
-            )))
+            let is_missing =
+                matches!(&error, KeyFileError::Read { why, .. } if why.kind() == std::io::ErrorKind::NotFound);
+            let way_out = match (is_missing, key) {
+                (false, _) => String::new(),
+                (true, None) => "\nTo reach other hosts this one needs a key: make it with: realize keygen".into(),
+                (true, Some(path)) => {
+                    format!(
+                        "\nTo reach other hosts this one needs a key: make it with: realize keygen --out {}",
+                        shown(path)
+                    )
+                }
+            };
+            anyhow!(NotAuthenticated(format!("{error}{way_out}")))
         })?;
         let hosts_path = config_file(hosts, "hosts.toml");
         let hosts = match fs::symlink_metadata(&hosts_path) {
@@ -99,8 +116,10 @@ impl Identity {
         let address = known.and_then(|host| host.address.clone());
         let (host, port) = match address {
             Some(address) => (address.host, address.port),
-            None => (name.host.clone(), name.port),
+            None => (name.host.clone(), DEFAULT_PORT),
         };
+        // What is written on the command line counts.
+        let port = name.port.unwrap_or(port);
         TcpDial {
             host,
             port,
@@ -113,24 +132,38 @@ impl Identity {
     pub fn explain(&self, name: &HostName, error: ConnectError) -> anyhow::Error {
         let host = &name.host;
         let text = match &error {
-            ConnectError::Name(_) => format!(
-                "{host}: {error}; check its spelling, or give its address in {} as: address = \"192.0.2.1:{}\"",
+            ConnectError::Name(_) if self.hosts.host(host).is_some() => format!(
+                "{host}: {error} ({}); check its spelling, or write into its section in {}: address = \"192.0.2.1:{DEFAULT_PORT}\"",
+                self.tried(name),
                 shown(&self.hosts_path),
-                name.port
+            ),
+            ConnectError::Name(_) => format!(
+                "{host}: {error}; check its spelling, or add it to {}, with its address:\n\n\
+                 [hosts.\"{host}\"]\nkey = \"THE KEY that realize keygen printed there\"\naddress = \"192.0.2.1:{DEFAULT_PORT}\"\n",
+                shown(&self.hosts_path),
             ),
             ConnectError::Tcp(_) => format!(
-                "{host}: {error}; is realized running there, on port {}, and let through by the firewall?",
+                "{host}: {error} ({}); is realized running there, on port {}, and let through by the firewall?",
+                self.tried(name),
                 self.dial(name).port
             ),
-            ConnectError::TimedOut(_) => {
-                format!("{host}: {error}; is the host up, and the port let through by the firewall?")
-            }
+            ConnectError::TimedOut(_) => format!(
+                "{host}: {error} ({}); is the host up, and the port let through by the firewall?",
+                self.tried(name)
+            ),
             ConnectError::Refused(_) => format!("{host}: {error}"),
             ConnectError::Tls(tls) => match tls {
                 TlsError::UnknownHost { presented } => {
                     return anyhow!(NotAuthenticated(format!(
-                        "{host} is not known. It has the key {presented}\nIf that is the key that \"realize keygen\" printed there, add to {}:\n\n\
+                        "{host} is not known by that name. It has the key {presented}\nIf that is the key that \"realize keygen\" printed there, add to {}:\n\n\
                          [hosts.\"{host}\"]\nkey = \"{presented}\"\n",
+                        shown(&self.hosts_path)
+                    )));
+                }
+                TlsError::WrongHostKey { expected, .. } if *expected == self.public() => {
+                    return anyhow!(NotAuthenticated(format!(
+                        "{host} is down in {} with the key {expected}, which is this host's own. Write there the one that \
+                         \"realize keygen\" printed on {host}",
                         shown(&self.hosts_path)
                     )));
                 }
@@ -143,7 +176,7 @@ impl Identity {
                 }
                 TlsError::Refused => {
                     return anyhow!(NotAuthenticated(format!(
-                        "{host} does not know this host's key. Add to the configuration of realized there, with the rights it shall have, and \
+                        "{host} does not know this host's key. Add to the configuration of realized there ({DAEMON_CONFIG}), with the rights it shall have, and \
                          start it anew:\n\n[peers.\"{}\"]\nkey = \"{}\"\nrights.DIRECTORY = [\"read\", \"write\", \"replace\", \"delete\"]\n",
                         own_name(),
                         self.public()
@@ -154,6 +187,28 @@ impl Identity {
             },
         };
         anyhow!(text)
+    }
+
+    /// Where `name` was looked for, and why there.
+    fn tried(&self, name: &HostName) -> String {
+        let dial = self.dial(name);
+        let known = self.hosts.host(&name.host).is_some_and(|host| host.address.is_some());
+        let from = if known {
+            format!(", as {} says", shown(&self.hosts_path))
+        } else {
+            String::new()
+        };
+        format!("{} port {}{from}", dial.host, dial.port)
+    }
+
+    /// What to do where `host` says `why` not to use its directory of this `name`, which needs the rights `wanted`.
+    pub fn no_right(&self, host: &HostName, name: &str, why: impl std::fmt::Display, wanted: Rights) -> String {
+        let (host, name) = (&host.host, Line(name));
+        format!(
+            "{host}::{name}: {why}; in the configuration of realized there ({DAEMON_CONFIG}), in the section with the key {}, \
+             this takes: rights.\"{name}\" = [{wanted}]; then start realized anew",
+            self.public()
+        )
     }
 
     /// A link to `name` for `run`.
@@ -214,23 +269,11 @@ impl Dial for TcpDial {
 
 /// What to do where `host` has no directory of this `name`.
 pub fn no_such_directory(host: &HostName, name: &str) -> String {
-    let (host, name) = (&host.host, plain(name));
+    let (host, name) = (&host.host, Line(name));
     format!(
-        "{host}::{name}: no such directory is configured there; add it as [directories.\"{name}\"] with its path, or check the spelling"
+        "{host}::{name}: no such directory is configured there; check the spelling, or add to the configuration of realized there \
+         ({DAEMON_CONFIG}) [directories.\"{name}\"] with its path, and start realized anew"
     )
-}
-
-/// What to do where `host` says `why` not to use its directory of this `name`.
-pub fn no_right(host: &HostName, name: &str, why: impl std::fmt::Display) -> String {
-    let (host, name) = (&host.host, plain(name));
-    format!(
-        "{host}::{name}: {why}; add to the section of this host there: rights.\"{name}\" = [\"read\", \"write\", \"replace\", \"delete\"]"
-    )
-}
-
-/// A directory's name, without what could steer the terminal.
-pub fn plain(name: &str) -> String {
-    Escaped(name.as_bytes()).to_string().trim_matches('"').to_owned()
 }
 
 /// What this host calls itself.
@@ -239,7 +282,7 @@ pub fn own_name() -> String {
     if name.is_empty() { "this-host".into() } else { name }
 }
 
-/// Makes a key and prints what to paste on other hosts.
+/// Makes a key, unless there is one already, and prints what to paste on other hosts.
 pub fn keygen(out: Option<&Path>) -> Result<()> {
     let path = match out {
         Some(path) => path.to_owned(),
@@ -250,16 +293,30 @@ pub fn keygen(out: Option<&Path>) -> Result<()> {
     {
         fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", shown(dir)))?;
     }
-    let key = SecretKey::generate()?;
-    file::write_new(&path, &key)?;
+    let new = SecretKey::generate()?;
+    let (key, state) = match file::write_new(&path, &new) {
+        Ok(()) => (new, "The secret key is in"),
+        Err(exists @ KeyFileError::Exists { .. }) => match file::read(&path) {
+            Ok(key) => (key, "There is a secret key already, which stays as it is, in"),
+            Err(KeyFileError::OpenToOthers { path }) => bail!(KeyFileError::OpenToOthers { path }),
+            Err(_) => bail!(exists),
+        },
+        Err(KeyFileError::Write { path, why }) if why.kind() == std::io::ErrorKind::NotFound => {
+            bail!(
+                "{}; make its directory with mkdir -p",
+                KeyFileError::Write { path, why }
+            )
+        }
+        Err(error) => bail!(error),
+    };
     let (name, public) = (own_name(), key.public());
     println!(
-        "The secret key is in {}; keep it there. The public key:\n\n\
+        "{state} {}; keep it there. The public key:\n\n\
          {public}\n\n\
-         Where realized runs and this host shall connect to it, add to its configuration, with the rights it shall have:\n\n\
+         Where realized runs and this host shall connect to it, add to its configuration ({DAEMON_CONFIG}), with the rights it shall have:\n\n\
          [peers.\"{name}\"]\nkey = \"{public}\"\nrights.DIRECTORY = [\"read\", \"write\", \"replace\", \"delete\"]\n\n\
          Where hosts shall connect to realized on this host, add to hosts.toml there (~/.config/realize/hosts.toml):\n\n\
-         [hosts.\"{name}\"]\nkey = \"{public}\"",
+         [hosts.\"{name}\"]\nkey = \"{public}\"\naddress = \"ADDRESS OF THIS HOST:{DEFAULT_PORT}\"",
         shown(&path)
     );
     Ok(())

@@ -1,6 +1,6 @@
 //! From SRC and DST to services and directories: local ones in this process, others by links.
 
-use std::{collections::BTreeMap, ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, ffi::OsStr, fmt::Display, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result, anyhow, bail};
 use realize::{
@@ -10,11 +10,11 @@ use realize::{
     fs::os::OsFs,
     limits::Limits,
     location::Location,
-    model::{Entry, Escaped, Kind, Name, RelPath},
+    model::{Entry, Escaped, Kind, Line, Name, RelPath},
     server::{RealizeServer, Roots},
     service::{
-        Answer, DirId, RealizeService, RealizeServiceClient, RealizeServiceRequest, RealizeServiceResponse, RunId,
-        ServeRealizeService, ServiceError, context,
+        Answer, DirId, RealizeService, RealizeServiceClient, RealizeServiceRequest, RealizeServiceResponse, Rights,
+        RunId, ServeRealizeService, ServiceError, context,
     },
 };
 use tarpc::{
@@ -26,7 +26,7 @@ use crate::{
     args::Args,
     ends::{self, SourceKind, SourceRoot, TargetRoot, shown},
     random,
-    remote::{HostName, Identity, Links, no_right, no_such_directory},
+    remote::{HostName, Identity, Links, no_such_directory},
     ui::Ui,
 };
 
@@ -52,6 +52,22 @@ impl Stub for Service {
 }
 
 type Client = RealizeServiceClient<Service>;
+
+/// What a directory must allow for files to be moved out of it.
+const TO_LEAVE: Rights = Rights {
+    read: true,
+    write: false,
+    replace: false,
+    delete: true,
+};
+
+/// What a directory must allow for files to be moved into it.
+const TO_ARRIVE: Rights = Rights {
+    read: false,
+    write: true,
+    replace: true,
+    delete: false,
+};
 
 /// Both ends of a move.
 pub struct Ends {
@@ -133,7 +149,7 @@ impl Ends {
         let mut remote_sources = BTreeMap::new();
         for given in given {
             if let Given::Remote(host, dir, file) = given {
-                names.push(format!("{}::{}", host.host, Escaped(dir.name.as_bytes())));
+                names.push(format!("{}::{}", host.host, Line(&dir.name)));
                 remote_sources.insert(sources.len(), (host.clone(), dir.clone()));
                 sources.push(hosts.remote_source(&host, dir, file, renamed.as_ref())?);
             }
@@ -173,8 +189,12 @@ impl Ends {
             (MoveError::Side(_, ServiceError::NotFound), Some((host, dir))) if dir.below.is_root() => {
                 return no_such_directory(host, &dir.name);
             }
-            (MoveError::Side(_, error @ ServiceError::Denied(_)), Some((host, dir))) => {
-                return no_right(host, &dir.name, error);
+            (MoveError::Side(side, error @ ServiceError::Denied(_)), Some((host, dir))) => {
+                let wanted = match side {
+                    Side::Source(_) => TO_LEAVE,
+                    Side::Target => TO_ARRIVE,
+                };
+                return self.entrances.no_right(host, &dir.name, error, wanted);
             }
             _ => {}
         }
@@ -234,6 +254,14 @@ impl Entrances {
         };
         let entered = let_in.wait().await;
         entered.map_err(|error| identity.explain(host, error))
+    }
+
+    /// What to do where `host` says `why` not to use its directory of this name.
+    fn no_right(&self, host: &HostName, dir: &str, why: impl Display, wanted: Rights) -> String {
+        match &self.identity {
+            Some(identity) => identity.no_right(host, dir, why, wanted),
+            None => why.to_string(),
+        }
     }
 
     async fn pass_all(&mut self) -> Result<()> {
@@ -309,7 +337,10 @@ impl<'a> Hosts<'a> {
         if !self.links.contains_key(host) {
             let identity = match &mut self.entrances.identity {
                 Some(identity) => identity,
-                none => none.insert(Identity::load(self.args.key.as_deref(), self.args.hosts.as_deref())?),
+                none => none.insert(Identity::load(
+                    self.args.known.key.as_deref(),
+                    self.args.known.hosts.as_deref(),
+                )?),
             };
             let (tell, name) = (self.ui.teller(), host.host.clone());
             let observer = move |event: LinkEvent| match event {
@@ -339,7 +370,14 @@ impl<'a> Hosts<'a> {
         if found.is_err() {
             self.entrances.pass(host).await?;
         }
-        let found = answer(host, found).with_context(|| format!("{}::{}", host.host, Escaped(name.as_bytes())))?;
+        let found = match found {
+            Ok(Err(ServiceError::NotFound)) => bail!(no_such_directory(host, name)),
+            Ok(Err(error @ ServiceError::Denied(_))) => {
+                let wanted = if restore { TO_LEAVE } else { TO_ARRIVE };
+                bail!(self.entrances.no_right(host, name, error, wanted))
+            }
+            found => answer(host, found)?,
+        };
         anyhow::ensure!(found.len() == count, "{}: not the answer to what was asked", host.host);
         Ok(found.into_iter().collect::<Result<_, _>>()?)
     }
@@ -398,8 +436,9 @@ impl<'a> Hosts<'a> {
         let is_dir = |entry: Entry| entry.kind == Kind::Dir;
         if found.next().is_some_and(|above| !above.is_some_and(is_dir)) {
             bail!(
-                "cannot use {}: only its last component is made, and the one above it is no directory",
-                Escaped(text.as_bytes())
+                "cannot use {}: only its last component is made, and the one above it is no directory; make that one on {} with mkdir -p",
+                Escaped(text.as_bytes()),
+                host.host
             );
         }
         if as_file {
@@ -439,7 +478,6 @@ impl<'a> Hosts<'a> {
 pub fn answer<T>(host: &HostName, answer: Result<Answer<T>, RpcError>) -> Result<T> {
     match answer {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(ServiceError::NotFound)) => Err(anyhow!("{} serves no such directory to this host", host.host)),
         Ok(Err(error)) => Err(anyhow!("{}: {error}", host.host)),
         Err(error) => Err(anyhow!("{}: no answer: {error}", host.host)),
     }

@@ -1,18 +1,20 @@
 //! The daemon `realized`: serves directories to the hosts that its configuration knows.
 
-use std::{future::Future, io::Write, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    future::Future, io::Write, net::SocketAddr, os::unix::ffi::OsStrExt, path::PathBuf, process::ExitCode, sync::Arc,
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 use futures::StreamExt;
 use realize::{
     clock::TokioClock,
-    config::DaemonConfig,
+    config::{ConfigError, DaemonConfig},
     daemon::{Daemon, DaemonEvent, DaemonLimits},
     fs::os::{OsFs, raise_open_files},
-    keys::file,
+    keys::file::{self, KeyFileError},
     limits::Limits,
-    model::Escaped,
+    model::{Escaped, Line},
     net::{Listener, Network, tcp::TcpNetwork},
     server::Roots,
 };
@@ -45,8 +47,26 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let config = DaemonConfig::load(&args.config)?;
-    let key = file::read(&config.key)?;
+    let config = DaemonConfig::load(&args.config).map_err(|error| match error {
+        ConfigError::Read { .. } => {
+            anyhow!("{error}; write it as \"Two hosts\" in the README shows, or name another with --config")
+        }
+        error => error.into(),
+    })?;
+    let key = file::read(&config.key).map_err(|error| match &error {
+        KeyFileError::Read { path, why } if why.kind() == std::io::ErrorKind::NotFound => {
+            let path = Escaped(path.as_os_str().as_bytes()).to_string();
+            anyhow!("{error}; make it with: realize keygen --out {path}")
+        }
+        _ => error.into(),
+    })?;
+    if let Some(own) = config.peer(&key.public()) {
+        bail!(
+            "{} peers.{}.key is this host's own key; write there the one that realize keygen printed on the other host",
+            Escaped(args.config.as_os_str().as_bytes()),
+            Escaped(own.name.as_bytes())
+        );
+    }
     raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -71,7 +91,7 @@ async fn serve(config: DaemonConfig, key: realize::keys::SecretKey) -> Result<()
             .add(name.clone(), &directory.path, directory.accept_unsynced)
             .await;
         opened.with_context(|| {
-            let path = std::os::unix::ffi::OsStrExt::as_bytes(directory.path.as_os_str());
+            let path = directory.path.as_os_str().as_bytes();
             format!(
                 "cannot open {} of the directory {name:?}; is its disk mounted?",
                 Escaped(path)
@@ -141,8 +161,7 @@ fn told(event: DaemonEvent<'_>) {
 /// A line of the log, on standard error.
 fn log(line: &str) {
     // Nobody to tell is no reason to stop. What peers send has no place in a line unescaped.
-    let line = Escaped(line.as_bytes()).to_string();
-    writeln!(std::io::stderr(), "realized: {}", line.trim_matches('"')).ok();
+    writeln!(std::io::stderr(), "realized: {}", Line(line)).ok();
 }
 
 /// Tells systemd, where it asks for it, that connections are taken.
