@@ -141,6 +141,8 @@ struct Item {
     to: RelPath,
     /// What is there.
     expected: Expected,
+    /// Whether a partial of it may be there.
+    has_partial: bool,
 }
 
 impl Item {

@@ -223,6 +223,9 @@ impl Place {
 /// An open regular file. Cheap to clone; the descriptor, its lock and its lease end with the last
 /// clone.
 pub trait File: Clone + Send + Sync + 'static {
+    /// The file's metadata as it was when it was opened or made: at no cost, for that is how it was found to be a regular file.
+    fn opened(&self) -> &Metadata;
+
     /// The file's metadata now.
     fn metadata(&self) -> impl Future<Output = io::Result<Metadata>> + Send;
 
@@ -268,7 +271,7 @@ pub trait File: Clone + Send + Sync + 'static {
     /// Whether the lease taken is still held.
     fn lease_held(&self) -> impl Future<Output = io::Result<bool>> + Send;
 
-    /// What of the file a move does not carry. The owner is not judged here.
+    /// What of the file a move does not carry; names and mode are judged as they were when it was opened. The owner is not judged here.
     fn uncarried(&self) -> impl Future<Output = io::Result<Uncarried>> + Send;
 }
 

@@ -279,6 +279,11 @@ impl<T> DirTree<T> {
         }
     }
 
+    /// What was said of the directory at `path`, if that is not done; nothing is of the root.
+    pub fn get(&self, path: &RelPath) -> Option<&T> {
+        self.dirs.get(path)?.what.as_ref()
+    }
+
     /// Whether the directory at `path` is not done.
     pub fn contains(&self, path: &RelPath) -> bool {
         self.dirs.contains_key(path)

@@ -567,7 +567,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             let mut claimed = store.claim(role, run).await?;
             if role == Role::Target {
                 // What can't be looked through shows again, with its error, when something is put there.
-                claimed.claim.swept = store.sweep(&RelPath::root()).await.unwrap_or_default();
+                claimed.claim.swept = store.sweep(&RelPath::root()).await.unwrap_or_else(|_| Swept::unknown());
             }
             Ok(claimed)
         });

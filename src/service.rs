@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The version of this service. Both sides must have the same.
-pub const SERVICE_VERSION: u32 = 2;
+pub const SERVICE_VERSION: u32 = 3;
 
 /// A configured directory, or one below it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -384,6 +384,8 @@ pub struct Same {
     pub digest: Digest,
     /// The source's mode and mtime.
     pub meta: Meta,
+    /// Whether a partial of it may be there, which goes then.
+    pub has_partial: bool,
 }
 
 /// What a file is opened for.
@@ -491,10 +493,20 @@ pub struct Swept {
     pub tokens: Vec<Name>,
     /// Swapped-out files that may be somebody's: left alone.
     pub leftovers: Vec<Name>,
-    /// How many partials there are.
+    /// How many partials there are, at most.
     pub partials: u64,
     /// Whether it is sure to hold nothing but names that are realize's own.
     pub is_empty: bool,
+}
+
+impl Swept {
+    /// Of a directory that could not be looked through: it may hold a partial.
+    pub fn unknown() -> Self {
+        Self {
+            partials: 1,
+            ..Self::default()
+        }
+    }
 }
 
 /// The service. `D` is the directory that a path is below; rights are named in brackets.

@@ -44,10 +44,16 @@ use crate::{
 pub struct Store<F: Fs> {
     inner: Arc<Inner<F>>,
     /// Of a batch alone: the directory that was walked to last.
-    last_dir: Option<Arc<LastDir<F>>>,
+    last_dir: Option<Arc<Mutex<Option<LastDir<F>>>>>,
 }
 
-type LastDir<F> = Mutex<Option<(RelPath, <F as Fs>::Dir)>>;
+/// A directory that several files of a batch are in.
+struct LastDir<F: Fs> {
+    path: RelPath,
+    dir: F::Dir,
+    /// Whether it is known to tell names apart that differ in the case of letters.
+    tells_case: bool,
+}
 
 impl<F: Fs> Clone for Store<F> {
     fn clone(&self) -> Self {
@@ -207,7 +213,7 @@ impl<F: Fs> Store<F> {
         let Some((parent, name)) = path.split() else {
             return Err(ServiceError::BadRequest("the root has no entry".into()));
         };
-        let dir = match self.walk_to(parent).await {
+        let dir = match self.walk_to(parent.clone()).await {
             Err(ServiceError::NotFound) => return Ok(None),
             walked => walked?,
         };
@@ -217,7 +223,10 @@ impl<F: Fs> Store<F> {
         }
         match dir.stat(&name).await {
             Ok(metadata) => {
-                self.prove_spelling(&dir, &name, &metadata).await?;
+                if self.with_last_dir(&parent, |last| last.tells_case) != Some(true) {
+                    let told = self.prove_spelling(&dir, &name, &metadata).await?;
+                    self.with_last_dir(&parent, |last| last.tells_case = told == Case::Told);
+                }
                 Ok(Some(entry(path.clone(), &dir, &name, metadata).await))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -241,7 +250,9 @@ impl<F: Fs> Store<F> {
                     .map_err(|e| ServiceError::io("set the mode of", &e))
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match dir.stat(&name).await {
-                Ok(metadata) if metadata.kind == Kind::Dir => self.prove_spelling(&dir, &name, &metadata).await,
+                Ok(metadata) if metadata.kind == Kind::Dir => {
+                    self.prove_spelling(&dir, &name, &metadata).await.map(drop)
+                }
                 _ => Err(ServiceError::Changed),
             },
             Err(error) => Err(ServiceError::io("make the directory", &error)),
@@ -378,13 +389,15 @@ impl<F: Fs> Store<F> {
     /// Fails when `found` is called something else than `name` there: a file system that ignores case finds one file under
     /// many spellings, and to replace it would lose the other name's file. Told by asking for a third spelling; for
     /// names without ASCII letters by the directory's names, where the root ignores case at all.
-    async fn prove_spelling(&self, dir: &F::Dir, name: &Name, found: &Metadata) -> Answer<()> {
+    async fn prove_spelling(&self, dir: &F::Dir, name: &Name, found: &Metadata) -> Answer<Case> {
         match flipped(name) {
             Some(flipped) => match dir.stat(&flipped).await {
                 Ok(other) if other.version.is_same_inode(&found.version) => {}
-                _ => return Ok(()),
+                Ok(_) => return Ok(Case::Told),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Case::Told),
+                Err(_) => return Ok(Case::Unknown),
             },
-            None if !self.inner.ignores_case.load(Ordering::Relaxed) => return Ok(()),
+            None if !self.inner.ignores_case.load(Ordering::Relaxed) => return Ok(Case::Unknown),
             None => {}
         }
         // The directory ignores case, or somebody made a link of that very name.
@@ -393,7 +406,7 @@ impl<F: Fs> Store<F> {
             .await
             .map_err(|e| ServiceError::io("read the directory", &e))?;
         if names.contains(name) {
-            Ok(())
+            Ok(Case::Unknown)
         } else {
             Err(ServiceError::OtherSpelling)
         }
@@ -422,17 +435,25 @@ impl<F: Fs> Store<F> {
 
     /// The directory at `path`; within a batch as it was when the batch came to it.
     async fn walk_to(&self, path: RelPath) -> Answer<F::Dir> {
-        let Some(last_dir) = &self.last_dir else {
-            return self.open_dir(&path).await;
-        };
-        // Nothing panics while it is held.
-        let last = || last_dir.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, dir)) = last().as_ref().filter(|(last, _)| *last == path) {
-            return Ok(dir.clone());
+        if let Some(dir) = self.with_last_dir(&path, |last| last.dir.clone()) {
+            return Ok(dir);
         }
         let dir = self.open_dir(&path).await?;
-        *last() = Some((path, dir.clone()));
+        if let Some(last_dir) = &self.last_dir {
+            // Nothing panics while it is held.
+            *last_dir.lock().unwrap_or_else(PoisonError::into_inner) = Some(LastDir {
+                path,
+                dir: dir.clone(),
+                tells_case: false,
+            });
+        }
         Ok(dir)
+    }
+
+    /// What `tell` gives of the directory that was walked to last, if that is the one at `path`.
+    fn with_last_dir<R>(&self, path: &RelPath, tell: impl FnOnce(&mut LastDir<F>) -> R) -> Option<R> {
+        let mut last = self.last_dir.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_mut().filter(|last| last.path == *path).map(tell)
     }
 
     /// The same store for one step of a batch, which walks once to each directory it comes to.
@@ -503,6 +524,15 @@ impl<F: Fs> Store<F> {
         }
         Ok(())
     }
+}
+
+/// What a look at one name has told of all names of its directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Case {
+    /// Names that differ in the case of letters are different names there.
+    Told,
+    /// Nothing.
+    Unknown,
 }
 
 /// The permission bits of a directory with what its owner needs to put files into it.

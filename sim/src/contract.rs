@@ -84,6 +84,7 @@ macro_rules! contract_suite {
             reading_and_a_lease_change_no_times
             syncs_succeed_and_drop_cache_loses_nothing
             places_tell_inside_from_outside
+            an_open_file_tells_what_it_was_when_it_was_opened
             uncarried_tells_hard_links_and_special_bits
             an_offloaded_job_gives_its_value_back
             a_panicking_job_is_lost
@@ -741,8 +742,23 @@ mod promises {
         assert!(!plain.hard_links && !plain.special_bits && !plain.xattrs && !plain.acl);
         ok(root.link(&n("a"), &root, &n("b")).await);
         ok(file.set_meta(0o4755, THEN).await);
-        let uncarried = ok(file.uncarried().await);
+        assert!(!ok(file.uncarried().await).any(), "told as it was opened");
+        let uncarried = ok(ok(root.open(&n("a")).await).uncarried().await);
         assert!(uncarried.hard_links && uncarried.special_bits);
+    }
+
+    pub async fn an_open_file_tells_what_it_was_when_it_was_opened<F: Fs>(bench: Bench<F>) {
+        let root = bench.root().await;
+        let made = ok(root.create(&n("a")).await);
+        same(*made.opened(), ok(root.stat(&n("a")).await));
+        ok(write_all(&made, 0, b"some").await);
+        ok(made.set_meta(0o640, THEN).await);
+        let found = ok(root.stat(&n("a")).await);
+        let opened = [ok(root.open(&n("a")).await), ok(root.open_write(&n("a")).await)];
+        ok(made.set_meta(0o600, THEN).await);
+        for file in opened {
+            same(*file.opened(), found);
+        }
     }
 
     pub async fn an_offloaded_job_gives_its_value_back<F: Fs>(bench: Bench<F>) {

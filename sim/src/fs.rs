@@ -57,9 +57,9 @@ pub struct SimFs {
 #[derive(Debug, Clone)]
 pub struct SimDir(Arc<Open>);
 
-/// An open file.
+/// An open file, and its metadata as it was opened.
 #[derive(Debug, Clone)]
-pub struct SimFile(Arc<Open>);
+pub struct SimFile(Arc<Open>, Metadata);
 
 /// What clones of a handle share.
 #[derive(Debug)]
@@ -173,15 +173,16 @@ impl SimDir {
 
     async fn file(&self, op: Op, name: &Name, write: bool) -> io::Result<SimFile> {
         let dir = self.0.ino;
-        let opened = self
+        let ((id, ino), opened) = self
             .at(op, name, |tree, _, _| {
                 if op == Op::Create {
                     tree.make(dir, name, Body::File(FileBody::default()), 0o600)?;
                 }
-                tree.open(dir, name, write, false)
+                let (id, ino) = tree.open(dir, name, write, false)?;
+                Ok(((id, ino), tree.metadata(ino)))
             })
             .await?;
-        Ok(SimFile(self.0.fs.handle(opened.1, opened.0)))
+        Ok(SimFile(self.0.fs.handle(ino, id), opened))
     }
 }
 
@@ -380,6 +381,10 @@ impl SimFile {
 const OFFSET_MAX: u64 = i64::MAX as u64;
 
 impl File for SimFile {
+    fn opened(&self) -> &Metadata {
+        &self.1
+    }
+
     async fn metadata(&self) -> io::Result<Metadata> {
         let ino = self.0.ino;
         self.own(Op::FileMetadata, |tree, _, _| Ok(tree.metadata(ino))).await
@@ -492,15 +497,12 @@ impl File for SimFile {
     }
 
     async fn uncarried(&self) -> io::Result<Uncarried> {
-        let ino = self.0.ino;
-        self.own(Op::Uncarried, |tree, _, _| {
-            let metadata = tree.metadata(ino);
-            Ok(Uncarried {
-                hard_links: metadata.links > 1,
-                special_bits: metadata.mode & 0o7000 != 0,
-                ..Uncarried::default()
-            })
-        })
-        .await
+        let uncarried = Uncarried {
+            hard_links: self.1.links > 1,
+            special_bits: self.1.mode & 0o7000 != 0,
+            ..Uncarried::default()
+        };
+        // The real one asks for attributes: that may fail.
+        self.own(Op::Uncarried, |_, _, _| Ok(uncarried)).await
     }
 }

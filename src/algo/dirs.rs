@@ -23,7 +23,7 @@ pub struct DirJob {
     pub stays: bool,
     /// Whether everything in it has arrived, but what was left alone by option.
     pub is_complete: bool,
-    /// Whether partials were seen in it before.
+    /// Whether there may have been partials in it before.
     pub has_partials: bool,
 }
 

@@ -38,7 +38,7 @@ pub struct Mover<'a, S, T> {
     /// The last directory of the target that is known to have held nothing when this run came: what is below it need not be asked for.
     /// Safe even where that is not so any more, because what is expected to be absent is never replaced.
     empty: Option<RelPath>,
-    /// Directories of the target, among those being gone through, that hold partials.
+    /// Directories of the target, among those being gone through, that may hold partials.
     with_partials: BTreeSet<RelPath>,
 }
 
@@ -252,17 +252,20 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
             return;
         };
         self.work.shared.found(&entry);
-        self.work
-            .queue(
-                Item {
-                    source,
-                    entry,
-                    to: found.to,
-                    expected,
-                },
-                compare,
-            )
-            .await;
+        let has_partial = self.may_have_partials(&found.to.parent().unwrap_or_default());
+        let item = Item {
+            source,
+            entry,
+            to: found.to,
+            expected,
+            has_partial,
+        };
+        self.work.queue(item, compare).await;
+    }
+
+    /// Whether there may be partials in a directory of the target that is being gone through.
+    fn may_have_partials(&self, dir: &RelPath) -> bool {
+        self.with_partials.contains(dir) || self.work.tree.get(dir).is_some_and(|job| job.has_partials)
     }
 
     /// What the target has at each path, asked of it where that is not known.
@@ -334,7 +337,7 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
         for (dir, swept) in dirs.into_iter().zip(swept) {
             match swept {
                 // What can't be looked through shows again, with its error, when something is put there.
-                Err(_) => {}
+                Err(_) => drop(self.with_partials.insert(dir)),
                 Ok(swept) => self.take_swept(dir, swept)?,
             }
         }

@@ -129,6 +129,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
                         file,
                         digest,
                         meta: plan::meta(&item.entry),
+                        has_partial: item.has_partial,
                     });
                     held.push(Safe {
                         item,

@@ -19,6 +19,7 @@ use std::{
 use futures::FutureExt;
 use rustix::{
     fs::{CWD, FileType, FlockOperation, Mode, OFlags, Stat, Timespec, Timestamps, fchmod, futimens, openat},
+    io::fcntl_dupfd_cloexec,
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 
@@ -78,8 +79,11 @@ impl Fs for OsFs {
     }
 }
 
-/// Raises this process's limit of open files to what it may have at most, and tells the limit that
-/// holds now. What can't be raised stays.
+/// Raises this process's limit of open files to what it may have at most, makes room for the first few thousand, and tells the
+/// limit that holds now. What can't be raised stays.
+///
+/// To be called before there are threads: the kernel's table of descriptors grows by doubling, and once threads share it each
+/// time halts all of them that open files for 10 ms or more (it waits for RCU).
 pub fn raise_open_files() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -90,7 +94,19 @@ pub fn raise_open_files() -> u64 {
         Ok(()) => raised,
         Err(_) => limit,
     };
-    now.current.unwrap_or(u64::MAX)
+    let most = now.current.unwrap_or(u64::MAX);
+    grow_table(most.min(ROOM_FOR_FILES));
+    most
+}
+
+/// For how many descriptors room is made: those of a session with the default limits, and their directories. 8 bytes each.
+const ROOM_FOR_FILES: u64 = 8192;
+
+/// Makes the table of descriptors hold `count` of them. What can't be had is made when it is needed.
+fn grow_table(count: u64) {
+    if let Ok(any) = openat(CWD, "/", dir::OPEN_DIR, Mode::empty()) {
+        drop(fcntl_dupfd_cloexec(any, count as i32 - 1));
+    }
 }
 
 /// Flags of every open.

@@ -21,6 +21,8 @@ use crate::{
 pub enum Ours {
     /// A file: its inode.
     Inode(Version),
+    /// A file as it was read: its inode, with nothing changed.
+    Unchanged(Version),
     /// A link: its text. (Nobody can hold a link open or lock it.)
     Link(Bytes),
 }
@@ -156,13 +158,15 @@ impl<F: Fs> Store<F> {
 }
 
 pub(super) async fn is_ours<D: Dir>(dir: &D, name: &Name, ours: &Ours) -> Answer<bool> {
-    match ours {
-        Ours::Inode(version) => match dir.stat(name).await {
-            Ok(found) => Ok(found.version.is_same_inode(version)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(ServiceError::io("stat", &error)),
-        },
-        Ours::Link(text) => is_link_to(dir, name, text).await,
+    if let Ours::Link(text) = ours {
+        return is_link_to(dir, name, text).await;
+    }
+    match (dir.stat(name).await, ours) {
+        (Ok(found), Ours::Inode(version)) => Ok(found.version.is_same_inode(version)),
+        (Ok(found), Ours::Unchanged(version)) => Ok(found.version == *version),
+        (Ok(_), Ours::Link(_)) => Ok(false),
+        (Err(error), _) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        (Err(error), _) => Err(ServiceError::io("stat", &error)),
     }
 }
 

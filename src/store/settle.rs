@@ -69,13 +69,20 @@ impl<F: Fs> Store<F> {
             file: FileRef { path, version },
             digest,
             meta,
+            has_partial,
         } = same;
         if version.size > self.inner.limits.small_file_bytes {
             return Err(ServiceError::BadRequest("too large to be settled whole".into()));
         }
         self.ensure_safe()?;
         let (dir, name) = self.parent_of(path).await?;
-        self.settle_final(&dir, path, &name, version, *digest, *meta).await
+        let file = self.open_equal(&dir, &name, version, *digest).await?;
+        let is_as_wanted = (file.opened().mode, version.mtime) == (meta.mode & 0o777, meta.mtime);
+        if is_as_wanted && !has_partial {
+            // Nothing is to be done to it, so that one look at its name will do: the last.
+            return Ok(Ours::Unchanged(*version));
+        }
+        self.settle_open(path, &file, version, *meta).await
     }
 
     /// As [`settle`](Self::settle) with whatever is at `name` now; `Changed` when that is not the wanted content.
@@ -93,30 +100,23 @@ impl<F: Fs> Store<F> {
         if found.kind != Kind::File {
             return Err(ServiceError::Changed);
         }
-        self.prove_spelling(dir, name, &found).await?;
-        self.settle_final(dir, path, name, &found.version, wanted, meta)
-            .await
-            .map_err(|error| match error {
-                ServiceError::DigestMismatch => ServiceError::Changed,
-                error => error,
-            })
+        self.prove_spelling(dir, name, &found).await.map(drop)?;
+        let file = self.open_equal(dir, name, &found.version, wanted).await;
+        let file = file.map_err(|error| match error {
+            ServiceError::DigestMismatch => ServiceError::Changed,
+            error => error,
+        })?;
+        self.settle_open(path, &file, &found.version, meta).await
     }
 
-    pub(super) async fn settle_final(
-        &self,
-        dir: &F::Dir,
-        path: &RelPath,
-        name: &Name,
-        version: &Version,
-        wanted: Digest,
-        meta: Meta,
-    ) -> Answer<Ours> {
+    /// A final as [`open_to_confirm`](Self::open_to_confirm) opens it, read back and found to have the digest `wanted`.
+    async fn open_equal(&self, dir: &F::Dir, name: &Name, version: &Version, wanted: Digest) -> Answer<F::File> {
         let file = self.open_to_confirm(dir, name, version).await?;
         let hashes = Hashes::new(version.size, 1);
         if hashes.read_whole(&file).await? != wanted {
             return Err(ServiceError::DigestMismatch);
         }
-        self.settle_open(path, &file, version, meta).await
+        Ok(file)
     }
 
     /// A final open for reading, its content on the device and out of the cache; `Busy` while a run may delete it: of two runs
@@ -128,8 +128,8 @@ impl<F: Fs> Store<F> {
         {
             return Err(locked_elsewhere());
         }
-        let now = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
-        if now.version != *version {
+        // Older than the lock: what came in between shows when its name is looked at for the last time.
+        if file.opened().version != *version {
             return Err(ServiceError::Changed);
         }
         file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;

@@ -32,7 +32,7 @@ pub enum Source<F: Fs> {
 /// A regular file that is open to be read and deleted.
 pub struct SourceFile<F: Fs> {
     path: RelPath,
-    /// As it was before its first byte was read.
+    /// As it was when it was opened, before its first byte was read.
     version: Version,
     /// How many names it had then.
     links: u64,
@@ -108,6 +108,7 @@ impl<F: Fs> SourceFile<F> {
 
     /// Fails when it is not as it was opened any more.
     pub async fn prove_untouched(&self) -> Answer<()> {
+        self.prove_leased().await?;
         self.prove_unchanged(None).await
     }
 
@@ -154,15 +155,14 @@ impl<F: Fs> SourceFile<F> {
         hasher.digest().ok_or(ServiceError::Internal)
     }
 
-    /// Proves that the file is still the one that was read. A ctime alone that differs (another name of the inode
-    /// went) is settled by reading it again.
+    /// Proves that the file is still the one that was read, if its lease is held. A ctime alone that differs (another name of
+    /// the inode went) is settled by reading it again.
     async fn prove_unchanged(&self, read_as: Option<Digest>) -> Answer<()> {
         if planted(Bug::NoSourceCheck) {
             return Ok(());
         }
         let mut before = self.version;
         for _ in 0..=REREADS_MAX {
-            self.prove_leased().await?;
             let now = self
                 .file
                 .metadata()
@@ -272,7 +272,8 @@ impl<F: Fs> Store<F> {
             }
             Err(error) => return Err(ServiceError::io("take a lease on", &error)),
         };
-        let Metadata { version, links, .. } = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
+        // Older than the lock and the lease: what came in between shows once the file is read.
+        let Metadata { version, links, .. } = *file.opened();
         if !version.same_but_ctime(&wanted.version) {
             return Err(ServiceError::Changed);
         }

@@ -33,10 +33,12 @@ impl<F: Fs> Store<F> {
             match names::classify(&name) {
                 NameKind::Token => swept.tokens.push(name),
                 NameKind::Partial => swept.partials += 1,
-                // What could not be looked at may be somebody's as well.
-                NameKind::Swap(swap) if !self.resolve_swap(&dir, &name, &swap).await.unwrap_or(false) => {
-                    swept.leftovers.push(name);
-                }
+                NameKind::Swap(swap) => match self.resolve_swap(&dir, &name, &swap).await {
+                    // It may have become one.
+                    Ok(true) => swept.partials += 1,
+                    // What could not be looked at may be somebody's as well.
+                    Ok(false) | Err(_) => swept.leftovers.push(name),
+                },
                 _ => {}
             }
         }

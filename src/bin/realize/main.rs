@@ -55,6 +55,7 @@ fn run(args: Args, rules: &[realize::filter::Rule]) -> Result<ExitCode> {
         remote::keygen(out.as_deref())?;
         return Ok(ExitCode::SUCCESS);
     }
+    let limits = limits();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -62,14 +63,14 @@ fn run(args: Args, rules: &[realize::filter::Rule]) -> Result<ExitCode> {
         .context("cannot start")?;
     let code = match &args.command {
         Some(Command::Check { host, known }) => runtime.block_on(check::check(known, host)),
-        _ => runtime.block_on(move_between(&args, filter)),
+        _ => runtime.block_on(move_between(&args, filter, limits)),
     };
     // Nothing is waited for: what a job leaves half done is gone on with by the next run.
     runtime.shutdown_background();
     code
 }
 
-async fn move_between(args: &Args, filter: Filter) -> Result<ExitCode> {
+async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<ExitCode> {
     let clock = TokioClock::new();
     let options = MoveOptions {
         filter,
@@ -77,7 +78,7 @@ async fn move_between(args: &Args, filter: Filter) -> Result<ExitCode> {
         dry_run: args.dry_run,
         copy: args.copy,
         strict: args.strict,
-        limits: limits(),
+        limits,
     };
     let run = RunId(random()?);
     let ui = Ui::new(clock.clone(), args.verbose, args.quiet, args.copy);
@@ -180,7 +181,7 @@ fn exit_code(report: &MoveReport) -> ExitCode {
     }
 }
 
-/// The default limits, smaller where few files may be open.
+/// The default limits, smaller where few files may be open. Before there are threads: see [`raise_open_files`].
 fn limits() -> Limits {
     let mut limits = Limits::default();
     if raise_open_files() < OPEN_FILES_WANTED {

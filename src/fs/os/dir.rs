@@ -4,7 +4,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -19,7 +19,9 @@ use rustix::{
     io::Errno,
 };
 
-use super::{OPEN, OsFile, holder, lock_operation, metadata, mode_bits, place, set_meta, times};
+use super::{
+    OPEN, OsFile, file::leases_mean_something, holder, lock_operation, metadata, mode_bits, place, set_meta, times,
+};
 use crate::{
     fs::{Dir, Lock, Metadata, Place, Rename},
     model::{BadPath, Name, RelPath, Timestamp},
@@ -43,6 +45,9 @@ const NAMES_BYTES: usize = 32 * 1024;
 #[derive(Debug, Clone)]
 pub struct OsDir {
     fd: Arc<OwnedFd>,
+    /// The device that the directory is on, and whether leases mean something there, asked for once: while it is open, neither
+    /// changes, nor does another file system get the device's number.
+    leases: Arc<OnceLock<(u64, bool)>>,
     /// See [`OsFs`](super::OsFs).
     pub(super) walks: Arc<AtomicBool>,
 }
@@ -51,6 +56,7 @@ impl OsDir {
     pub(super) fn new(fd: OwnedFd, walks: Arc<AtomicBool>) -> Self {
         Self {
             fd: Arc::new(fd),
+            leases: Arc::default(),
             walks,
         }
     }
@@ -77,8 +83,20 @@ impl OsDir {
         // Looked at before it is opened: to open a device can rewind a tape. And after: it may have been swapped.
         expect_regular(&self.lstat(name)?)?;
         let fd = self.open_past_leases(name, OPEN | access | OFlags::NONBLOCK | OFlags::NOCTTY)?;
-        expect_regular(&fstat(&fd)?)?;
-        Ok(OsFile::new(fd))
+        let stat = fstat(&fd)?;
+        expect_regular(&stat)?;
+        // A file may be mounted there from elsewhere.
+        let leases = self.leases().filter(|(device, _)| *device == stat.st_dev);
+        Ok(OsFile::new(fd, metadata(&stat), leases.map(|(_, leases)| leases)))
+    }
+
+    /// See the field; `None` when it can't be told.
+    fn leases(&self) -> Option<(u64, bool)> {
+        if let Some(known) = self.leases.get() {
+            return Some(*known);
+        }
+        let (device, leases) = (fstat(self.fd()).ok()?.st_dev, leases_mean_something(self.fd()).ok()?);
+        Some(*self.leases.get_or_init(|| (device, leases)))
     }
 
     /// Opens the file. One that is leased is `EAGAIN` (it is opened without blocking) and its holder is told:
@@ -164,10 +182,12 @@ impl Dir for OsDir {
         let flags = OPEN | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let fd = openat(self.fd(), name.as_bytes(), flags, mode_bits(0o600))?;
         // The umask or a default ACL may have taken bits away.
-        if fstat(&fd)?.st_mode & 0o7777 != 0o600 {
+        let mut stat = fstat(&fd)?;
+        if stat.st_mode & 0o7777 != 0o600 {
             unless_dictated(fchmod(&fd, mode_bits(0o600)))?;
+            stat = fstat(&fd)?;
         }
-        Ok(OsFile::new(fd))
+        Ok(OsFile::new(fd, metadata(&stat), None))
     }
 
     async fn symlink(&self, name: &Name, target: &[u8]) -> io::Result<()> {

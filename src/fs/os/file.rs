@@ -24,7 +24,7 @@ use crate::{
 /// The longest list of attribute names that Linux gives (`XATTR_LIST_MAX`).
 const XATTR_NAMES_BYTES: usize = 65_536;
 
-/// The `f_type` of file systems whose writers are all known to this kernel, so that a lease means what it says (`linux/magic.h`):
+/// The `f_type` of file systems whose writers are all known to this kernel (`linux/magic.h`):
 /// ext2 to 4, XFS, Btrfs, tmpfs, ZFS, F2FS, bcachefs, overlayfs, JFS, NILFS, ReiserFS, FAT, exFAT, NTFS (two drivers), HFS, HFS+,
 /// UDF, ISO 9660, squashfs, EROFS, UBIFS, ramfs. On any other one (another host or program may write there unseen) none is had.
 const LEASE_MAGICS: [u32; 23] = [
@@ -60,6 +60,9 @@ pub struct OsFile(Arc<Open>);
 #[derive(Debug)]
 struct Open {
     fd: OwnedFd,
+    opened: Metadata,
+    /// Whether a lease on it would mean something, where its directory knows.
+    leases: Option<bool>,
     /// Whether a lease was ever taken, so that the descriptor is known to the watcher.
     leased: AtomicBool,
 }
@@ -74,9 +77,12 @@ impl Drop for Open {
 }
 
 impl OsFile {
-    pub(super) fn new(fd: OwnedFd) -> Self {
+    /// The file open as `fd`, with its metadata and what the directory knows of [`leases_mean_something`] there.
+    pub(super) fn new(fd: OwnedFd, opened: Metadata, leases: Option<bool>) -> Self {
         Self(Arc::new(Open {
             fd,
+            opened,
+            leases,
             leased: AtomicBool::new(false),
         }))
     }
@@ -86,7 +92,16 @@ impl OsFile {
     }
 }
 
+/// Whether all writers of the file system that `fd` is on are known to this kernel, so that a lease means what it says.
+pub(super) fn leases_mean_something(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(LEASE_MAGICS.contains(&(fstatfs(fd)?.f_type as u32)))
+}
+
 impl File for OsFile {
+    fn opened(&self) -> &Metadata {
+        &self.0.opened
+    }
+
     async fn metadata(&self) -> io::Result<Metadata> {
         Ok(metadata(&fstat(self.fd())?))
     }
@@ -148,7 +163,11 @@ impl File for OsFile {
     }
 
     async fn lease(&self) -> io::Result<()> {
-        if !LEASE_MAGICS.contains(&(fstatfs(self.fd())?.f_type as u32)) {
+        let is_known = match self.0.leases {
+            Some(known) => known,
+            None => leases_mean_something(self.fd())?,
+        };
+        if !is_known {
             return Err(Errno::OPNOTSUPP.into());
         }
         // Said before it is so: a drop can't come between, for `self` is borrowed.
@@ -165,11 +184,10 @@ impl File for OsFile {
     }
 
     async fn uncarried(&self) -> io::Result<Uncarried> {
-        let stat = fstat(self.fd())?;
         let names = xattr_names(self.fd())?;
         let mut uncarried = judge_xattrs(&names);
-        uncarried.hard_links = stat.st_nlink > 1;
-        uncarried.special_bits = stat.st_mode & 0o7000 != 0;
+        uncarried.hard_links = self.0.opened.links > 1;
+        uncarried.special_bits = self.0.opened.mode & 0o7000 != 0;
         Ok(uncarried)
     }
 }

@@ -11,7 +11,7 @@ use std::{
     io, mem,
     os::fd::{AsRawFd, BorrowedFd, RawFd},
     ptr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
     thread,
 };
 
@@ -22,6 +22,9 @@ static LEASES: Mutex<Leases> = Mutex::new(Leases {
     held: BTreeSet::new(),
     watched: false,
 });
+
+/// This process, asked for once: signals of leases go to it.
+static PROCESS: LazyLock<c_int> = LazyLock::new(|| rustix::process::getpid().as_raw_nonzero().get());
 
 /// `F_SETSIG`, which the libc crate leaves out for Linux.
 const F_SETSIG: c_int = 10;
@@ -38,7 +41,7 @@ pub(super) fn take(fd: BorrowedFd<'_>) -> io::Result<()> {
     let fd = fd.as_raw_fd();
     fcntl(fd, F_SETSIG, SIGURG)?;
     // The process: by itself the kernel would pick the calling thread, which may be gone when the writer comes.
-    fcntl(fd, F_SETOWN, rustix::process::getpid().as_raw_nonzero().get())?;
+    fcntl(fd, F_SETOWN, *PROCESS)?;
     let mut leases = leases();
     leases.watch()?;
     // Under the lock, so that the watcher can't look between the lease and its registration.
@@ -123,7 +126,10 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
-    use crate::fs::{File, os::OsFile, os::raise_open_files};
+    use crate::fs::{
+        File,
+        os::{OsFile, metadata, raise_open_files},
+    };
 
     #[test]
     fn a_closed_descriptor_is_not_watched() {
@@ -133,7 +139,8 @@ mod tests {
         let number = raise_open_files().min(1 << 20) as RawFd - 1;
         let fd = rustix::io::fcntl_dupfd_cloexec(read_only.as_fd(), number).unwrap();
         drop(read_only);
-        let file = OsFile::new(fd);
+        let opened = metadata(&rustix::fs::fstat(&fd).unwrap());
+        let file = OsFile::new(fd, opened, None);
         file.lease().now_or_never().unwrap().unwrap();
         assert!(leases().held.contains(&number));
         drop(file);

@@ -634,6 +634,7 @@ fn what_a_move_does_not_carry_is_found() {
         special_bits: true,
         owner: false,
     };
+    let file = now(dir.open(&name("file"))).unwrap();
     assert_eq!(now(file.uncarried()).unwrap(), expected);
 }
 
@@ -714,4 +715,13 @@ async fn a_job_runs_to_its_end_and_a_panic_is_told() {
     assert!(polled.is_none_or(|ended| ended.is_ok()));
     assert_eq!(receiver.recv().unwrap(), 7);
     assert!(fs.offload(async { panic!("on purpose") as u8 }).await.is_err());
+}
+
+#[test]
+fn room_for_files_is_made_before_they_are_opened() {
+    let most = raise_open_files();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let room = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
+    let room: u64 = room.trim().parse().unwrap();
+    assert!(room >= most.min(4096), "room for {room} of {most}");
 }
