@@ -340,9 +340,16 @@ impl<F: Fs> Store<F> {
                 },
                 Err(error) => return Err(ServiceError::io("make a file", &error)),
             };
+            if is_new && !resume {
+                // Whether it keeps its name is looked at when it is published: a small file is written in vain at worst.
+                return match lock(&file).await? {
+                    true => Ok((file.clone(), file.opened().version)),
+                    false => Err(written_elsewhere()),
+                };
+            }
             let found = match lock_named(dir, part, &file).await? {
                 Locked::Yes(found) => found,
-                Locked::ByOther => return Err(ServiceError::Busy("another run is writing this file".into())),
+                Locked::ByOther => return Err(written_elsewhere()),
                 // Its last holder published or removed it.
                 Locked::NotNamed => continue,
             };
@@ -369,11 +376,8 @@ pub(super) enum Locked {
 
 /// Locks `file`, which was opened as `part`.
 pub(super) async fn lock_named<D: Dir>(dir: &D, part: &Name, file: &D::File) -> Answer<Locked> {
-    if let Err(error) = file.try_lock(Lock::Exclusive).await {
-        if is_any(&error, &[Errno::AGAIN]) {
-            return Ok(Locked::ByOther);
-        }
-        return Err(ServiceError::io("lock the partial", &error));
+    if !lock(file).await? {
+        return Ok(Locked::ByOther);
     }
     let found = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
     Ok(if is_ours(dir, part, &Ours::Inode(found.version)).await? {
@@ -381,6 +385,15 @@ pub(super) async fn lock_named<D: Dir>(dir: &D, part: &Name, file: &D::File) -> 
     } else {
         Locked::NotNamed
     })
+}
+
+/// Locks a partial; false when another run has it.
+async fn lock(file: &impl File) -> Answer<bool> {
+    match file.try_lock(Lock::Exclusive).await {
+        Ok(()) => Ok(true),
+        Err(error) if is_any(&error, &[Errno::AGAIN]) => Ok(false),
+        Err(error) => Err(ServiceError::io("lock the partial", &error)),
+    }
 }
 
 /// Makes a partial writable again that got its final mode just before a crash. One that a live run holds stays as it is, and
@@ -394,9 +407,13 @@ async fn make_writable<D: Dir>(dir: &D, part: &Name) -> Answer<()> {
             .set_meta(0o600, found.version.mtime)
             .await
             .map_err(|e| ServiceError::io("set the mode of", &e)),
-        Locked::ByOther => Err(ServiceError::Busy("another run is writing this file".into())),
+        Locked::ByOther => Err(written_elsewhere()),
         Locked::NotNamed => Ok(()),
     }
+}
+
+fn written_elsewhere() -> ServiceError {
+    ServiceError::Busy("another run is writing this file".into())
 }
 
 pub(super) fn somebody_else() -> ServiceError {
