@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::{fs, io, time::Duration};
+use std::{fs, time::Duration};
 
 use bytes::Bytes;
 use realize::{
@@ -12,96 +12,12 @@ use realize::{
     model::{RelPath, Timestamp},
     service::{
         Answer, Content, DirId, Expected, Handle, Meta, NewFile, OpenFor, RealizeServiceRequest as Request,
-        RealizeServiceResponse as Response, Role, RunId, SERVICE_VERSION,
+        RealizeServiceResponse as Response, Role, RunId,
     },
-    tls::Connector,
-    wire::{Encoded, Outbox, Reader, ToClient, ToServer, write_messages},
+    wire::{Encoded, Outbox, ToServer, write_messages},
 };
 use support::*;
-use tokio::{
-    io::{AsyncWriteExt, ReadHalf, WriteHalf},
-    net::TcpStream,
-};
-
-type Stream = tokio_rustls::client::TlsStream<TcpStream>;
-
-/// A connection of the mover's that does what it likes.
-struct Peer {
-    reader: Reader<ReadHalf<Stream>>,
-    writing: WriteHalf<Stream>,
-    next: u64,
-}
-
-impl Peer {
-    async fn connect(hosts: &Hosts, run: u8) -> Self {
-        let key = realize::keys::file::read(&hosts.file("mover")).unwrap();
-        let expected = hosts.public("daemon").parse().unwrap();
-        let stream = TcpStream::connect(("127.0.0.1", hosts.port())).await.unwrap();
-        let stream = Connector::new(&key).connect(Some(&expected), stream).await.unwrap();
-        let (reading, writing) = tokio::io::split(stream);
-        let mut peer = Self {
-            reader: Reader::new(reading),
-            writing,
-            next: 0,
-        };
-        peer.send(ToServer::Attach { run: RunId([run; 16]) }).await.unwrap();
-        let attached = peer.reader.next::<ToClient>().await.unwrap().unwrap();
-        assert!(matches!(attached, ToClient::Attached { .. }), "{attached:?}");
-        peer
-    }
-
-    async fn send(&mut self, message: ToServer) -> io::Result<()> {
-        Encoded::new(message)?.write(&mut self.writing).await
-    }
-
-    async fn begin(&mut self, request: Request) -> io::Result<()> {
-        self.next += 1;
-        let id = self.next;
-        self.send(ToServer::Call {
-            id,
-            answered: Vec::new(),
-            request,
-        })
-        .await
-    }
-
-    async fn call(&mut self, request: Request) -> Response {
-        self.begin(request).await.unwrap();
-        loop {
-            match self.reader.next::<ToClient>().await.unwrap().unwrap() {
-                ToClient::Answer { id, response } if id == self.next => return response,
-                ToClient::Answer { .. } => {}
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    async fn hello(&mut self, run: u8) {
-        let hello = self
-            .call(Request::Hello {
-                version: SERVICE_VERSION,
-                run: RunId([run; 16]),
-            })
-            .await;
-        assert!(matches!(hello, Response::Hello(Ok(_))), "{hello:?}");
-    }
-
-    /// Reads until the daemon ends the connection; why, if it says so.
-    async fn end(mut self) -> Option<String> {
-        let read = async {
-            loop {
-                match self.reader.next::<ToClient>().await {
-                    Ok(Some(ToClient::Refused { why })) => return Some(why),
-                    Ok(Some(_)) => {}
-                    Ok(None) | Err(_) => return None,
-                }
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), read)
-            .await
-            .expect("the daemon ends the connection")
-    }
-}
+use tokio::io::AsyncWriteExt;
 
 fn served() -> (Scratch, Hosts, std::path::PathBuf) {
     let memory = Scratch::in_memory();

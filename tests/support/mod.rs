@@ -2,7 +2,7 @@
 //!
 //! A test file says `mod support;`. (This file is called mod.rs because cargo takes every other file here for a
 //! test of its own.) Nothing here uses the code that is tested, so a mistake there is not repeated here; only the
-//! escaping of names for messages is borrowed.
+//! escaping of names for messages is borrowed, and `Peer` speaks the protocol by the code that does.
 
 #![allow(dead_code, unused_imports, reason = "each test file uses a part")]
 #![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
@@ -10,12 +10,14 @@
 mod command;
 mod hosts;
 mod manifest;
+mod peer;
 mod scratch;
 mod tree;
 
 pub use command::{Outcome, Run, Running, TimedOut, name_spaces_allowed, realize, realized, run_as_root};
 pub use hosts::{ALL, Hosts};
 pub use manifest::{Entry, Kind, Manifest, is_reserved};
+pub use peer::Peer;
 pub use scratch::{NOBODY, Scratch, give_to_nobody};
 pub use tree::{
     allocated_bytes, deep_directories, many_files, odd_kinds, odd_links, odd_modes, odd_names, odd_times, odd_tree,
