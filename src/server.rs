@@ -3,22 +3,21 @@
 //! A call is checked, cut into jobs for [`Fs::offload`], and its results put back in order. Permits and locks
 //! are taken before a job begins; a job runs to its end even when its caller is gone.
 
+mod jobs;
+mod open;
+
 use std::{
     collections::BTreeMap,
-    future::Future,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
-use futures::{
-    FutureExt,
-    future::{BoxFuture, Shared, join_all},
-};
 use tarpc::context::Context;
 
+use self::open::{Open, OpenTarget, as_file};
 use crate::{
-    clock::{Clock, timeout},
+    clock::Clock,
     digest::{CHUNK_BYTES, ChunkHash},
     fs::Fs,
     limits::Limits,
@@ -29,7 +28,7 @@ use crate::{
         Hello, NewFile, OpenFor, Opened, Page, RealizeService, RenameFile, Renamed, Right, Rights, Role, RunId,
         SERVICE_VERSION, Same, ServiceError, Swept,
     },
-    store::{Confirm, Ours, Partial, Prepared, Source, SourceFile, Store, Walk, parents},
+    store::{Prepared, Source, Store, Walk},
 };
 
 /// The roots that a server serves. Shared by its sessions.
@@ -112,54 +111,6 @@ struct State<F: Fs> {
     walks: BTreeMap<DirId, Walk<F>>,
 }
 
-enum Open<F: Fs> {
-    Source(Arc<Source<F>>),
-    Partial(Arc<OpenTarget<F, Partial<F>>>),
-    Confirm(Arc<OpenTarget<F, Confirm<F>>>),
-}
-
-impl<F: Fs> Clone for Open<F> {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Source(source) => Self::Source(source.clone()),
-            Self::Partial(partial) => Self::Partial(partial.clone()),
-            Self::Confirm(confirm) => Self::Confirm(confirm.clone()),
-        }
-    }
-}
-
-struct OpenTarget<F: Fs, T> {
-    store: Store<F>,
-    file: T,
-    /// Shared by jobs that write, exclusive to the one that finishes: no late write lands in a final.
-    jobs: Arc<tokio::sync::RwLock<()>>,
-    /// One chunk is written at a time: the kernel locks the inode, and threads that wait for it spin. Hashing goes on beside.
-    turns: Arc<tokio::sync::Mutex<()>>,
-    finishing: Mutex<Option<Shared<BoxFuture<'static, Answer<()>>>>>,
-}
-
-impl<F: Fs, T> OpenTarget<F, T> {
-    fn new(store: Store<F>, file: T) -> Arc<Self> {
-        Arc::new(Self {
-            store,
-            file,
-            jobs: Arc::default(),
-            turns: Arc::default(),
-            finishing: Mutex::new(None),
-        })
-    }
-
-    /// Ends once no job is at the file.
-    async fn quiet(&self) {
-        let finishing = self.finishing.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(finishing) = finishing {
-            // Whoever wanted its result has gone.
-            let _result = finishing.await;
-        }
-        let _alone = self.jobs.write().await;
-    }
-}
-
 impl<F: Fs, C: Clock> RealizeServer<F, C> {
     /// A session over `roots` that may do everything.
     pub fn new(roots: Arc<Roots<F, C>>) -> Self {
@@ -207,38 +158,6 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         }
     }
 
-    /// Closes files; what is not open is none of them.
-    pub async fn close_handles(&self, handles: &[Handle]) -> Answer<()> {
-        let mut closed = Vec::new();
-        {
-            let mut state = self.state();
-            closed.extend(handles.iter().filter_map(|handle| Some(state.open.remove(handle)?.1)));
-        }
-        self.close_all(closed).await
-    }
-
-    async fn close_all(&self, closed: Vec<Open<F>>) -> Answer<()> {
-        // A close waits for every job on the file, a finish that nobody asked for again among them.
-        for open in &closed {
-            match open {
-                Open::Source(_) => {}
-                Open::Partial(target) => target.quiet().await,
-                Open::Confirm(target) => target.quiet().await,
-            }
-        }
-        // Closing a descriptor may block.
-        self.job(async move {
-            drop(closed);
-            Ok(())
-        })
-        .await
-    }
-
-    /// Files, links and partials that are open now.
-    pub fn open_handles(&self) -> usize {
-        self.state().open.len()
-    }
-
     fn state(&self) -> MutexGuard<'_, State<F>> {
         // Nothing panics while it is held.
         self.session.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -276,97 +195,6 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
             self.state().below.get(dir).cloned()
         };
         found.ok_or(ServiceError::NotFound)
-    }
-
-    async fn job<T: Send + 'static>(&self, job: impl Future<Output = Answer<T>> + Send + 'static) -> Answer<T> {
-        self.session
-            .roots
-            .fs
-            .offload(job)
-            .await
-            .unwrap_or(Err(ServiceError::Internal))
-    }
-
-    /// Runs `work` over `items` of `store` in jobs of a few, all at once, and gives the results in order. Each job walks
-    /// once to each directory it comes to.
-    async fn jobs<I, T, W, J>(&self, store: &Store<F>, items: Vec<I>, per_job: usize, work: W) -> Answer<Vec<Answer<T>>>
-    where
-        I: Send + 'static,
-        T: Send + 'static,
-        W: Fn(Store<F>, I) -> J + Clone + Send + 'static,
-        J: Future<Output = Answer<T>> + Send,
-    {
-        self.check_count(items.len(), self.limits().page_entries)?;
-        let mut groups = Vec::new();
-        let mut items = items.into_iter().peekable();
-        while items.peek().is_some() {
-            groups.push(items.by_ref().take(per_job).collect::<Vec<_>>());
-        }
-        let groups = groups.into_iter().map(|group| {
-            let (count, work, store) = (group.len(), work.clone(), store.for_batch());
-            let job = self.session.roots.fs.offload(async move {
-                let mut results = Vec::with_capacity(group.len());
-                for item in group {
-                    results.push(work(store.clone(), item).await);
-                }
-                results
-            });
-            job.map(move |results| {
-                results.unwrap_or_else(|_| (0..count).map(|_| Err(ServiceError::Internal)).collect())
-            })
-        });
-        Ok(join_all(groups).await.into_iter().flatten().collect())
-    }
-
-    fn check_count(&self, count: usize, max: usize) -> Answer<()> {
-        if count > max {
-            return Err(ServiceError::BadRequest(format!("{count} items, {max} is the most")));
-        }
-        Ok(())
-    }
-
-    fn keep(&self, dir: &DirId, open: Open<F>) -> Answer<Handle> {
-        let handles_max = self.limits().open_handles;
-        let mut state = self.state();
-        if state.open.len() >= handles_max {
-            return Err(ServiceError::Busy("too many files are open".into()));
-        }
-        let handle = Handle(state.next_handle);
-        state.next_handle += 1;
-        state.open.insert(handle, (dir.clone(), open));
-        Ok(handle)
-    }
-
-    fn hold(&self, dir: &DirId, source: Source<F>) -> Answer<Held> {
-        let (uncarried, leased) = match &source {
-            Source::File(file) => (file.uncarried, file.leased),
-            Source::Link { .. } => (Uncarried::default(), false),
-        };
-        Ok(Held {
-            handle: self.keep(dir, Open::Source(Arc::new(source)))?,
-            uncarried,
-            leased,
-        })
-    }
-
-    fn find(&self, handle: Handle, right: Right) -> Answer<Open<F>> {
-        let (dir, open) = self.state().open.get(&handle).cloned().ok_or(ServiceError::BadHandle)?;
-        self.allow(&dir, right)?;
-        Ok(open)
-    }
-
-    fn find_source(&self, handle: Handle, right: Right) -> Answer<Arc<Source<F>>> {
-        match self.find(handle, right)? {
-            Open::Source(source) => Ok(source),
-            _ => Err(ServiceError::BadHandle),
-        }
-    }
-
-    fn find_partial(&self, handle: Handle) -> Answer<Arc<OpenTarget<F, Partial<F>>>> {
-        match self.find(handle, Right::Write)? {
-            Open::Partial(partial) => Ok(partial),
-            _ => Err(ServiceError::BadHandle),
-        }
     }
 
     async fn open_below(&self, dir: &DirId, make: bool) -> Answer<()> {
@@ -414,114 +242,6 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
                 })
             })
             .collect())
-    }
-
-    /// Makes the directories of all items that succeeded durable; an item whose directory could not be has not succeeded.
-    async fn durable<T>(&self, store: &Store<F>, results: Vec<Answer<T>>, paths: &[RelPath]) -> Vec<Answer<T>> {
-        const DIRS_PER_JOB: usize = 8;
-        let done = results
-            .iter()
-            .zip(paths)
-            .filter(|(result, _)| result.is_ok())
-            .map(|(_, path)| path);
-        let dirs: Vec<_> = parents(done).into_iter().collect();
-        // A few a job and the jobs side by side, so that the disk can commit them together.
-        let syncs = dirs.chunks(DIRS_PER_JOB).map(|dirs| {
-            let (store, dirs) = (store.clone(), dirs.to_vec());
-            let count = dirs.len();
-            let job = self.session.roots.fs.offload(async move {
-                let mut synced = Vec::with_capacity(dirs.len());
-                for dir in dirs {
-                    synced.push(store.make_names_durable(dir).await);
-                }
-                synced
-            });
-            job.map(move |synced| synced.unwrap_or_else(|_| vec![Err(ServiceError::Internal); count]))
-        });
-        let synced = join_all(syncs).await.into_iter().flatten();
-        let failed: BTreeMap<_, _> = dirs
-            .iter()
-            .zip(synced)
-            .filter_map(|(dir, synced)| Some((dir, synced.err()?)))
-            .collect();
-        let with_dir = |(result, path): (Answer<T>, &RelPath)| match path.parent().and_then(|dir| failed.get(&dir)) {
-            Some(error) => result.and(Err(error.clone())),
-            None => result,
-        };
-        results.into_iter().zip(paths).map(with_dir).collect()
-    }
-
-    /// The last step for a batch: the names of all that has arrived are durable, and still theirs.
-    async fn prove_durable(
-        &self,
-        store: Store<F>,
-        arrived: Vec<Answer<Ours>>,
-        paths: Vec<RelPath>,
-    ) -> Answer<Vec<Answer<()>>> {
-        let durable = self.durable(&store, arrived, &paths).await;
-        let prove = |store: Store<F>, (durable, path): (Answer<Ours>, RelPath)| async move {
-            store.prove_there(&path, &durable?).await
-        };
-        let files = durable.into_iter().zip(paths).collect();
-        self.jobs(&store, files, self.limits().job_files, prove).await
-    }
-
-    /// Finishes a file, exclusive of every other job on it, and waits for that as long as an answer may take.
-    async fn finish_target<T: Finishable<F>>(&self, target: Arc<OpenTarget<F, T>>, finish: Finish) -> Answer<Finished> {
-        let running = {
-            let mut finishing = target.finishing.lock().unwrap_or_else(PoisonError::into_inner);
-            let begin = || self.finishing(target.clone(), finish).shared();
-            finishing.get_or_insert_with(begin).clone()
-        };
-        match timeout(self.clock(), self.limits().finish_answer, running).await {
-            None => Ok(Finished::Working),
-            Some(result) => {
-                // A call after this one begins anew, and finds what it wants.
-                *target.finishing.lock().unwrap_or_else(PoisonError::into_inner) = None;
-                result.map(|()| Finished::Done)
-            }
-        }
-    }
-
-    fn finishing<T: Finishable<F>>(
-        &self,
-        target: Arc<OpenTarget<F, T>>,
-        finish: Finish,
-    ) -> BoxFuture<'static, Answer<()>> {
-        let fs = self.session.roots.fs.clone();
-        async move {
-            let alone = target.jobs.clone().write_owned().await;
-            let job = fs.offload(async move {
-                let _alone = alone;
-                target.file.finish(&target.store, &finish).await
-            });
-            job.await.unwrap_or(Err(ServiceError::Internal))
-        }
-        .boxed()
-    }
-}
-
-/// What a `finish` may be about.
-trait Finishable<F: Fs>: Send + Sync + 'static {
-    fn finish(&self, store: &Store<F>, finish: &Finish) -> impl Future<Output = Answer<()>> + Send;
-}
-
-impl<F: Fs> Finishable<F> for Partial<F> {
-    async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
-        Partial::finish(self, store, finish).await
-    }
-}
-
-impl<F: Fs> Finishable<F> for Confirm<F> {
-    async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
-        Confirm::finish(self, store, finish).await
-    }
-}
-
-fn as_file<F: Fs>(source: &Source<F>) -> Answer<&SourceFile<F>> {
-    match source {
-        Source::File(file) => Ok(file),
-        Source::Link { .. } => Err(ServiceError::BadHandle),
     }
 }
 

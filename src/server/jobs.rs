@@ -1,0 +1,127 @@
+//! Calls cut into jobs, and their results put back in order.
+
+use std::{collections::BTreeMap, future::Future};
+
+use futures::{FutureExt, future::join_all};
+
+use super::RealizeServer;
+use crate::{
+    clock::Clock,
+    fs::Fs,
+    model::RelPath,
+    service::{Answer, ServiceError},
+    store::{Ours, Store, parents},
+};
+
+impl<F: Fs, C: Clock> RealizeServer<F, C> {
+    pub(super) async fn job<T: Send + 'static>(
+        &self,
+        job: impl Future<Output = Answer<T>> + Send + 'static,
+    ) -> Answer<T> {
+        self.session
+            .roots
+            .fs
+            .offload(job)
+            .await
+            .unwrap_or(Err(ServiceError::Internal))
+    }
+
+    /// Runs `work` over `items` of `store` in jobs of a few, all at once, and gives the results in order. Each job walks
+    /// once to each directory it comes to.
+    pub(super) async fn jobs<I, T, W, J>(
+        &self,
+        store: &Store<F>,
+        items: Vec<I>,
+        per_job: usize,
+        work: W,
+    ) -> Answer<Vec<Answer<T>>>
+    where
+        I: Send + 'static,
+        T: Send + 'static,
+        W: Fn(Store<F>, I) -> J + Clone + Send + 'static,
+        J: Future<Output = Answer<T>> + Send,
+    {
+        self.check_count(items.len(), self.limits().page_entries)?;
+        let mut groups = Vec::new();
+        let mut items = items.into_iter().peekable();
+        while items.peek().is_some() {
+            groups.push(items.by_ref().take(per_job).collect::<Vec<_>>());
+        }
+        let groups = groups.into_iter().map(|group| {
+            let (count, work, store) = (group.len(), work.clone(), store.for_batch());
+            let job = self.session.roots.fs.offload(async move {
+                let mut results = Vec::with_capacity(group.len());
+                for item in group {
+                    results.push(work(store.clone(), item).await);
+                }
+                results
+            });
+            job.map(move |results| {
+                results.unwrap_or_else(|_| (0..count).map(|_| Err(ServiceError::Internal)).collect())
+            })
+        });
+        Ok(join_all(groups).await.into_iter().flatten().collect())
+    }
+
+    pub(super) fn check_count(&self, count: usize, max: usize) -> Answer<()> {
+        if count > max {
+            return Err(ServiceError::BadRequest(format!("{count} items, {max} is the most")));
+        }
+        Ok(())
+    }
+
+    /// Makes the directories of all items that succeeded durable; an item whose directory could not be has not succeeded.
+    pub(super) async fn durable<T>(
+        &self,
+        store: &Store<F>,
+        results: Vec<Answer<T>>,
+        paths: &[RelPath],
+    ) -> Vec<Answer<T>> {
+        const DIRS_PER_JOB: usize = 8;
+        let done = results
+            .iter()
+            .zip(paths)
+            .filter(|(result, _)| result.is_ok())
+            .map(|(_, path)| path);
+        let dirs: Vec<_> = parents(done).into_iter().collect();
+        // A few a job and the jobs side by side, so that the disk can commit them together.
+        let syncs = dirs.chunks(DIRS_PER_JOB).map(|dirs| {
+            let (store, dirs) = (store.clone(), dirs.to_vec());
+            let count = dirs.len();
+            let job = self.session.roots.fs.offload(async move {
+                let mut synced = Vec::with_capacity(dirs.len());
+                for dir in dirs {
+                    synced.push(store.make_names_durable(dir).await);
+                }
+                synced
+            });
+            job.map(move |synced| synced.unwrap_or_else(|_| vec![Err(ServiceError::Internal); count]))
+        });
+        let synced = join_all(syncs).await.into_iter().flatten();
+        let failed: BTreeMap<_, _> = dirs
+            .iter()
+            .zip(synced)
+            .filter_map(|(dir, synced)| Some((dir, synced.err()?)))
+            .collect();
+        let with_dir = |(result, path): (Answer<T>, &RelPath)| match path.parent().and_then(|dir| failed.get(&dir)) {
+            Some(error) => result.and(Err(error.clone())),
+            None => result,
+        };
+        results.into_iter().zip(paths).map(with_dir).collect()
+    }
+
+    /// The last step for a batch: the names of all that has arrived are durable, and still theirs.
+    pub(super) async fn prove_durable(
+        &self,
+        store: Store<F>,
+        arrived: Vec<Answer<Ours>>,
+        paths: Vec<RelPath>,
+    ) -> Answer<Vec<Answer<()>>> {
+        let durable = self.durable(&store, arrived, &paths).await;
+        let prove = |store: Store<F>, (durable, path): (Answer<Ours>, RelPath)| async move {
+            store.prove_there(&path, &durable?).await
+        };
+        let files = durable.into_iter().zip(paths).collect();
+        self.jobs(&store, files, self.limits().job_files, prove).await
+    }
+}

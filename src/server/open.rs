@@ -1,0 +1,215 @@
+//! What a session has open, and its handles.
+
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+
+use super::RealizeServer;
+use crate::{
+    clock::{Clock, timeout},
+    fs::Fs,
+    model::Uncarried,
+    service::{Answer, DirId, Finish, Finished, Handle, Held, Right, ServiceError},
+    store::{Confirm, Partial, Source, SourceFile, Store},
+};
+
+/// Something open.
+pub(super) enum Open<F: Fs> {
+    /// A source, to be read and deleted.
+    Source(Arc<Source<F>>),
+    /// A file that is arriving.
+    Partial(Arc<OpenTarget<F, Partial<F>>>),
+    /// A final that may be equal.
+    Confirm(Arc<OpenTarget<F, Confirm<F>>>),
+}
+
+impl<F: Fs> Clone for Open<F> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Source(source) => Self::Source(source.clone()),
+            Self::Partial(partial) => Self::Partial(partial.clone()),
+            Self::Confirm(confirm) => Self::Confirm(confirm.clone()),
+        }
+    }
+}
+
+/// An open file of the target.
+pub(super) struct OpenTarget<F: Fs, T> {
+    pub store: Store<F>,
+    pub file: T,
+    /// Shared by jobs that write, exclusive to the one that finishes: no late write lands in a final.
+    pub jobs: Arc<tokio::sync::RwLock<()>>,
+    /// One chunk is written at a time: the kernel locks the inode, and threads that wait for it spin. Hashing goes on beside.
+    pub turns: Arc<tokio::sync::Mutex<()>>,
+    finishing: Mutex<Option<Shared<BoxFuture<'static, Answer<()>>>>>,
+}
+
+impl<F: Fs, T> OpenTarget<F, T> {
+    /// Nothing is at work on it yet.
+    pub fn new(store: Store<F>, file: T) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            file,
+            jobs: Arc::default(),
+            turns: Arc::default(),
+            finishing: Mutex::new(None),
+        })
+    }
+
+    /// Ends once no job is at the file.
+    async fn quiet(&self) {
+        let finishing = self.finishing.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(finishing) = finishing {
+            // Whoever wanted its result has gone.
+            let _result = finishing.await;
+        }
+        let _alone = self.jobs.write().await;
+    }
+}
+
+impl<F: Fs, C: Clock> RealizeServer<F, C> {
+    /// Closes files; what is not open is none of them.
+    pub async fn close_handles(&self, handles: &[Handle]) -> Answer<()> {
+        let mut closed = Vec::new();
+        {
+            let mut state = self.state();
+            closed.extend(handles.iter().filter_map(|handle| Some(state.open.remove(handle)?.1)));
+        }
+        self.close_all(closed).await
+    }
+
+    pub(super) async fn close_all(&self, closed: Vec<Open<F>>) -> Answer<()> {
+        // A close waits for every job on the file, a finish that nobody asked for again among them.
+        for open in &closed {
+            match open {
+                Open::Source(_) => {}
+                Open::Partial(target) => target.quiet().await,
+                Open::Confirm(target) => target.quiet().await,
+            }
+        }
+        // Closing a descriptor may block.
+        self.job(async move {
+            drop(closed);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Files, links and partials that are open now.
+    pub fn open_handles(&self) -> usize {
+        self.state().open.len()
+    }
+
+    pub(super) fn keep(&self, dir: &DirId, open: Open<F>) -> Answer<Handle> {
+        let handles_max = self.limits().open_handles;
+        let mut state = self.state();
+        if state.open.len() >= handles_max {
+            return Err(ServiceError::Busy("too many files are open".into()));
+        }
+        let handle = Handle(state.next_handle);
+        state.next_handle += 1;
+        state.open.insert(handle, (dir.clone(), open));
+        Ok(handle)
+    }
+
+    pub(super) fn hold(&self, dir: &DirId, source: Source<F>) -> Answer<Held> {
+        let (uncarried, leased) = match &source {
+            Source::File(file) => (file.uncarried, file.leased),
+            Source::Link { .. } => (Uncarried::default(), false),
+        };
+        Ok(Held {
+            handle: self.keep(dir, Open::Source(Arc::new(source)))?,
+            uncarried,
+            leased,
+        })
+    }
+
+    pub(super) fn find(&self, handle: Handle, right: Right) -> Answer<Open<F>> {
+        let (dir, open) = self.state().open.get(&handle).cloned().ok_or(ServiceError::BadHandle)?;
+        self.allow(&dir, right)?;
+        Ok(open)
+    }
+
+    pub(super) fn find_source(&self, handle: Handle, right: Right) -> Answer<Arc<Source<F>>> {
+        match self.find(handle, right)? {
+            Open::Source(source) => Ok(source),
+            _ => Err(ServiceError::BadHandle),
+        }
+    }
+
+    pub(super) fn find_partial(&self, handle: Handle) -> Answer<Arc<OpenTarget<F, Partial<F>>>> {
+        match self.find(handle, Right::Write)? {
+            Open::Partial(partial) => Ok(partial),
+            _ => Err(ServiceError::BadHandle),
+        }
+    }
+
+    /// Finishes a file, exclusive of every other job on it, and waits for that as long as an answer may take.
+    pub(super) async fn finish_target<T: Finishable<F>>(
+        &self,
+        target: Arc<OpenTarget<F, T>>,
+        finish: Finish,
+    ) -> Answer<Finished> {
+        let running = {
+            let mut finishing = target.finishing.lock().unwrap_or_else(PoisonError::into_inner);
+            let begin = || self.finishing(target.clone(), finish).shared();
+            finishing.get_or_insert_with(begin).clone()
+        };
+        match timeout(self.clock(), self.limits().finish_answer, running).await {
+            None => Ok(Finished::Working),
+            Some(result) => {
+                // A call after this one begins anew, and finds what it wants.
+                *target.finishing.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                result.map(|()| Finished::Done)
+            }
+        }
+    }
+
+    fn finishing<T: Finishable<F>>(
+        &self,
+        target: Arc<OpenTarget<F, T>>,
+        finish: Finish,
+    ) -> BoxFuture<'static, Answer<()>> {
+        let fs = self.session.roots.fs.clone();
+        async move {
+            let alone = target.jobs.clone().write_owned().await;
+            let job = fs.offload(async move {
+                let _alone = alone;
+                target.file.finish(&target.store, &finish).await
+            });
+            job.await.unwrap_or(Err(ServiceError::Internal))
+        }
+        .boxed()
+    }
+}
+
+/// What a `finish` may be about.
+pub(super) trait Finishable<F: Fs>: Send + Sync + 'static {
+    fn finish(&self, store: &Store<F>, finish: &Finish) -> impl Future<Output = Answer<()>> + Send;
+}
+
+impl<F: Fs> Finishable<F> for Partial<F> {
+    async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
+        Partial::finish(self, store, finish).await
+    }
+}
+
+impl<F: Fs> Finishable<F> for Confirm<F> {
+    async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
+        Confirm::finish(self, store, finish).await
+    }
+}
+
+/// The file that is open, of a source that is one.
+pub(super) fn as_file<F: Fs>(source: &Source<F>) -> Answer<&SourceFile<F>> {
+    match source {
+        Source::File(file) => Ok(file),
+        Source::Link { .. } => Err(ServiceError::BadHandle),
+    }
+}
