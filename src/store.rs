@@ -473,7 +473,13 @@ impl<F: Fs> Store<F> {
                 // A root that can't be written to, as a source that is only copied may be. What can't be marked is told
                 // by device and inode.
                 Err(error) if is_any(&error, &[Errno::ACCESS, Errno::PERM, Errno::ROFS]) => return Ok((None, None)),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok((Some(token), None)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    // Made by an earlier life of this program, as whom it makes everything.
+                    if let Ok(made) = root.stat(&token).await {
+                        self.inner.owner.get_or_init(|| made.uid);
+                    }
+                    return Ok((Some(token), None));
+                }
                 Err(error) => return Err(ServiceError::io("mark the directory", &error)),
             };
             // A run that begins just now may take it for a dead one before it is locked.

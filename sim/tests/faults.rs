@@ -7,7 +7,7 @@ use realize::model::RelPath;
 use realize_sim::{
     check::Checker,
     fs::{Act, At, Cache, Fault, Kind, Machine, Op, Refusals},
-    world::{Large, SOURCE, TARGET, World, at_source, at_target},
+    world::{Large, SOURCE, TARGET, World, at_source, at_target, process},
 };
 use rustix::io::Errno;
 
@@ -532,4 +532,33 @@ fn equal_files_whose_names_the_target_takes_for_one_both_stay_somewhere() {
             exists(&world.source, &format!("source/{name}")) || exists(&world.target, &format!("target/{name}"));
         assert!(there, "{name}: {ended:?}");
     }
+}
+
+/// A program that asked who owns what it makes died between making a file for that and removing it.
+#[test]
+fn what_a_crash_left_of_asking_for_the_owner_is_in_nobodys_way() {
+    use realize::{fs::Fs, limits::Limits, model::Name, store::Store};
+    let disk = Machine::new(1).disk(1);
+    let part = realize::store::names::partial(&Name::new("large").unwrap());
+    let probe = realize::store::names::partial(&part);
+    disk.mkdir_all("target").unwrap();
+    for name in [&part, &probe] {
+        let path = format!("target/{}", std::str::from_utf8(name.as_bytes()).unwrap());
+        disk.create(path.as_str(), b"old").unwrap();
+    }
+    disk.settle();
+    let found = process(async {
+        let root = disk.fs().open_root(std::path::Path::new("/target")).await.unwrap();
+        // Nobody has claimed it, so the owner is not known.
+        let store: Store<realize_sim::fs::SimFs> = Store::new(root, Limits::default(), false);
+        let partial = store.open_partial(&path("large"), 3).await;
+        partial.map(|partial| partial.found_len())
+    });
+    assert_eq!(found, Ok(3));
+    let left: Vec<_> = disk
+        .nodes()
+        .into_keys()
+        .filter(|path| path.is_within(&self::path("target")))
+        .collect();
+    assert_eq!(left.len(), 2, "{left:?}");
 }

@@ -311,6 +311,8 @@ impl<F: Fs> Store<F> {
             return Ok(*owner);
         }
         let probe = names::partial(part);
+        // One that is there was left by a crash, or is another program's that asks just now and needs its name no more.
+        ignore_missing(dir.unlink(&probe).await).map_err(|e| ServiceError::io("remove", &e))?;
         let file = dir
             .create(&probe)
             .await
