@@ -2,7 +2,7 @@
 //!
 //! A [`Link`] is what [`crate::algo::move_files`] sees of a service on another host. When the connection is lost, it connects
 //! again and asks again for every answer that is missing; the other side does no call twice and knows the session by
-//! the run, so that open files, locks and verified bytes stay what they were. Only when the session itself is gone (the other
+//! the link's own number, so that open files, locks and verified bytes stay what they were. Only when the session itself is gone (the other
 //! side was started anew, or gave it up) do calls fail, with no answer: the move has to begin again.
 //!
 //! Nobody waits to be let in: the first calls follow at once, and [`LetIn`] tells what came of it. A connection that replaces a lost
@@ -11,7 +11,7 @@
 //! A connection counts as lost when nothing was heard for [`LinkLimits::idle`]; a ping goes out every third of it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     future::Future,
     io,
     pin::Pin,
@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use futures::{FutureExt, future::FusedFuture};
 use tarpc::{RequestName, ServerError, client::RpcError, context::Context};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf},
@@ -27,9 +28,9 @@ use tokio::{
 
 use crate::{
     clock::{Clock, timeout},
-    service::{RealizeServiceRequest, RealizeServiceResponse, RunId},
+    service::{ITEMS_MAX, RealizeServiceRequest, RealizeServiceResponse},
     tls::TlsError,
-    wire::{CallId, Encoded, Outbox, Reader, ToClient, ToServer, answers, write_messages},
+    wire::{CallId, Encoded, LinkId, Outbox, Reader, ToClient, ToServer, answers, why_lost, write_messages},
 };
 
 /// Waits of a link.
@@ -41,8 +42,10 @@ pub struct LinkLimits {
     pub idle: Duration,
     /// A call that changes nothing and reads little, from when it was sent.
     pub control: Duration,
-    /// Any other call: disks may take long to sync.
+    /// Any other call, from when it was sent or the last answer came: disks may take long to sync, and lines be slow.
     pub work: Duration,
+    /// So many connections lost in a row, on each of which nothing was answered, are enough.
+    pub losses: u32,
     /// Pauses between tries to connect again, each varied by a quarter either way; the last one repeats.
     pub pauses: &'static [Duration],
     /// No try begins later than this after the connection was lost.
@@ -65,6 +68,7 @@ impl Default for LinkLimits {
             idle: Duration::from_secs(60),
             control: Duration::from_secs(60),
             work: Duration::from_secs(600),
+            losses: 10,
             pauses: PAUSES,
             reconnect: Duration::from_secs(1800),
         }
@@ -154,6 +158,12 @@ struct State {
     next_id: CallId,
     pending: BTreeMap<CallId, Pending>,
     answered: Vec<CallId>,
+    /// Calls that nobody waits for: said again on each connection, for it may not have arrived.
+    forgotten: VecDeque<CallId>,
+    /// How many answers have come.
+    answers: u64,
+    /// When the last one came.
+    progress: Duration,
     /// Of the connection there is now.
     outbox: Option<Arc<Outbox>>,
     /// Once no answer will come any more: why.
@@ -197,23 +207,26 @@ impl LetIn {
 }
 
 impl Link {
-    /// Connects and keeps connected, for `run`, as soon as both sides have shaken hands: calls may be made at once, whatever will come of
+    /// Connects and keeps connected, as the link `id`, which no other may ever have been, as soon as both sides have shaken hands: calls may be made at once, whatever will come of
     /// [`LetIn`]. `jitter` is any number; `observer` is told of lost connections.
     pub async fn connect<D: Dial, C: Clock>(
         dial: D,
         clock: C,
         limits: LinkLimits,
-        run: RunId,
+        id: LinkId,
         jitter: u64,
         observer: impl Fn(LinkEvent) + Send + Sync + 'static,
     ) -> Result<(Self, LetIn), ConnectError> {
         let since = clock.now();
-        let greeted = in_time(&clock, &limits, greet(&dial, run)).await?;
+        let greeted = in_time(&clock, &limits, greet(&dial, id, None)).await?;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 next_id: 0,
                 pending: BTreeMap::new(),
                 answered: Vec::new(),
+                forgotten: VecDeque::new(),
+                answers: 0,
+                progress: clock.now(),
                 outbox: None,
                 over: None,
                 now: clock.now(),
@@ -226,7 +239,7 @@ impl Link {
             dial,
             clock,
             limits,
-            run,
+            id,
             session: OnceLock::new(),
             jitter,
             observer,
@@ -279,12 +292,31 @@ impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.state();
         if state.pending.remove(&self.id).is_some() {
-            state.answered.push(self.id);
-            let message = Encoded::new(ToServer::Cancel { id: self.id });
-            if let (Some(outbox), Ok(message)) = (&state.outbox, message) {
-                outbox.push(message);
-            }
+            state.forget(self.id);
         }
+    }
+}
+
+impl State {
+    /// Nobody waits for the answer of this call any more.
+    fn forget(&mut self, id: CallId) {
+        if self.forgotten.len() >= FORGOTTEN_MAX {
+            self.forgotten.pop_front();
+        }
+        self.forgotten.push_back(id);
+        if let Some(outbox) = &self.outbox {
+            cancel(outbox, id);
+        }
+    }
+}
+
+/// How many calls that nobody waits for are remembered; what more of them have opened is closed with the session.
+const FORGOTTEN_MAX: usize = 4096;
+
+fn cancel(outbox: &Outbox, id: CallId) {
+    // So short a message can be encoded.
+    if let Ok(message) = Encoded::new(ToServer::Cancel { id }) {
+        outbox.push(message);
     }
 }
 
@@ -311,7 +343,9 @@ impl Shared {
         }
         let id = state.next_id;
         state.next_id += 1;
-        let answered = std::mem::take(&mut state.answered);
+        let count = state.answered.len().min(ITEMS_MAX);
+        let rest = state.answered.split_off(count);
+        let answered = std::mem::replace(&mut state.answered, rest).into();
         let message = ToServer::Call { id, answered, request };
         let message = Encoded::new(message).map_err(|error| error.to_string())?;
         let (sender, receiver) = oneshot::channel();
@@ -340,8 +374,15 @@ impl Shared {
             pending.sent = now;
             outbox.push(pending.message.clone());
         }
+        for id in &state.forgotten {
+            cancel(&outbox, *id);
+        }
         state.outbox = Some(outbox.clone());
         (outbox, state.pending.len())
+    }
+
+    fn answers(&self) -> u64 {
+        self.state().answers
     }
 
     /// No answer will come any more.
@@ -355,34 +396,46 @@ impl Shared {
         }
     }
 
-    fn take_answer(&self, id: CallId, response: RealizeServiceResponse) -> io::Result<()> {
+    fn take_answer(&self, id: CallId, response: RealizeServiceResponse, now: Duration) -> io::Result<()> {
         let mut state = self.state();
+        state.answers += 1;
+        state.progress = now;
         // One that was cancelled has no place any more.
         if let Some(pending) = state.pending.remove(&id) {
             if !answers(&pending.name, &response) {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer of another call"));
             }
-            state.answered.push(id);
             pending.reply.send(Ok(response)).ok();
         }
+        state.answered.push(id);
         Ok(())
+    }
+
+    fn take_failure(&self, id: CallId, why: String) {
+        let mut state = self.state();
+        if let Some(pending) = state.pending.remove(&id) {
+            state.answered.push(id);
+            pending.reply.send(Err(why)).ok();
+        }
     }
 
     /// Ends calls whose limits are over.
     fn check_limits(&self, now: Duration, limits: &LinkLimits) {
         let mut state = self.state();
         state.now = now;
+        let progress = state.progress;
         let is_over = |_: &CallId, pending: &mut Pending| {
-            let limit = if pending.is_control {
-                limits.control
+            // On a slow line what is sent in bulk waits for what was sent before.
+            let (since, limit) = if pending.is_control {
+                (pending.sent, limits.control)
             } else {
-                limits.work
+                (pending.sent.max(progress), limits.work)
             };
-            now.saturating_sub(pending.sent) > limit
+            now.saturating_sub(since) > limit
         };
         let over: Vec<_> = state.pending.extract_if(.., is_over).collect();
         for (id, pending) in over {
-            state.answered.push(id);
+            state.forget(id);
             let text = format!("{} took longer than it may", pending.name);
             pending.reply.send(Err(text)).ok();
         }
@@ -390,18 +443,24 @@ impl Shared {
 }
 
 /// Connects, shakes hands, and says whose calls follow.
-async fn greet<D: Dial>(dial: &D, run: RunId) -> Result<Greeted<D::Stream>, ConnectError> {
+async fn greet<D: Dial>(dial: &D, link: LinkId, session: Option<[u8; 16]>) -> Result<Greeted<D::Stream>, ConnectError> {
     let (reading, mut writing) = tokio::io::split(dial.dial().await?);
-    let written = Encoded::new(ToServer::Attach { run })?.write(&mut writing).await;
+    let written = Encoded::new(ToServer::Attach { link, session })?
+        .write(&mut writing)
+        .await;
     Ok(Greeted {
         halves: (Reader::new(reading), writing),
         written,
     })
 }
 
-/// Connects, and waits for the session of `run`.
-async fn attach<D: Dial>(dial: &D, run: RunId) -> Result<(Halves<D::Stream>, [u8; 16]), ConnectError> {
-    let Greeted { mut halves, written } = greet(dial, run).await?;
+/// Connects again, and waits to be let in to the session there was.
+async fn attach<D: Dial>(
+    dial: &D,
+    link: LinkId,
+    session: Option<[u8; 16]>,
+) -> Result<(Halves<D::Stream>, [u8; 16]), ConnectError> {
+    let Greeted { mut halves, written } = greet(dial, link, session).await?;
     let answer = match (halves.0.next().await, written) {
         (Ok(None), Err(error)) => return Err(error.into()),
         (answer, _) => answer?,
@@ -436,7 +495,7 @@ struct Driver<D, C, O> {
     dial: D,
     clock: C,
     limits: LinkLimits,
-    run: RunId,
+    id: LinkId,
     /// Once it is let in.
     session: OnceLock<[u8; 16]>,
     jitter: u64,
@@ -455,6 +514,8 @@ struct First {
 /// How a connection ends.
 enum Ended {
     Lost(io::Error),
+    /// The other side has ended it and will not go on, for this reason.
+    Refused(String),
     /// Nobody was let in: nothing is to be connected again. Told already.
     NotLetIn,
     Closed,
@@ -470,11 +531,28 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
     ) {
         let mut jitter = self.jitter;
         let mut first = Some(First { since, written, tell });
+        let mut losses = 0;
         loop {
+            let answers = self.shared.answers();
             let why = match self.serve(&mut halves, &outbox, first.take()).await {
                 Ended::Closed | Ended::NotLetIn => break,
-                Ended::Lost(error) => error.to_string(),
+                Ended::Lost(error) => why_lost(&error),
+                Ended::Refused(why) => {
+                    self.shared.end(&ConnectError::Refused(why).to_string());
+                    break;
+                }
             };
+            losses = if self.shared.answers() == answers {
+                losses + 1
+            } else {
+                0
+            };
+            if losses >= self.limits.losses {
+                self.shared.end(&format!(
+                    "lost {losses} times in a row before anything was answered; at last: {why}"
+                ));
+                break;
+            }
             self.shared.state().outbox = None;
             (self.observer)(LinkEvent::Lost(why.clone()));
             let reconnect = self.reconnect(jitter);
@@ -511,28 +589,32 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
 
     /// Reads and writes until the connection is lost or not wanted any more.
     async fn serve(&self, (reader, writing): &mut Halves<D::Stream>, outbox: &Outbox, first: Option<First>) -> Ended {
-        let ended = {
+        let (ended, is_told) = {
             let written = async {
                 let written = write_messages(writing, outbox).await;
                 written.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into())
             };
-            let mut written = std::pin::pin!(written);
+            let mut written = std::pin::pin!(written.fuse());
             let entered = match first {
                 Some(first) => self.enter(reader, written.as_mut(), first).await,
                 None => Ok(()),
             };
-            match entered {
-                Ok(()) => self.exchange(reader, written, outbox).await,
+            let ended = match entered {
+                Ok(()) => self.exchange(reader, written.as_mut(), outbox).await,
                 Err(ended) => ended,
-            }
-        };
-        if let Ended::Closed = ended {
-            let bye = async {
-                Encoded::new(ToServer::Bye)?.write(writing).await?;
-                tokio::io::AsyncWriteExt::shutdown(writing).await
             };
-            // Who can't be told forgets the session in time.
-            let _told = timeout(&self.clock, self.limits.connect, bye).await;
+            let mut is_told = false;
+            if let (Ended::Closed, false, Ok(bye)) = (&ended, written.is_terminated(), Encoded::new(ToServer::Bye)) {
+                // Behind the frame that is being written. Who can't be told forgets the session in time.
+                outbox.end_with(bye);
+                is_told = timeout(&self.clock, self.limits.connect, written).await.is_some();
+            }
+            (ended, is_told)
+        };
+        if is_told {
+            // The other side has read all there is, or will not.
+            let shutdown = tokio::io::AsyncWriteExt::shutdown(writing);
+            let _ended = timeout(&self.clock, self.limits.connect, shutdown).await;
         }
         ended
     }
@@ -602,35 +684,37 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
                 match reader.next().await {
                     Ok(Some(message)) => {
                         *heard.lock().unwrap_or_else(PoisonError::into_inner) = self.clock.now();
-                        if let Err(error) = self.take(message) {
-                            return error;
+                        if let Err(ended) = self.take(message) {
+                            return ended;
                         }
                     }
-                    Ok(None) => {
-                        return io::Error::new(
-                            io::ErrorKind::UnexpectedEof,
-                            "the other side has closed the connection",
-                        );
-                    }
-                    Err(error) => return error,
+                    Ok(None) => return Ended::Lost(io::ErrorKind::UnexpectedEof.into()),
+                    Err(error) => return Ended::Lost(error),
                 }
             }
         };
         tokio::select! {
             biased;
             () = self.shared.closing.notified() => Ended::Closed,
-            error = reading => Ended::Lost(error),
+            ended = reading => ended,
             error = written => Ended::Lost(error),
             error = self.watch(&heard, outbox) => Ended::Lost(error),
         }
     }
 
-    fn take(&self, message: ToClient) -> io::Result<()> {
+    fn take(&self, message: ToClient) -> Result<(), Ended> {
         match message {
-            ToClient::Answer { id, response } => self.shared.take_answer(id, response),
+            ToClient::Answer { id, response } => {
+                let taken = self.shared.take_answer(id, response, self.clock.now());
+                taken.map_err(Ended::Lost)
+            }
+            ToClient::Failed { id, why } => {
+                self.shared.take_failure(id, why);
+                Ok(())
+            }
             ToClient::Pong { .. } => Ok(()),
-            ToClient::Refused { why } => Err(io::Error::new(io::ErrorKind::ConnectionAborted, why)),
-            ToClient::Attached { .. } => Err(io::Error::new(io::ErrorKind::InvalidData, "let in twice")),
+            ToClient::Refused { why } => Err(Ended::Refused(why)),
+            ToClient::Attached { .. } => Err(Ended::Lost(io::Error::new(io::ErrorKind::InvalidData, "let in twice"))),
         }
     }
 
@@ -655,13 +739,14 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
 
     async fn reconnect(&self, jitter: u64) -> Result<(Halves<D::Stream>, [u8; 16]), ConnectError> {
         let since = self.clock.now();
+        let session = self.session.get().copied();
         let mut pauses = self.limits.pauses.iter().copied();
         let mut pause = Duration::ZERO;
         loop {
             pause = pauses.next().unwrap_or(pause);
             let pause = pause.mul_f64(0.75 + (jitter >> 40) as f64 / (1u64 << 25) as f64);
             self.clock.sleep(pause).await;
-            match in_time(&self.clock, &self.limits, attach(&self.dial, self.run)).await {
+            match in_time(&self.clock, &self.limits, attach(&self.dial, self.id, session)).await {
                 Err(error) if error.is_passing() && self.clock.now().saturating_sub(since) < self.limits.reconnect => {
                     (self.observer)(LinkEvent::Waiting(error.to_string(), pause));
                 }

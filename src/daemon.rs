@@ -6,15 +6,17 @@
 mod sessions;
 
 use std::{
+    collections::BTreeMap,
     io,
     net::SocketAddr,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
+use futures::{FutureExt, future::FusedFuture};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::Semaphore,
+    task::AbortHandle,
 };
 
 use self::sessions::{Session, Sessions};
@@ -27,7 +29,7 @@ use crate::{
     server::{Access, Roots},
     service::Rights,
     tls::{Acceptor, TlsError},
-    wire::{Encoded, Outbox, Reader, ToClient, ToServer, write_messages},
+    wire::{Encoded, Outbox, Reader, ToClient, ToServer, why_lost, write_messages},
 };
 
 /// Waits and counts of a daemon.
@@ -94,6 +96,13 @@ pub enum DaemonEvent<'a> {
     AcceptFailed(io::Error),
 }
 
+/// Connections that are not let in yet, the oldest first.
+#[derive(Default)]
+struct Entering {
+    next: u64,
+    tasks: BTreeMap<u64, (SocketAddr, AbortHandle)>,
+}
+
 /// A daemon that serves `roots`.
 pub struct Daemon<F: Fs, C: Clock> {
     clock: C,
@@ -101,7 +110,7 @@ pub struct Daemon<F: Fs, C: Clock> {
     config: Arc<RwLock<Arc<DaemonConfig>>>,
     acceptor: Acceptor,
     sessions: Sessions<F, C>,
-    handshakes: Arc<Semaphore>,
+    entering: Mutex<Entering>,
     observer: Box<dyn Fn(DaemonEvent<'_>) + Send + Sync>,
 }
 
@@ -122,7 +131,7 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
         Arc::new(Self {
             acceptor: Acceptor::new(key, Arc::new(allowed)),
             sessions: Sessions::new(roots, clock.clone(), limits.clone(), seed),
-            handshakes: Arc::new(Semaphore::new(limits.handshakes)),
+            entering: Mutex::default(),
             clock,
             limits,
             config,
@@ -149,16 +158,7 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, from)) => match self.handshakes.clone().try_acquire_owned() {
-                    Ok(permit) => {
-                        let daemon = self.clone();
-                        tokio::spawn(async move { daemon.connection(stream, from, permit).await });
-                    }
-                    Err(_) => self.tell(DaemonEvent::Refused {
-                        from,
-                        why: "too many connections are not let in yet".into(),
-                    }),
-                },
+                Ok((stream, from)) => self.clone().begin(stream, from),
                 Err(error) => {
                     self.tell(DaemonEvent::AcceptFailed(error));
                     // Descriptors may be short: others have to end first.
@@ -170,16 +170,46 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
         let _ended = timeout(&self.clock, self.limits.drain, self.sessions.end_all()).await;
     }
 
+    fn entering(&self) -> MutexGuard<'_, Entering> {
+        // Nothing panics while it is held.
+        self.entering.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to let a connection in. When there is no room the one that has been at it longest goes: who is known needs milliseconds.
+    fn begin<S>(self: Arc<Self>, stream: S, from: SocketAddr)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let ousted = {
+            // Held until the task is known: it may end at once.
+            let mut entering = self.entering();
+            let number = entering.next;
+            entering.next += 1;
+            let daemon = self.clone();
+            let task = tokio::spawn(async move { daemon.connection(stream, from, number).await });
+            entering.tasks.insert(number, (from, task.abort_handle()));
+            match entering.tasks.len() > self.limits.handshakes {
+                true => entering.tasks.pop_first(),
+                false => None,
+            }
+        };
+        if let Some((_, (from, task))) = ousted {
+            task.abort();
+            let why = "too many connections are not let in yet, and this one was the oldest".into();
+            self.tell(DaemonEvent::Refused { from, why });
+        }
+    }
+
     fn tell(&self, event: DaemonEvent<'_>) {
         (self.observer)(event);
     }
 
-    async fn connection<S>(&self, stream: S, from: SocketAddr, permit: tokio::sync::OwnedSemaphorePermit)
+    async fn connection<S>(&self, stream: S, from: SocketAddr, entering: u64)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let greeting = timeout(&self.clock, self.limits.handshake, self.greet(stream)).await;
-        drop(permit);
+        self.entering().tasks.remove(&entering);
         let refused = |why: String| self.tell(DaemonEvent::Refused { from, why });
         let (mut reader, mut writing, key, session) = match greeting {
             None => return refused(format!("no handshake within {} s", self.limits.handshake.as_secs())),
@@ -195,16 +225,29 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
             Err(error) => return refused(error.to_string()),
         };
         let ended = {
-            let reading = self.read(&mut reader, &session, &outbox, &key);
-            let writing = write_messages(&mut writing, &outbox);
+            let reading = self.read(&mut reader, &session, number, &outbox, &key);
+            let mut writing = std::pin::pin!(write_messages(&mut writing, &outbox).fuse());
             let watching = self.watch(&session);
-            tokio::select! {
+            let ended = tokio::select! {
                 biased;
                 _ = &mut ousted => Err(io::Error::other("the run has a newer connection, or its session has ended")),
                 ended = reading => ended,
-                ended = writing => ended.map(|()| false),
+                ended = writing.as_mut() => ended.map(|()| false),
                 error = watching => Err(error),
+            };
+            if let Err(error) = &ended
+                && matches!(
+                    error.kind(),
+                    io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied
+                )
+                && !writing.is_terminated()
+                && let Ok(refused) = Encoded::new(ToClient::Refused { why: error.to_string() })
+            {
+                // Behind the frame that is being written. Whoever broke the rules need not hear of it.
+                outbox.end_with(refused);
+                let _told = timeout(&self.clock, Duration::from_secs(1), writing).await;
             }
+            ended
         };
         session.disconnected(number, self.clock.now());
         let why = match ended {
@@ -214,16 +257,7 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
                 }
                 None
             }
-            Err(error) => {
-                if error.kind() == io::ErrorKind::InvalidData || error.kind() == io::ErrorKind::PermissionDenied {
-                    let why = error.to_string();
-                    if let Ok(refused) = Encoded::new(ToClient::Refused { why }) {
-                        // Whoever broke the rules need not hear of it.
-                        let _told = timeout(&self.clock, Duration::from_secs(1), refused.write(&mut writing)).await;
-                    }
-                }
-                Some(error.to_string())
-            }
+            Err(error) => Some(why_lost(&error)),
         };
         self.tell(DaemonEvent::Disconnected { peer: &peer, why });
     }
@@ -248,7 +282,7 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
         let (reading, mut writing) = tokio::io::split(stream);
         let mut reader = Reader::new(reading);
         let first = reader.next().await.map_err(TlsError::Io)?;
-        let Some(ToServer::Attach { run }) = first else {
+        let Some(ToServer::Attach { link, session }) = first else {
             return Err(TlsError::Protocol(
                 "the first message does not say whose calls follow".into(),
             ));
@@ -257,7 +291,7 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
             key,
             config: self.config.clone(),
         });
-        match self.sessions.attach(key, run, access).await {
+        match self.sessions.attach(key, link, session, access).await {
             Ok(session) => Ok((reader, writing, key, session)),
             Err(why) => {
                 if let Ok(refused) = Encoded::new(ToClient::Refused { why: why.clone() }) {
@@ -273,6 +307,7 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
         &self,
         reader: &mut Reader<R>,
         session: &Arc<Session<F, C>>,
+        number: u64,
         outbox: &Outbox,
         key: &PublicKey,
     ) -> io::Result<bool> {
@@ -294,7 +329,9 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
             }
             match message {
-                ToServer::Call { id, answered, request } => session.call(id, &answered, request)?,
+                ToServer::Call { id, answered, request } => {
+                    session.call(number, id, &answered.0, request, reader.last_bytes())?;
+                }
                 ToServer::Cancel { id } => session.cancel(id),
                 ToServer::Ping { number } => outbox.push(Encoded::new(ToClient::Pong { number })?),
                 ToServer::Bye => return Ok(true),

@@ -14,6 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use tarpc::context::Context;
+use tokio::sync::Semaphore;
 
 use self::open::{Open, OpenTarget, as_file};
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
     planted::{Bug, planted},
     service::{
         Answer, Chunk, Claim, Cursor, Delete, DirId, DirMeta, Expected, FileRef, Finish, Finished, Got, Handle, Held,
-        Hello, NewFile, OpenFor, Opened, Page, RealizeService, RenameFile, Renamed, Right, Rights, Role, RunId,
+        Hello, Items, NewFile, OpenFor, Opened, Page, RealizeService, RenameFile, Renamed, Right, Rights, Role, RunId,
         SERVICE_VERSION, Same, ServiceError, Swept,
     },
     store::{Prepared, Source, Store, Walk},
@@ -92,7 +93,15 @@ impl<F: Fs, C: Clock> Clone for RealizeServer<F, C> {
     }
 }
 
+/// How many chunks one job reads and hashes: others wait for it as long as that takes.
+const CHUNKS_PER_JOB: usize = 16;
+
+/// How many jobs of one session may be at work at once: fewer than there are threads, so that others get theirs.
+const JOBS_AT_ONCE: usize = 24;
+
 struct Session<F: Fs, C: Clock> {
+    /// For each job at work.
+    permits: Semaphore,
     roots: Arc<Roots<F, C>>,
     access: Arc<dyn Access>,
     /// Held while directories are made: files that came behind them wait for it.
@@ -133,12 +142,18 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         };
         Self {
             session: Arc::new(Session {
+                permits: Semaphore::new(JOBS_AT_ONCE),
                 roots,
                 access,
                 making_dirs: tokio::sync::Mutex::default(),
                 state: Mutex::new(state),
             }),
         }
+    }
+
+    /// Begins no more jobs for calls that are under way: they fail.
+    pub fn stop(&self) {
+        self.session.permits.close();
     }
 
     /// Ends the session: closes what is open and gives back what is claimed, once no job is at it.
@@ -153,7 +168,9 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         self.close_all(handles).await.ok();
         for (dir, claimed) in claims {
             if let Ok(store) = self.find_store(&dir) {
-                self.job(async move { store.release(&claimed.claim).await }).await.ok();
+                let releasing = async move { store.release(&claimed.claim).await };
+                // A token that stays is taken for a dead run's.
+                let _released = self.session.roots.fs.offload(releasing).await;
             }
         }
     }
@@ -339,7 +356,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         self,
         _: Context,
         dir: DirId,
-        paths: Vec<RelPath>,
+        Items(paths): Items<RelPath>,
         restore: bool,
     ) -> Answer<Vec<Answer<Option<Entry>>>> {
         const STATS_PER_JOB: usize = 256;
@@ -348,11 +365,11 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         self.jobs(&store, paths, STATS_PER_JOB, stat).await
     }
 
-    async fn digests(self, _: Context, dir: DirId, files: Vec<FileRef>) -> Answer<Vec<Answer<Got>>> {
+    async fn digests(self, _: Context, dir: DirId, Items(files): Items<FileRef>) -> Answer<Vec<Answer<Got>>> {
         self.get_files(dir, files, false).await
     }
 
-    async fn get(self, _: Context, dir: DirId, files: Vec<FileRef>) -> Answer<Vec<Answer<Got>>> {
+    async fn get(self, _: Context, dir: DirId, Items(files): Items<FileRef>) -> Answer<Vec<Answer<Got>>> {
         self.get_files(dir, files, true).await
     }
 
@@ -408,37 +425,61 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     async fn hashes(self, _: Context, handle: Handle, first: u64, count: u64) -> Answer<Vec<ChunkHash>> {
         self.check_count(count.try_into().unwrap_or(usize::MAX), self.limits().page_hashes)?;
         let source = self.find_source(handle, Right::Read)?;
-        self.job(async move {
-            let mut hashes = Vec::new();
-            for index in first..first.saturating_add(count) {
-                hashes.push(as_file(&source)?.hash_chunk(index).await?);
-            }
-            Ok(hashes)
-        })
-        .await
-    }
-
-    async fn compare(self, _: Context, handle: Handle, first: u64, hashes: Vec<ChunkHash>) -> Answer<Vec<bool>> {
-        self.check_count(hashes.len(), self.limits().page_hashes)?;
-        match self.find(handle, Right::Write)? {
-            Open::Source(_) => Err(ServiceError::BadHandle),
-            Open::Partial(target) => {
-                let with_others = target.jobs.clone().read_owned().await;
-                self.job(async move {
-                    let _with_others = with_others;
-                    target.file.compare(first, &hashes).await
-                })
-                .await
-            }
-            Open::Confirm(target) => self.job(async move { target.file.compare(first, &hashes).await }).await,
+        let mut hashes = Vec::new();
+        let end = first.saturating_add(count);
+        for begin in (first..end).step_by(CHUNKS_PER_JOB) {
+            let (source, end) = (source.clone(), end.min(begin.saturating_add(CHUNKS_PER_JOB as u64)));
+            let some = self.job(async move {
+                let mut hashes = Vec::new();
+                for index in begin..end {
+                    hashes.push(as_file(&source)?.hash_chunk(index).await?);
+                }
+                Ok(hashes)
+            });
+            hashes.extend(some.await?);
         }
+        Ok(hashes)
     }
 
-    async fn put(self, _: Context, dir: DirId, files: Vec<NewFile>) -> Answer<Vec<Answer<()>>> {
+    async fn compare(
+        self,
+        _: Context,
+        handle: Handle,
+        first: u64,
+        Items(hashes): Items<ChunkHash>,
+    ) -> Answer<Vec<bool>> {
+        self.check_count(hashes.len(), self.limits().page_hashes)?;
+        let mut equal = Vec::with_capacity(hashes.len());
+        let open = self.find(handle, Right::Write)?;
+        for (nth, hashes) in hashes.chunks(CHUNKS_PER_JOB).enumerate() {
+            let first = first.saturating_add((nth * CHUNKS_PER_JOB) as u64);
+            let hashes = hashes.to_vec();
+            equal.extend(match open.clone() {
+                Open::Source(_) => return Err(ServiceError::BadHandle),
+                Open::Partial(target) => {
+                    let with_others = target.jobs.clone().read_owned().await;
+                    self.job(async move {
+                        let _with_others = with_others;
+                        target.file.compare(first, &hashes).await
+                    })
+                    .await?
+                }
+                Open::Confirm(target) => {
+                    self.job(async move { target.file.compare(first, &hashes).await })
+                        .await?
+                }
+            });
+        }
+        Ok(equal)
+    }
+
+    async fn put(self, _: Context, dir: DirId, Items(files): Items<NewFile>) -> Answer<Vec<Answer<()>>> {
+        self.check_count(files.len(), self.limits().batch_files)?;
+        self.allow(&dir, Right::Write)?;
         drop(self.session.making_dirs.lock().await);
+        // Rights may have changed meanwhile.
         let store = self.store(&dir, Right::Write)?;
         let may_replace = self.allow(&dir, Right::Replace);
-        self.check_count(files.len(), self.limits().batch_files)?;
         let paths: Vec<_> = files.iter().map(|file| file.path.clone()).collect();
         let (names_per_job, syncs_per_job) = (self.limits().job_files, self.limits().job_syncs);
         let prepare = move |store: Store<F>, file: NewFile| {
@@ -462,7 +503,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         self.prove_durable(store, published, paths).await
     }
 
-    async fn settle(self, _: Context, dir: DirId, files: Vec<Same>) -> Answer<Vec<Answer<()>>> {
+    async fn settle(self, _: Context, dir: DirId, Items(files): Items<Same>) -> Answer<Vec<Answer<()>>> {
         let store = self.store(&dir, Right::Write)?;
         let paths: Vec<_> = files.iter().map(|same| same.file.path.clone()).collect();
         let settle = |store: Store<F>, same: Same| async move { store.settle(&same).await };
@@ -512,7 +553,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         finished
     }
 
-    async fn close(self, _: Context, handles: Vec<Handle>) -> Answer<()> {
+    async fn close(self, _: Context, Items(handles): Items<Handle>) -> Answer<()> {
         self.close_handles(&handles).await
     }
 
@@ -526,7 +567,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         self.job(async move { store.remove_orphans(&path, wall).await }).await
     }
 
-    async fn make_dirs(self, _: Context, dir: DirId, dirs: Vec<DirMeta>) -> Answer<Vec<Answer<()>>> {
+    async fn make_dirs(self, _: Context, dir: DirId, Items(dirs): Items<DirMeta>) -> Answer<Vec<Answer<()>>> {
         let _making = self.session.making_dirs.lock().await;
         let store = self.store(&dir, Right::Write)?;
         let one_job = dirs.len().max(1);
@@ -535,21 +576,21 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         self.jobs(&store, dirs, one_job, make).await
     }
 
-    async fn finish_dirs(self, _: Context, dir: DirId, dirs: Vec<DirMeta>) -> Answer<Vec<Answer<()>>> {
+    async fn finish_dirs(self, _: Context, dir: DirId, Items(dirs): Items<DirMeta>) -> Answer<Vec<Answer<()>>> {
         let store = self.store(&dir, Right::Write)?;
         let finish =
             |store: Store<F>, dir: DirMeta| async move { store.finish_dir(&dir.path, dir.meta, dir.is_complete).await };
         self.jobs(&store, dirs, 8, finish).await
     }
 
-    async fn remove_dirs(self, _: Context, dir: DirId, paths: Vec<RelPath>) -> Answer<Vec<Answer<()>>> {
+    async fn remove_dirs(self, _: Context, dir: DirId, Items(paths): Items<RelPath>) -> Answer<Vec<Answer<()>>> {
         let store = self.store(&dir, Right::Delete)?;
         let one_job = paths.len().max(1);
         let remove = |store: Store<F>, path: RelPath| async move { store.remove_dir(&path).await };
         self.jobs(&store, paths, one_job, remove).await
     }
 
-    async fn delete(self, _: Context, dir: DirId, files: Vec<Delete>) -> Answer<Vec<Answer<()>>> {
+    async fn delete(self, _: Context, dir: DirId, Items(files): Items<Delete>) -> Answer<Vec<Answer<()>>> {
         let store = self.store(&dir, Right::Delete)?;
         let files: Vec<_> = files
             .into_iter()
@@ -572,9 +613,20 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         results
     }
 
-    async fn rename(self, _: Context, from: DirId, to: DirId, files: Vec<RenameFile>) -> Answer<Vec<Answer<Renamed>>> {
+    async fn rename(
+        self,
+        _: Context,
+        from: DirId,
+        to: DirId,
+        Items(files): Items<RenameFile>,
+    ) -> Answer<Vec<Answer<Renamed>>> {
         self.allow(&from, Right::Read)?;
-        let (from, to) = (self.store(&from, Right::Delete)?, self.store(&to, Right::Write)?);
+        let to = self.store(&to, Right::Write)?;
+        let from = match self.store(&from, Right::Delete) {
+            // Open in another session: this host was named in two ways.
+            Err(ServiceError::NotFound) => return Ok(vec![Ok(Renamed::OtherDevice); files.len()]),
+            found => found?,
+        };
         let wall = self.clock().wall();
         let mut from_paths = Vec::new();
         let mut to_paths = Vec::new();

@@ -4,6 +4,8 @@
 //! result of its own. The server checks everything here that a peer could get wrong; the types check
 //! paths and names when they are decoded.
 
+mod items;
+
 use std::{
     fmt, io,
     time::{Duration, Instant},
@@ -13,6 +15,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tarpc::context::Context;
 
+pub use self::items::{ITEMS_MAX, Items};
 use crate::{
     digest::ChunkHash,
     fs::Place,
@@ -531,13 +534,13 @@ pub trait RealizeService {
     async fn list(dir: DirId, from: Option<Cursor>, restore: bool) -> Answer<Page>;
 
     /// The state of each path, `None` where there is nothing; `restore` as for `list`. \[read or write\]
-    async fn stat(dir: DirId, paths: Vec<RelPath>, restore: bool) -> Answer<Vec<Answer<Option<Entry>>>>;
+    async fn stat(dir: DirId, paths: Items<RelPath>, restore: bool) -> Answer<Vec<Answer<Option<Entry>>>>;
 
     /// Opens small files and links and gives their digests. \[read\]
-    async fn digests(dir: DirId, files: Vec<FileRef>) -> Answer<Vec<Answer<Got>>>;
+    async fn digests(dir: DirId, files: Items<FileRef>) -> Answer<Vec<Answer<Got>>>;
 
     /// Opens small files and links and gives what is in them. \[read\]
-    async fn get(dir: DirId, files: Vec<FileRef>) -> Answer<Vec<Answer<Got>>>;
+    async fn get(dir: DirId, files: Items<FileRef>) -> Answer<Vec<Answer<Got>>>;
 
     /// Opens a large file. `Busy` when another writes to the same partial. \[read, or write\]
     async fn open(dir: DirId, path: RelPath, open_for: OpenFor) -> Answer<Opened>;
@@ -550,14 +553,14 @@ pub trait RealizeService {
 
     /// Compares chunks of a partial or of a final with the source's hashes; those that are equal count as
     /// sent. Only whole chunks are equal. \[write\]
-    async fn compare(handle: Handle, first: u64, hashes: Vec<ChunkHash>) -> Answer<Vec<bool>>;
+    async fn compare(handle: Handle, first: u64, hashes: Items<ChunkHash>) -> Answer<Vec<bool>>;
 
     /// Writes whole small files and links, each durable when the answer comes. One whose final holds
     /// that very content already succeeds. \[write; replace where something is expected\]
-    async fn put(dir: DirId, files: Vec<NewFile>) -> Answer<Vec<Answer<()>>>;
+    async fn put(dir: DirId, files: Items<NewFile>) -> Answer<Vec<Answer<()>>>;
 
     /// Makes durable what is equal already: `DigestMismatch` where it is not. \[write\]
-    async fn settle(dir: DirId, files: Vec<Same>) -> Answer<Vec<Answer<()>>>;
+    async fn settle(dir: DirId, files: Items<Same>) -> Answer<Vec<Answer<()>>>;
 
     /// Writes one whole chunk of a partial. `sparse`: blocks of zeros may become holes. \[write\]
     async fn send(handle: Handle, chunk: u64, data: Bytes, sparse: bool) -> Answer<()>;
@@ -573,7 +576,7 @@ pub trait RealizeService {
     // calculate_signature [read], diff [read], apply_delta [write].
 
     /// Closes open files and links; a partial stays to be continued.
-    async fn close(handles: Vec<Handle>) -> Answer<()>;
+    async fn close(handles: Items<Handle>) -> Answer<()>;
 
     /// Looks through one directory of the target before files arrive in it: puts right what interrupted
     /// runs left, finds tokens. `NotFound` when there is none. \[write\]
@@ -584,18 +587,18 @@ pub trait RealizeService {
 
     /// Makes directories, with what their owner needs added to the mode for the time of the move; one that is there already
     /// is fine. \[write\]
-    async fn make_dirs(dir: DirId, dirs: Vec<DirMeta>) -> Answer<Vec<Answer<()>>>;
+    async fn make_dirs(dir: DirId, dirs: Items<DirMeta>) -> Answer<Vec<Answer<()>>>;
 
     /// Gives directories their mtime and makes them durable, and their mode where `make_dirs` made them. \[write\]
-    async fn finish_dirs(dir: DirId, dirs: Vec<DirMeta>) -> Answer<Vec<Answer<()>>>;
+    async fn finish_dirs(dir: DirId, dirs: Items<DirMeta>) -> Answer<Vec<Answer<()>>>;
 
     /// Removes empty directories, never the root; one that is gone is fine. \[delete\]
-    async fn remove_dirs(dir: DirId, paths: Vec<RelPath>) -> Answer<Vec<Answer<()>>>;
+    async fn remove_dirs(dir: DirId, paths: Items<RelPath>) -> Answer<Vec<Answer<()>>>;
 
     /// Deletes open source files, each only if it is still what was read; then closes them. One that is
     /// gone is fine. \[delete\]
-    async fn delete(dir: DirId, files: Vec<Delete>) -> Answer<Vec<Answer<()>>>;
+    async fn delete(dir: DirId, files: Items<Delete>) -> Answer<Vec<Answer<()>>>;
 
     /// Moves files by renaming them from a root of this server to another. \[delete there, write here\]
-    async fn rename(from: DirId, to: DirId, files: Vec<RenameFile>) -> Answer<Vec<Answer<Renamed>>>;
+    async fn rename(from: DirId, to: DirId, files: Items<RenameFile>) -> Answer<Vec<Answer<Renamed>>>;
 }

@@ -223,9 +223,13 @@ impl<F: Fs> Store<F> {
         }
         match dir.stat(&name).await {
             Ok(metadata) => {
-                if self.with_last_dir(&parent, |last| last.tells_case) != Some(true) {
-                    let told = self.prove_spelling(&dir, &name, &metadata).await?;
-                    self.with_last_dir(&parent, |last| last.tells_case = told == Case::Told);
+                if self.with_last_dir(&parent, |last| last.tells_case) != Some(true)
+                    && self.prove_spelling(&dir, &name, &metadata).await? == Case::Told
+                {
+                    // Of all names only if this one was there all the while: else the other spelling was looked for in vain.
+                    let again = dir.stat(&name).await;
+                    let was_there = again.is_ok_and(|again| again.version.is_same_inode(&metadata.version));
+                    self.with_last_dir(&parent, |last| last.tells_case = was_there);
                 }
                 Ok(Some(entry(path.clone(), &dir, &name, metadata).await))
             }
@@ -245,9 +249,12 @@ impl<F: Fs> Store<F> {
                 let now = made.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
                 // A set-group-ID bit that the directory above passed on belongs to the target.
                 let mode = for_the_move(meta.mode) | (now.mode & 0o7000);
+                if mode == now.mode {
+                    return Ok(());
+                }
                 made.set_meta(mode, now.version.mtime)
                     .await
-                    .map_err(|e| ServiceError::io("set the mode of", &e))
+                    .map_err(|e| ServiceError::io("set the mode of the new directory", &e))
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match dir.stat(&name).await {
                 Ok(metadata) if metadata.kind == Kind::Dir => {

@@ -25,7 +25,7 @@ use tokio::{
 
 use crate::{
     digest::CHUNK_BYTES,
-    service::{RealizeServiceRequest, RealizeServiceResponse, RunId},
+    service::{ITEMS_MAX, Items, RealizeServiceRequest, RealizeServiceResponse, RunId},
 };
 
 /// The most a head may have: a page of a listing, a batch of small files. A frame of the service's design.
@@ -43,23 +43,36 @@ const PREFIX_BYTES: usize = 8;
 /// Lane and length, before each frame.
 const HEADER_BYTES: usize = 4;
 
-/// The number of a call, never used twice by one run.
+/// The number of a call, never used twice by one link.
 pub type CallId = u64;
+
+/// Tells a link from all others of the same host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LinkId {
+    /// The run.
+    pub run: RunId,
+    /// Which of the run's moves, each of which begins anew: a later one ends what is left of those before.
+    pub attempt: u32,
+    /// Which link of that move. (It has several to one host that was named in several ways.)
+    pub number: u32,
+}
 
 /// What the side that calls sends.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToServer {
     /// First on every connection: whose calls follow.
     Attach {
-        /// The run, whose session is taken over if there is one.
-        run: RunId,
+        /// The link.
+        link: LinkId,
+        /// The session of the link's earlier connections, to go on with; `None` on its first one, which begins a session.
+        session: Option<[u8; 16]>,
     },
     /// A call. One with the number of an earlier call is that call, asked for again after a lost connection.
     Call {
         /// Its number.
         id: CallId,
         /// Calls whose answers have arrived, and need not be kept.
-        answered: Vec<CallId>,
+        answered: Items<CallId>,
         /// The call.
         request: RealizeServiceRequest,
     },
@@ -82,7 +95,7 @@ pub enum ToServer {
 pub enum ToClient {
     /// Answers [`ToServer::Attach`].
     Attached {
-        /// The session: the same as before if it was taken over.
+        /// The session.
         session: [u8; 16],
     },
     /// The connection ends, for this reason.
@@ -96,6 +109,13 @@ pub enum ToClient {
         id: CallId,
         /// What came of it.
         response: RealizeServiceResponse,
+    },
+    /// The call was done, but its answer can't be sent.
+    Failed {
+        /// The call's number.
+        id: CallId,
+        /// In words.
+        why: String,
     },
     /// Answers a ping.
     Pong {
@@ -250,6 +270,8 @@ struct Queue {
     small: VecDeque<Encoded>,
     bulk: VecDeque<Encoded>,
     bytes: usize,
+    /// Goes before all others, and nothing after it.
+    last: Option<Encoded>,
 }
 
 impl Outbox {
@@ -262,6 +284,12 @@ impl Outbox {
             Lane::Bulk => queue.bulk.push_back(message),
         }
         drop(queue);
+        self.filled.notify_one();
+    }
+
+    /// Ends what is written with `message`, as soon as the frame under way is out: whatever waits is dropped.
+    pub fn end_with(&self, message: Encoded) {
+        self.queue().last = Some(message);
         self.filled.notify_one();
     }
 
@@ -297,13 +325,20 @@ impl Outbox {
     }
 }
 
-/// Writes what comes into `outbox` to `stream`; ends with its first error.
+/// Writes what comes into `outbox` to `stream`; ends with its first error, or with the message that ends it.
+///
+/// Dropped half-way it may leave a frame half written: nothing can be sent behind it then.
 pub async fn write_messages<W: AsyncWrite + Unpin>(stream: &mut W, outbox: &Outbox) -> io::Result<()> {
     let mut bulk: Option<Cutter> = None;
     loop {
-        while let Some(message) = outbox.pop(Lane::Small) {
+        let last = outbox.queue().last.take();
+        if let Some(last) = last {
+            return last.write(stream).await;
+        }
+        if let Some(message) = outbox.pop(Lane::Small) {
             let mut cutter = Cutter::new(message);
             while cutter.write_frame(stream).await? {}
+            continue;
         }
         if bulk.is_none() {
             bulk = outbox.pop(Lane::Bulk).map(Cutter::new);
@@ -412,6 +447,8 @@ pub struct Reader<R> {
     lanes: [Option<Assembly>; 2],
     /// Of the frame that is being read: its lane, and how many of its bytes are still to come.
     frame: Option<(usize, usize)>,
+    /// See [`Reader::last_bytes`].
+    last_bytes: usize,
 }
 
 /// A message that is arriving.
@@ -429,7 +466,13 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             stream,
             lanes: [None, None],
             frame: None,
+            last_bytes: 0,
         }
+    }
+
+    /// Bytes of memory that the last message takes, at most: its head grows as it is decoded.
+    pub fn last_bytes(&self) -> usize {
+        self.last_bytes
     }
 
     /// The next message; `None` when the stream ended between two. `InvalidData` when the peer breaks a rule of this module.
@@ -451,6 +494,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 if left > 0 {
                     return Err(bad("more in a frame than its message has"));
                 }
+                self.last_bytes = whole.decoded_bytes();
                 return whole.decode().map(Some);
             }
         }
@@ -532,6 +576,13 @@ impl Assembly {
         self.head.len() == self.head_bytes && self.data.len() == self.data_bytes
     }
 
+    fn decoded_bytes(&self) -> usize {
+        // An empty link of a batch is 10 bytes on the wire and 200 in memory; lists have a limit (`service::Items`).
+        const GROWTH: usize = 20;
+        const GROWTH_BYTES_MAX: usize = ITEMS_MAX * 256;
+        self.head_bytes + (GROWTH * self.head_bytes).min(GROWTH_BYTES_MAX) + self.data_bytes
+    }
+
     fn decode<M: Message>(self) -> io::Result<M> {
         let (mut message, rest): (M, _) =
             postcard::take_from_bytes(&self.head).map_err(|_| bad("not a message of this service"))?;
@@ -544,6 +595,14 @@ impl Assembly {
             _ => return Err(bad("data where there should be none")),
         }
         Ok(message)
+    }
+}
+
+/// Why a connection was lost, in words: what TLS says of a plain end is no help.
+pub fn why_lost(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => "the other side has closed the connection".into(),
+        _ => error.to_string(),
     }
 }
 

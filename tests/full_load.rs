@@ -44,7 +44,7 @@ async fn ping_under_load(push: bool) -> Load {
     let mut peer = Peer::connect(&hosts, 1).await;
     peer.hello(1).await;
     let a = DirId::new("a");
-    let paths = vec![RelPath::new("old").unwrap()];
+    let paths = vec![RelPath::new("old").unwrap()].into();
     let stat = Request::Stat {
         dir: a.clone(),
         paths,
@@ -68,6 +68,7 @@ async fn ping_under_load(push: bool) -> Load {
     let outbox = Outbox::default();
     let first = peer.next + 1;
     let call = |id: u64, answered: Vec<u64>| {
+        let answered = answered.into();
         let chunk = id % CHUNKS;
         let request = if push {
             let (data, sparse) = (data.clone(), false);

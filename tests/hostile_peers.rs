@@ -46,7 +46,7 @@ async fn who_asks_and_does_not_read_is_disconnected() {
     drop(file);
     let mut peer = Peer::connect(&hosts, 1).await;
     peer.hello(1).await;
-    let paths = vec![RelPath::new("large").unwrap()];
+    let paths = vec![RelPath::new("large").unwrap()].into();
     let found = peer
         .call(Request::Stat {
             dir: DirId::new("a"),
@@ -188,7 +188,7 @@ async fn handles_and_directories_of_nobody_are_refused_call_by_call() {
     failed(
         peer.call(Request::RemoveDirs {
             dir: DirId::new("elsewhere"),
-            paths: vec![RelPath::root()],
+            paths: vec![RelPath::root()].into(),
         })
         .await,
     );
@@ -240,7 +240,7 @@ async fn a_claim_need_not_wait_for_hello() {
 async fn one_run_in_two_connections_is_served_on_the_newer() {
     let (_memory, hosts, _dir) = served();
     let older = Peer::connect(&hosts, 1).await;
-    let mut newer = Peer::connect(&hosts, 1).await;
+    let mut newer = Peer::come_back(&hosts, 1, older.session).await;
     older.end().await;
     newer.hello(1).await;
     hosts.expect_log("a newer connection");

@@ -27,6 +27,7 @@ use realize::{
     server::{RealizeServer, Roots},
     service::{DirId, RealizeServiceClient, Rights, RunId, ServiceError},
     tls::Connector,
+    wire::LinkId,
 };
 use tarpc::client::stub::Stub;
 use tokio::runtime::Handle;
@@ -96,6 +97,7 @@ pub fn link_limits() -> LinkLimits {
         work: Duration::from_secs(15),
         pauses: PAUSES,
         reconnect: Duration::from_secs(10),
+        losses: 10,
     }
 }
 
@@ -344,10 +346,16 @@ impl Mover {
     async fn realize(&self, number: u8) -> Ending {
         let clock = SimClock::new();
         let run = RunId([number; 16]);
+        let mut link = LinkId {
+            run,
+            attempt: 0,
+            number: 0,
+        };
         let mut moved_before = MoveReport::default();
         let mut tries = 0;
         loop {
-            let moved = match self.connect_and_move(&clock, run).await {
+            link.attempt += 1;
+            let moved = match self.connect_and_move(&clock, link).await {
                 Err(_) if tries > 0 && tries < TRIES_WITHOUT_PROGRESS => {
                     tries += 1;
                     clock.sleep(PAUSE_BEFORE_AGAIN).await;
@@ -377,10 +385,10 @@ impl Mover {
     async fn connect_and_move(
         &self,
         clock: &SimClock,
-        run: RunId,
+        id: LinkId,
     ) -> Result<Result<MoveReport, MoveError>, ConnectError> {
-        let (link, let_in) = self.link(clock, run).await?;
-        let moved = self.move_once(clock, &link, run).await;
+        let (link, let_in) = self.link(clock, id).await?;
+        let moved = self.move_once(clock, &link, id.run).await;
         link.close(clock).await;
         if is_unanswered(&moved) {
             let_in.wait().await?;
@@ -388,14 +396,14 @@ impl Mover {
         Ok(moved)
     }
 
-    async fn link(&self, clock: &SimClock, run: RunId) -> Result<(Link, LetIn), ConnectError> {
+    async fn link(&self, clock: &SimClock, id: LinkId) -> Result<(Link, LetIn), ConnectError> {
         let dial = SimDial {
             network: self.network.clone(),
             connector: Connector::new(&key(KEYS[0])),
         };
         let shared = self.shared.clone();
         let observer = move |event: LinkEvent| shared.note(MOVER, &event);
-        Link::connect(dial, clock.clone(), link_limits(), run, self.seed << 40, observer).await
+        Link::connect(dial, clock.clone(), link_limits(), id, self.seed << 40, observer).await
     }
 
     async fn move_once(&self, clock: &SimClock, link: &Link, run: RunId) -> Result<MoveReport, MoveError> {

@@ -263,6 +263,38 @@ fn a_power_cut_of_either_host_at_any_effect_loses_nothing() {
     }
 }
 
+/// Answers are lost, then the line is in such trouble that the mover gives its link up and begins again: answers that the daemon
+/// still has for the calls of before must not be taken for those of the calls of now.
+#[test]
+fn a_move_that_begins_again_takes_no_answers_of_before() {
+    let names: Vec<String> = (0..24).map(|nth| format!("f{nth:02}")).collect();
+    let mut begun_again = 0;
+    for direction in BOTH {
+        for nth in 0..40 {
+            let tree = names.iter().map(|name| {
+                let content = Body::File(Content::from(format!("content of {name}").as_bytes()));
+                (name.as_str(), content, None)
+            });
+            let tree = small_tree(Large::OneChunk).into_iter().chain(tree).collect();
+            let mut plan = TwoHosts::new(World::on_two_machines(1, tree), direction, 1);
+            plan.limits = Limits {
+                batch_files: 4,
+                batches_in_flight: 2,
+                ..limits()
+            };
+            plan.lines = vec![
+                LinePlan::fault(Way::Down, 800 + 100 * nth, Trouble::Swallow),
+                // In the handshake.
+                LinePlan::fault(Way::Down, 100, Trouble::Flip { bit: 3 }),
+            ];
+            let outcome = plan.run();
+            outcome.expect_good(&(direction, nth));
+            begun_again += u64::from(outcome.connections > 2 && outcome.first_is_complete());
+        }
+    }
+    assert!(begun_again > 20, "{begun_again}");
+}
+
 /// Content that no page of repeats another, so that nothing of it is taken for something else.
 fn noise(bytes: u64, seed: u64) -> Content {
     let mut random = Random::new(seed);

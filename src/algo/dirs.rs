@@ -32,7 +32,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
     pub(super) async fn make_dirs(&self, dirs: Vec<DirMeta>) {
         let paths: Vec<_> = dirs.iter().map(|dir| dir.path.clone()).collect();
         let made = match self.target.dir.clone() {
-            Some(target) => flat(self.target.service.make_dirs(calls::context(), target, dirs)).await,
+            Some(target) => flat(self.target.service.make_dirs(calls::context(), target, dirs.into())).await,
             None => Err(ServiceError::NotFound),
         };
         let count = paths.len();

@@ -74,12 +74,12 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         let (digest, how) = match safe {
             Ok(safe) => safe,
             Err(why) => {
-                self.close(item.source, vec![handle]).await;
+                self.close(item.source, vec![handle].into()).await;
                 return self.stays(item, why);
             }
         };
         if self.options.copy {
-            self.close(item.source, vec![handle]).await;
+            self.close(item.source, vec![handle].into()).await;
             return self.deleted(item, how, Ok(()));
         }
         let deleted = self
@@ -141,7 +141,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
     /// Closes what was not finished: that closes by itself.
     async fn close_target(&self, handle: Handle) {
         // Whatever comes of it, the session's end closes it too.
-        flat(self.target.service.close(calls::context(), vec![handle]))
+        flat(self.target.service.close(calls::context(), vec![handle].into()))
             .await
             .ok();
     }
@@ -198,7 +198,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         let equal = flat(
             self.target
                 .service
-                .compare(calls::context(), target, first, hashes.clone()),
+                .compare(calls::context(), target, first, hashes.clone().into()),
         )
         .await;
         let equal = equal

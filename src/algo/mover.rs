@@ -279,7 +279,7 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
         let service = self.work.shared.target.service.clone();
         let states = self
             .work
-            .run_while(flat(service.stat(calls::context(), dir, asked, false)))
+            .run_while(flat(service.stat(calls::context(), dir, asked.into(), false)))
             .await;
         let states = states.and_then(|states| calls::check_count(states, count));
         let mut states = states

@@ -149,7 +149,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
             }
         }
         let settled = match self.target.dir.clone() {
-            Some(dir) => flat(self.target.service.settle(calls::context(), dir, files)).await,
+            Some(dir) => flat(self.target.service.settle(calls::context(), dir, files.into())).await,
             None => Err(ServiceError::NotFound),
         };
         let mut safe = Vec::new();
@@ -217,6 +217,14 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
     /// What was read of a source, if it may be moved; else why not, and what is to be closed.
     fn accept(&self, item: &Item, got: Answer<Got>) -> Result<Got, (Why, Option<Handle>)> {
         let got = got.map_err(|error| (Why::Source(error), None))?;
+        let kind = match &got.content {
+            Content::File { .. } => Kind::File,
+            Content::Symlink(_) => Kind::Symlink,
+        };
+        // What is to be done at the target was decided for what was listed.
+        if kind != item.entry.kind {
+            return Err((Why::Source(ServiceError::Changed), Some(got.held.handle)));
+        }
         match self.check_losses(item, &got.held.uncarried, got.held.leased) {
             Ok(()) => Ok(got),
             Err(reason) => Err((reason.into(), Some(got.held.handle))),
@@ -236,7 +244,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         } else {
             Vec::new()
         };
-        let mut put = flat(self.target.service.put(calls::context(), dir.clone(), files)).await?;
+        let mut put = flat(self.target.service.put(calls::context(), dir.clone(), files.into())).await?;
         self.dirs_made().await;
         let is_early = |(file, put): &(NewFile, &mut Answer<()>)| {
             **put == Err(ServiceError::NotFound) && !self.is_below_unmade(&file.path)
@@ -244,7 +252,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         let (early, slots): (Vec<_>, Vec<_>) = kept.into_iter().zip(&mut put).filter(is_early).unzip();
         if !early.is_empty() {
             let count = early.len();
-            let again = flat(self.target.service.put(calls::context(), dir, early)).await;
+            let again = flat(self.target.service.put(calls::context(), dir, early.into())).await;
             for (slot, again) in slots.into_iter().zip(calls::for_each(again, count)) {
                 *slot = again;
             }
@@ -282,7 +290,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
 
     pub(super) async fn delete_files(&self, source: usize, files: Vec<Delete>) -> Answer<Vec<Answer<()>>> {
         let Source { service, dir, .. } = &self.sources[source];
-        flat(service.delete(calls::context(), dir.clone(), files)).await
+        flat(service.delete(calls::context(), dir.clone(), files.into())).await
     }
 
     /// Tells how an item that the target has fared at the source.
@@ -312,7 +320,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
     pub(super) async fn close(&self, source: usize, handles: Vec<Handle>) {
         if !handles.is_empty() {
             // Whatever comes of it, the session's end closes them too.
-            flat(self.sources[source].service.close(calls::context(), handles))
+            flat(self.sources[source].service.close(calls::context(), handles.into()))
                 .await
                 .ok();
         }

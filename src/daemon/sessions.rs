@@ -1,6 +1,6 @@
 //! Sessions: what a run has open here, and its calls, for as long as the run may come back.
 //!
-//! A session is known by the peer's key and the run. A call is done once however often it is asked for: while it is under way nothing
+//! A session is known by the peer's key and the link. A call is done once however often it is asked for: while it is under way nothing
 //! more is begun, and its answer is kept until the run says that it has arrived.
 
 use std::{
@@ -20,11 +20,11 @@ use crate::{
     fs::Fs,
     keys::PublicKey,
     server::{Access, RealizeServer, Roots},
-    service::{Handle, RealizeService, RealizeServiceRequest, RealizeServiceResponse, RunId, context},
-    wire::{CallId, DATA_BYTES_MAX, Encoded, HEAD_BYTES_MAX, Outbox, ToClient},
+    service::{Handle, RealizeService, RealizeServiceRequest, RealizeServiceResponse, context},
+    wire::{CallId, DATA_BYTES_MAX, Encoded, HEAD_BYTES_MAX, LinkId, Outbox, ToClient},
 };
 
-type Key = (PublicKey, RunId);
+type Key = (PublicKey, LinkId);
 
 /// All sessions of a daemon.
 pub struct Sessions<F: Fs, C: Clock> {
@@ -42,7 +42,7 @@ struct Known<F: Fs, C: Clock> {
     seed: [u8; 32],
 }
 
-/// One run's session.
+/// One link's session.
 pub struct Session<F: Fs, C: Clock> {
     id: [u8; 16],
     server: RealizeServer<F, C>,
@@ -52,7 +52,7 @@ pub struct Session<F: Fs, C: Clock> {
 
 struct State {
     running: BTreeMap<CallId, Running>,
-    answers: BTreeMap<CallId, Encoded>,
+    answers: BTreeMap<CallId, Kept>,
     bytes: usize,
     connection: Option<Connection>,
     connections: u64,
@@ -64,6 +64,13 @@ struct Running {
     task: JoinHandle<()>,
     bytes: usize,
     is_wanted: bool,
+}
+
+/// An answer that is not known to have arrived.
+struct Kept {
+    answer: Encoded,
+    /// What it tells of as open.
+    opened: Vec<Handle>,
 }
 
 struct Connection {
@@ -92,39 +99,45 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The session of `run`: the one there is, or a new one. A new run of the same peer ends the sessions of runs that are not heard of:
-    /// what these had locked is free then.
+    /// The session `session` of `link` with what it has open, or a new one. A new one ends those of earlier moves of its run, and those of
+    /// other runs of the same peer that are not heard of: what these had locked is free then.
     pub async fn attach(
         &self,
         peer: PublicKey,
-        run: RunId,
+        link: LinkId,
+        session: Option<[u8; 16]>,
         access: Arc<dyn Access>,
     ) -> Result<Arc<Session<F, C>>, String> {
-        let now = self.clock.now();
-        let (found, stale) = {
-            let mut state = self.state();
-            let found = state.by_key.get(&(peer, run)).cloned();
-            let is_stale = |key: &Key, session: &mut Arc<Session<F, C>>| {
-                let is_same_peer = key.0 == peer && key.1 != run;
-                let limit = if is_same_peer {
-                    self.limits.idle / 3 + self.limits.idle / 6
-                } else {
-                    self.limits.session_kept
-                };
-                (is_same_peer && !session.is_connected()) || now.saturating_sub(session.last_heard()) > limit
-            };
-            let stale: Vec<_> = if found.is_some() {
-                Vec::new()
-            } else {
-                state.take(is_stale)
-            };
-            (found, stale)
-        };
-        self.end_each(stale).await;
-        if let Some(session) = found {
-            return Ok(session);
+        let key = (peer, link);
+        if let Some(id) = session {
+            let found = self.state().by_key.get(&key).cloned();
+            return found
+                .filter(|found| found.id == id && !found.is_over())
+                .ok_or_else(|| "the session is gone: this side was started anew, or waited too long".into());
         }
+        let now = self.clock.now();
+        let is_to_end = |known: &Key, session: &mut Arc<Session<F, C>>| {
+            let unheard = now.saturating_sub(session.last_heard());
+            if known.0 != peer {
+                return unheard > self.limits.session_kept;
+            }
+            if known.1.run != link.run {
+                return !session.is_connected() || unheard > self.limits.idle / 3 + self.limits.idle / 6;
+            }
+            // The very same is there when the answer to its first connection was lost.
+            known.1.attempt < link.attempt || known.1 == link
+        };
+        let stale = self.state().take(is_to_end);
+        self.end_each(stale).await;
         let mut state = self.state();
+        let is_of_run = |known: &Key| known.0 == peer && known.1.run == link.run;
+        if state
+            .by_key
+            .keys()
+            .any(|known| is_of_run(known) && (known.1.attempt > link.attempt || known.1 == link))
+        {
+            return Err("a later connection of the same run was there first".into());
+        }
         let of_peer = state.count(&peer);
         if of_peer >= self.limits.connections_per_peer {
             return Err(format!("{of_peer} runs of this host are connected already"));
@@ -135,7 +148,7 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
         id.copy_from_slice(&blake3::keyed_hash(&seed, b"realize session").as_bytes()[..16]);
         let session = Arc::new(Session {
             id,
-            server: RealizeServer::for_peer(self.roots.clone(), access, run),
+            server: RealizeServer::for_peer(self.roots.clone(), access, link.run),
             limits: self.limits.clone(),
             state: Mutex::new(State {
                 running: BTreeMap::new(),
@@ -147,7 +160,7 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
                 is_over: false,
             }),
         });
-        state.by_key.insert((peer, run), session.clone());
+        state.by_key.insert(key, session.clone());
         Ok(session)
     }
 
@@ -233,11 +246,7 @@ impl<F: Fs, C: Clock> Session<F, C> {
     /// The connection of this number has ended.
     pub fn disconnected(&self, number: u64, now: Duration) {
         let mut state = self.state();
-        if state
-            .connection
-            .as_ref()
-            .is_some_and(|connection| connection.number == number)
-        {
+        if state.is_on(number) {
             state.connection = None;
             state.heard = now;
         }
@@ -255,23 +264,38 @@ impl<F: Fs, C: Clock> Session<F, C> {
         self.state().heard
     }
 
-    /// Begins a call, or sends its answer again. `InvalidData` when the run asks for more at once than it may.
-    pub fn call(self: &Arc<Self>, id: CallId, answered: &[CallId], request: RealizeServiceRequest) -> io::Result<()> {
+    fn is_over(&self) -> bool {
+        self.state().is_over
+    }
+
+    /// Begins a call that came on the connection of this number, or sends its answer again. `bytes` it takes by itself. `InvalidData`
+    /// when the link asks for more at once than it may.
+    pub fn call(
+        self: &Arc<Self>,
+        connection: u64,
+        id: CallId,
+        answered: &[CallId],
+        request: RealizeServiceRequest,
+        bytes: usize,
+    ) -> io::Result<()> {
         let mut state = self.state();
-        for id in answered {
-            if let Some(answer) = state.answers.remove(id) {
-                state.bytes -= answer.bytes();
-            }
-        }
-        if state.is_over || state.running.contains_key(&id) {
+        // What comes late on a connection that was replaced may have been answered and forgotten.
+        if state.is_over || !state.is_on(connection) {
             return Ok(());
         }
-        if let Some(answer) = state.answers.get(&id) {
-            let answer = answer.clone();
+        for id in answered {
+            // What it has opened is the link's now.
+            state.take_answer(*id);
+        }
+        if state.running.contains_key(&id) {
+            return Ok(());
+        }
+        if let Some(kept) = state.answers.get(&id) {
+            let answer = kept.answer.clone();
             state.send(answer);
             return Ok(());
         }
-        let bytes = reserved_bytes(&request);
+        let bytes = bytes + answer_bytes(&request);
         if state.running.len() + state.answers.len() >= self.limits.calls
             || state.bytes + bytes > self.limits.call_bytes
         {
@@ -304,33 +328,42 @@ impl<F: Fs, C: Clock> Session<F, C> {
             return Vec::new();
         };
         state.bytes -= running.bytes;
+        let mut opened = answer.as_ref().map(opened_by).unwrap_or_default();
         if !running.is_wanted {
-            return answer.map(|response| opened(&response)).unwrap_or_default();
+            return opened;
         }
         let answer = answer.map_err(io::Error::other);
-        match answer.and_then(|response| Encoded::new(ToClient::Answer { id, response })) {
-            Ok(answer) => {
-                state.bytes += answer.bytes();
-                state.answers.insert(id, answer.clone());
-                state.send(answer);
-            }
-            // An answer too long to be sent, which no call of ours is meant to have: the session is over, which the run is told.
-            Err(_) => {
-                state.is_over = true;
-                state.connection = None;
-            }
+        let mut unwanted = Vec::new();
+        let answer = answer.and_then(|response| Encoded::new(ToClient::Answer { id, response }));
+        let answer = answer.or_else(|error| {
+            // One that can't be sent, which no call of ours is meant to have.
+            unwanted.append(&mut opened);
+            let why = error.to_string();
+            Encoded::new(ToClient::Failed { id, why })
+        });
+        if let Ok(answer) = answer {
+            state.bytes += answer.bytes();
+            state.send(answer.clone());
+            state.answers.insert(id, Kept { answer, opened });
         }
-        Vec::new()
+        unwanted
     }
 
     /// Nobody waits for the answer any more. The call counts until its work has ended: what it holds can't be taken back.
-    pub fn cancel(&self, id: CallId) {
-        let mut state = self.state();
-        if let Some(running) = state.running.get_mut(&id) {
-            running.is_wanted = false;
-        }
-        if let Some(answer) = state.answers.remove(&id) {
-            state.bytes -= answer.bytes();
+    pub fn cancel(self: &Arc<Self>, id: CallId) {
+        let opened = {
+            let mut state = self.state();
+            if let Some(running) = state.running.get_mut(&id) {
+                running.is_wanted = false;
+            }
+            state.take_answer(id)
+        };
+        if !opened.is_empty() {
+            let session = self.clone();
+            tokio::spawn(async move {
+                // Who has it open any more?
+                session.server.close_handles(&opened).await.ok();
+            });
         }
     }
 
@@ -344,12 +377,26 @@ impl<F: Fs, C: Clock> Session<F, C> {
             state.bytes = 0;
             std::mem::take(&mut state.running)
         };
+        self.server.stop();
         join_all(running.into_values().map(|running| running.task)).await;
         self.server.end().await;
     }
 }
 
 impl State {
+    fn is_on(&self, connection: u64) -> bool {
+        self.connection.as_ref().is_some_and(|now| now.number == connection)
+    }
+
+    /// Keeps an answer no longer; what it had opened.
+    fn take_answer(&mut self, id: CallId) -> Vec<Handle> {
+        let Some(kept) = self.answers.remove(&id) else {
+            return Vec::new();
+        };
+        self.bytes -= kept.answer.bytes();
+        kept.opened
+    }
+
     fn send(&self, answer: Encoded) {
         if let Some(connection) = &self.connection {
             connection.outbox.push(answer);
@@ -358,7 +405,7 @@ impl State {
 }
 
 /// What a response tells of as open.
-fn opened(response: &RealizeServiceResponse) -> Vec<Handle> {
+fn opened_by(response: &RealizeServiceResponse) -> Vec<Handle> {
     use RealizeServiceResponse::{Digests, Get, Open};
     match response {
         Open(Ok(opened)) => vec![opened.held.handle],
@@ -367,23 +414,12 @@ fn opened(response: &RealizeServiceResponse) -> Vec<Handle> {
     }
 }
 
-/// Bytes of memory that a call may take, request and answer together, but for what is small.
-fn reserved_bytes(request: &RealizeServiceRequest) -> usize {
-    use crate::service::Content;
-    const SMALL: usize = 1024;
-    SMALL
-        + match request {
-            RealizeServiceRequest::Send { data, .. } => data.len(),
-            RealizeServiceRequest::Read { .. } => DATA_BYTES_MAX,
-            RealizeServiceRequest::Get { .. } | RealizeServiceRequest::List { .. } => HEAD_BYTES_MAX,
-            RealizeServiceRequest::Hashes { count, .. } => (*count).min(HEAD_BYTES_MAX as u64 / 32) as usize * 32,
-            RealizeServiceRequest::Put { files, .. } => files
-                .iter()
-                .map(|file| match &file.content {
-                    Content::File { data, .. } => data.len(),
-                    Content::Symlink(text) => text.len(),
-                })
-                .sum(),
-            _ => 0,
-        }
+/// Bytes of memory that the answer of a call may take, but for what is small.
+fn answer_bytes(request: &RealizeServiceRequest) -> usize {
+    match request {
+        RealizeServiceRequest::Read { .. } => DATA_BYTES_MAX,
+        RealizeServiceRequest::Get { .. } | RealizeServiceRequest::List { .. } => HEAD_BYTES_MAX,
+        RealizeServiceRequest::Hashes { count, .. } => (*count).min(HEAD_BYTES_MAX as u64 / 32) as usize * 32,
+        _ => 0,
+    }
 }

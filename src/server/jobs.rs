@@ -18,12 +18,15 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         &self,
         job: impl Future<Output = Answer<T>> + Send + 'static,
     ) -> Answer<T> {
-        self.session
-            .roots
-            .fs
-            .offload(job)
-            .await
-            .unwrap_or(Err(ServiceError::Internal))
+        self.offload(job).await.unwrap_or(Err(ServiceError::Internal))
+    }
+
+    /// Runs a job once its turn has come. `None` when the session ends before, or the job is lost.
+    async fn offload<T: Send + 'static>(&self, job: impl Future<Output = T> + Send + 'static) -> Option<T> {
+        let permit = self.session.permits.acquire().await.ok()?;
+        let done = self.session.roots.fs.offload(job).await.ok();
+        drop(permit);
+        done
     }
 
     /// Runs `work` over `items` of `store` in jobs of a few, all at once, and gives the results in order. Each job walks
@@ -49,16 +52,14 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         }
         let groups = groups.into_iter().map(|group| {
             let (count, work, store) = (group.len(), work.clone(), store.for_batch());
-            let job = self.session.roots.fs.offload(async move {
+            let job = self.offload(async move {
                 let mut results = Vec::with_capacity(group.len());
                 for item in group {
                     results.push(work(store.clone(), item).await);
                 }
                 results
             });
-            job.map(move |results| {
-                results.unwrap_or_else(|_| (0..count).map(|_| Err(ServiceError::Internal)).collect())
-            })
+            job.map(move |results| results.unwrap_or_else(|| (0..count).map(|_| Err(ServiceError::Internal)).collect()))
         });
         Ok(join_all(groups).await.into_iter().flatten().collect())
     }
@@ -88,14 +89,14 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         let syncs = dirs.chunks(DIRS_PER_JOB).map(|dirs| {
             let (store, dirs) = (store.clone(), dirs.to_vec());
             let count = dirs.len();
-            let job = self.session.roots.fs.offload(async move {
+            let job = self.offload(async move {
                 let mut synced = Vec::with_capacity(dirs.len());
                 for dir in dirs {
                     synced.push(store.make_names_durable(dir).await);
                 }
                 synced
             });
-            job.map(move |synced| synced.unwrap_or_else(|_| vec![Err(ServiceError::Internal); count]))
+            job.map(move |synced| synced.unwrap_or_else(|| vec![Err(ServiceError::Internal); count]))
         });
         let synced = join_all(syncs).await.into_iter().flatten();
         let failed: BTreeMap<_, _> = dirs

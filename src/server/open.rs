@@ -93,12 +93,9 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
                 Open::Confirm(target) => target.quiet().await,
             }
         }
-        // Closing a descriptor may block.
-        self.job(async move {
-            drop(closed);
-            Ok(())
-        })
-        .await
+        // Closing a descriptor may block. It needs no turn: what is at the end of a session still has to be closed.
+        let closing = self.session.roots.fs.offload(async move { drop(closed) });
+        closing.await.map_err(|_| ServiceError::Internal)
     }
 
     /// Files, links and partials that are open now.

@@ -66,8 +66,10 @@ impl<F: Fs> Walk<F> {
 
     /// Fills `page` with up to `entries_max` entries, and not many more than `bytes_max` bytes of their paths.
     pub async fn fill(&mut self, page: &mut Page, entries_max: usize, bytes_max: usize) -> Answer<()> {
-        let mut bytes: usize = page.reserved.iter().map(|path| path.as_bytes().len()).sum();
-        while page.entries.len() + page.failed.len() + page.reserved.len() < entries_max && bytes < bytes_max {
+        let mut bytes = 0;
+        while page.entries.len() + page.failed.len() + page.reserved.len() + page.tokens.len() < entries_max
+            && bytes + bytes_of_others(page) < bytes_max
+        {
             let Some(level) = self.levels.last_mut() else {
                 page.next = None;
                 return Ok(());
@@ -124,11 +126,11 @@ impl<F: Fs> Walk<F> {
     }
 
     async fn enter(&mut self, dir: F::Dir, path: RelPath, page: &mut Page) -> io::Result<()> {
-        let (mut plain, mut reserved) = (Vec::new(), Vec::new());
+        let (mut plain, mut reserved, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
         for name in dir.names().await? {
             match names::classify(&name) {
                 NameKind::Plain => plain.push(name),
-                NameKind::Token => page.tokens.push((path.clone(), name)),
+                NameKind::Token => tokens.push(name),
                 NameKind::Gone(original) if self.restore => match give_back(&dir, &name, &dir, &original).await {
                     Ok(()) => plain.push(original),
                     Err(error) => report_leftover(&path, name, &error, page),
@@ -142,6 +144,13 @@ impl<F: Fs> Walk<F> {
             }
         }
         reserved.sort_unstable();
+        if tokens.len() > RESERVED_MAX {
+            tokens.truncate(RESERVED_MAX);
+            let text = format!("more than {RESERVED_MAX} names in it are marks of runs: remove .realize-token.* there");
+            page.failed.push((path.clone(), ServiceError::BadRequest(text)));
+        }
+        page.tokens
+            .extend(tokens.into_iter().map(|token| (path.clone(), token)));
         if reserved.len() > RESERVED_MAX {
             reserved.truncate(RESERVED_MAX);
             let text = format!("more than {RESERVED_MAX} names in it are such as realize keeps for itself");
@@ -160,8 +169,22 @@ impl<F: Fs> Walk<F> {
     }
 }
 
-/// How many names of one directory are told that no move takes: they go in one page.
+/// How many names of one directory are told that no move takes, and how many marks of runs: they go in one page.
 const RESERVED_MAX: usize = 100;
+
+/// Bytes of what is in a page beside its entries.
+fn bytes_of_others(page: &Page) -> usize {
+    let paths = page
+        .reserved
+        .iter()
+        .chain(&page.too_long)
+        .map(|path| path.as_bytes().len());
+    let tokens = page
+        .tokens
+        .iter()
+        .map(|(dir, token)| dir.as_bytes().len() + token.as_bytes().len());
+    paths.chain(tokens).sum()
+}
 
 /// Gives the files in `.realize-gone` their places back and removes it.
 async fn restore_long_names<D: Dir>(

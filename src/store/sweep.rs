@@ -18,6 +18,9 @@ use crate::{
     service::{Answer, ServiceError, Swept},
 };
 
+/// How many marks of runs, and how many left-overs, one look at a directory tells of: they go in one answer.
+const NAMES_MAX: usize = 1000;
+
 impl<F: Fs> Store<F> {
     /// Looks through the directory at `path` before files arrive in it: see [`Swept`].
     pub async fn sweep(&self, path: &RelPath) -> Answer<Swept> {
@@ -41,6 +44,10 @@ impl<F: Fs> Store<F> {
                 },
                 _ => {}
             }
+        }
+        for names in [&mut swept.tokens, &mut swept.leftovers] {
+            // A live run's mark among so many dead ones is not looked for.
+            names.truncate(NAMES_MAX);
         }
         Ok(swept)
     }

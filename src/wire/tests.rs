@@ -16,10 +16,10 @@ fn stat(paths: usize) -> ToServer {
     let path = crate::model::RelPath::new("a/path/of/some/length").unwrap();
     ToServer::Call {
         id: 1,
-        answered: vec![2, 3],
+        answered: vec![2, 3].into(),
         request: RealizeServiceRequest::Stat {
             dir: DirId::new("archive"),
-            paths: vec![path; paths],
+            paths: vec![path; paths].into(),
             restore: false,
         },
     }
@@ -51,9 +51,33 @@ async fn messages_of_all_sizes_arrive_whole() {
         }
         assert!(reader.next::<ToClient>().await.unwrap().is_none());
     }
-    let wire = written(vec![Encoded::new(stat(5000)).unwrap()]).await;
+    let wire = written(vec![Encoded::new(stat(ITEMS_MAX)).unwrap()]).await;
     let message = Reader::new(wire.as_slice()).next::<ToServer>().await.unwrap().unwrap();
-    assert_eq!(format!("{message:?}"), format!("{:?}", stat(5000)));
+    assert_eq!(format!("{message:?}"), format!("{:?}", stat(ITEMS_MAX)));
+}
+
+#[tokio::test]
+async fn a_list_longer_than_any_may_be_is_no_message() {
+    let wire = written(vec![Encoded::new(stat(ITEMS_MAX + 1)).unwrap()]).await;
+    let read = Reader::new(wire.as_slice()).next::<ToServer>().await;
+    assert_eq!(read.unwrap_err().kind(), io::ErrorKind::InvalidData);
+}
+
+#[tokio::test]
+async fn the_last_message_comes_behind_the_frame_under_way_and_before_all_that_waits() {
+    let (mut near, far) = tokio::io::duplex(FRAME_BYTES / 3);
+    let outbox = Outbox::default();
+    outbox.push(Encoded::new(chunk(DATA_BYTES_MAX)).unwrap());
+    let mut writing = std::pin::pin!(write_messages(&mut near, &outbox));
+    // A frame of the chunk is half out.
+    assert!(futures::poll!(writing.as_mut()).is_pending());
+    outbox.push(Encoded::new(ToClient::Pong { number: 2 }).unwrap());
+    let why = "enough".to_owned();
+    outbox.end_with(Encoded::new(ToClient::Refused { why }).unwrap());
+    let mut reader = Reader::new(far);
+    let (written, first) = tokio::join!(writing, reader.next::<ToClient>());
+    written.unwrap();
+    assert!(matches!(first.unwrap(), Some(ToClient::Refused { .. })));
 }
 
 #[tokio::test]

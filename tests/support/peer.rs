@@ -3,9 +3,9 @@
 use std::{io, time::Duration};
 
 use realize::{
-    service::{RealizeServiceRequest as Request, RealizeServiceResponse as Response, RunId, SERVICE_VERSION},
+    service::{Items, RealizeServiceRequest as Request, RealizeServiceResponse as Response, RunId, SERVICE_VERSION},
     tls::Connector,
-    wire::{Encoded, Reader, ToClient, ToServer},
+    wire::{Encoded, LinkId, Reader, ToClient, ToServer},
 };
 use tokio::{
     io::{ReadHalf, WriteHalf},
@@ -24,11 +24,22 @@ pub struct Peer {
     pub writing: WriteHalf<Stream>,
     /// The number of the last call.
     pub next: u64,
+    /// The session it was let in to.
+    pub session: [u8; 16],
 }
 
 impl Peer {
-    /// Shakes hands with the mover's key and is let in as `run`.
+    /// Shakes hands with the mover's key and is let in as the first link of `run`.
     pub async fn connect(hosts: &Hosts, run: u8) -> Self {
+        Self::attach(hosts, run, None).await
+    }
+
+    /// Comes back to `session` on another connection.
+    pub async fn come_back(hosts: &Hosts, run: u8, session: [u8; 16]) -> Self {
+        Self::attach(hosts, run, Some(session)).await
+    }
+
+    async fn attach(hosts: &Hosts, run: u8, session: Option<[u8; 16]>) -> Self {
         let key = realize::keys::file::read(&hosts.file("mover")).unwrap();
         let expected = hosts.public("daemon").parse().unwrap();
         let stream = TcpStream::connect(("127.0.0.1", hosts.port())).await.unwrap();
@@ -38,10 +49,18 @@ impl Peer {
             reader: Reader::new(reading),
             writing,
             next: 0,
+            session: [0; 16],
         };
-        peer.send(ToServer::Attach { run: RunId([run; 16]) }).await.unwrap();
-        let attached = peer.reader.next::<ToClient>().await.unwrap().unwrap();
-        assert!(matches!(attached, ToClient::Attached { .. }), "{attached:?}");
+        let link = LinkId {
+            run: RunId([run; 16]),
+            attempt: 0,
+            number: 0,
+        };
+        peer.send(ToServer::Attach { link, session }).await.unwrap();
+        match peer.reader.next::<ToClient>().await.unwrap().unwrap() {
+            ToClient::Attached { session } => peer.session = session,
+            other => panic!("{other:?}"),
+        }
         peer
     }
 
@@ -56,7 +75,7 @@ impl Peer {
         let id = self.next;
         self.send(ToServer::Call {
             id,
-            answered: Vec::new(),
+            answered: Items::default(),
             request,
         })
         .await

@@ -9,6 +9,7 @@ use realize::{
     location::Location,
     model::{Kind, Line},
     service::{DirId, Hello, RealizeServiceClient, Rights, RunId, SERVICE_VERSION, ServiceError, context},
+    wire::LinkId,
 };
 
 use crate::{
@@ -24,8 +25,13 @@ pub async fn check(known: &Known, text: &OsStr) -> Result<ExitCode> {
     let identity = Identity::load(known.key.as_deref(), known.hosts.as_deref())?;
     let clock = TokioClock::new();
     let run = RunId(random()?);
+    let id = LinkId {
+        run,
+        attempt: 0,
+        number: 0,
+    };
     let connected = async {
-        let (link, let_in) = identity.link(&host, &clock, run, |_| {}).await?;
+        let (link, let_in) = identity.link(&host, &clock, id, |_| {}).await?;
         let_in.wait().await?;
         Ok(link)
     };
@@ -89,7 +95,7 @@ async fn in_the_way(
 ) -> Result<Option<String>> {
     let below = Some(dir.below.clone()).filter(|below| !below.is_root());
     let found = client
-        .stat(context(), DirId::new(&dir.name), Vec::from_iter(below), false)
+        .stat(context(), DirId::new(&dir.name), below.into_iter().collect(), false)
         .await;
     let found = match found {
         Ok(Err(ServiceError::NotFound)) => return Ok(Some(no_such_directory(host, &dir.name))),

@@ -18,6 +18,7 @@ use realize::{
     limits::Limits,
     memory::tune_allocator,
     service::{RunId, ServiceError},
+    wire::LinkId,
 };
 
 use crate::{
@@ -84,12 +85,19 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
     let ui = Ui::new(clock.clone(), args.verbose, args.quiet, args.copy);
     let mut moved_before = MoveReport::default();
     let mut tries = 0;
+    let mut link = LinkId {
+        run,
+        attempt: 0,
+        number: 0,
+    };
     let ended = loop {
+        // Each move has links of its own: what those of an earlier one have open, and answers meant for them, are nothing to it.
+        link.attempt += 1;
         let Tried {
             moved,
             has_links,
             advice,
-        } = match open_and_move(args, &clock, run, &options, &ui).await {
+        } = match open_and_move(args, &clock, link, &options, &ui).await {
             // It worked a moment ago: whoever was started anew is given time.
             Err(error)
                 if tries > 0
@@ -100,6 +108,12 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
                 tries += 1;
                 realize::clock::Clock::sleep(&clock, std::time::Duration::from_secs(5)).await;
                 continue;
+            }
+            Err(error) if moved_before.did_something() => {
+                ui.say(&format!("{error:#}"));
+                ui.finish(&moved_before);
+                let is_about_keys = error.chain().any(|cause| cause.is::<NotAuthenticated>());
+                return Ok(ExitCode::from(if is_about_keys { 12 } else { 1 }));
             }
             done => done?,
         };
@@ -147,13 +161,16 @@ struct Tried {
 async fn open_and_move(
     args: &Args,
     clock: &TokioClock,
-    run: RunId,
+    first_link: LinkId,
     options: &MoveOptions,
     ui: &Ui<TokioClock>,
 ) -> Result<Tried> {
-    let mut ends = Ends::open(args, clock, &options.limits, run, ui).await?;
+    let mut ends = Ends::open(args, clock, &options.limits, first_link, ui).await?;
     let has_links = ends.has_links();
-    let moved = move_files(&ends.sources, &ends.target, run, options, &|event| ui.show(event)).await;
+    let moved = move_files(&ends.sources, &ends.target, first_link.run, options, &|event| {
+        ui.show(event)
+    })
+    .await;
     // Who is not let in is told by calls that fail.
     let entered = if is_unanswered(&moved) {
         ends.enter().await

@@ -22,8 +22,9 @@ use realize::{
     location::DEFAULT_PORT,
     model::Line,
     net::{Network, tcp::TcpNetwork},
-    service::{Rights, RunId},
+    service::Rights,
     tls::{Connector, TlsError},
+    wire::LinkId,
 };
 use tokio::net::TcpStream;
 
@@ -211,12 +212,12 @@ impl Identity {
         )
     }
 
-    /// A link to `name` for `run`.
+    /// The link `id`, to `name`.
     pub async fn link(
         &self,
         name: &HostName,
         clock: &TokioClock,
-        run: RunId,
+        id: LinkId,
         observer: impl Fn(LinkEvent) + Send + Sync + 'static,
     ) -> Result<(Link, LetIn), ConnectError> {
         let jitter = random().map_or(0, |bytes| {
@@ -228,7 +229,7 @@ impl Identity {
             self.dial(name),
             clock.clone(),
             LinkLimits::default(),
-            run,
+            id,
             jitter,
             observer,
         )

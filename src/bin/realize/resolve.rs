@@ -14,8 +14,9 @@ use realize::{
     server::{RealizeServer, Roots},
     service::{
         Answer, DirId, RealizeService, RealizeServiceClient, RealizeServiceRequest, RealizeServiceResponse, Rights,
-        RunId, ServeRealizeService, ServiceError, context,
+        ServeRealizeService, ServiceError, context,
     },
+    wire::LinkId,
 };
 use tarpc::{
     client::{RpcError, stub::Stub},
@@ -101,16 +102,17 @@ enum Goal {
 }
 
 impl Ends {
-    /// Finds out what the command line means, connects to the hosts it names, and opens the local directories.
+    /// Finds out what the command line means, connects to the hosts it names, and opens the local directories. `first_link` is what
+    /// the first link is; others are numbered from it.
     pub async fn open(
         args: &Args,
         clock: &TokioClock,
         limits: &Limits,
-        run: RunId,
+        first_link: LinkId,
         ui: &Ui<TokioClock>,
     ) -> Result<Self> {
         let target_text = args.target.as_deref().context("no DST is given")?;
-        let mut hosts = Hosts::new(args, clock, run, ui);
+        let mut hosts = Hosts::new(args, clock, first_link, ui);
         let mut given = Vec::new();
         for text in &args.sources {
             given.push(hosts.source(text).await?);
@@ -310,18 +312,19 @@ async fn serve_locally(
 struct Hosts<'a> {
     args: &'a Args,
     clock: &'a TokioClock,
-    run: RunId,
+    /// What the next link is.
+    next_link: LinkId,
     ui: &'a Ui<TokioClock>,
     links: Links,
     entrances: Entrances,
 }
 
 impl<'a> Hosts<'a> {
-    fn new(args: &'a Args, clock: &'a TokioClock, run: RunId, ui: &'a Ui<TokioClock>) -> Self {
+    fn new(args: &'a Args, clock: &'a TokioClock, next_link: LinkId, ui: &'a Ui<TokioClock>) -> Self {
         Self {
             args,
             clock,
-            run,
+            next_link,
             ui,
             links: Links::new(),
             entrances: Entrances::default(),
@@ -348,7 +351,9 @@ impl<'a> Hosts<'a> {
                 LinkEvent::Back(_) => tell(&format!("{name}: connected again; going on")),
                 LinkEvent::Waiting(why, _) => tell(&format!("{name}: {why}; trying again in a while")),
             };
-            let link = identity.link(host, self.clock, self.run, observer).await;
+            let id = self.next_link;
+            self.next_link.number += 1;
+            let link = identity.link(host, self.clock, id, observer).await;
             let (link, let_in) = link.map_err(|error| identity.explain(host, error))?;
             self.links.insert(host.clone(), link);
             self.entrances.ahead.insert(host.clone(), let_in);
@@ -366,7 +371,7 @@ impl<'a> Hosts<'a> {
     ) -> Result<Vec<Option<Entry>>> {
         let client = self.connect(host).await?;
         let count = paths.len();
-        let found = client.stat(context(), DirId::new(name), paths, restore).await;
+        let found = client.stat(context(), DirId::new(name), paths.into(), restore).await;
         if found.is_err() {
             self.entrances.pass(host).await?;
         }
