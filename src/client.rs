@@ -28,6 +28,7 @@ use tokio::{
 
 use crate::{
     clock::{Clock, timeout},
+    model::Line,
     service::{ITEMS_MAX, RealizeServiceRequest, RealizeServiceResponse},
     tls::TlsError,
     wire::{CallId, Encoded, LinkId, Outbox, Reader, ToClient, ToServer, answers, why_lost, write_messages},
@@ -91,7 +92,7 @@ pub enum ConnectError {
     #[error("no answer within {} s", .0.as_secs())]
     TimedOut(Duration),
     /// The other side says why.
-    #[error("the other side refuses: {0}")]
+    #[error("the other side refuses: {}", Line(.0))]
     Refused(String),
 }
 

@@ -19,7 +19,7 @@ pub use self::items::{ITEMS_MAX, Items};
 use crate::{
     digest::ChunkHash,
     fs::Place,
-    model::{BadPath, Digest, Entry, Name, RelPath, Timestamp, Uncarried, Version},
+    model::{BadPath, Digest, Entry, Line, Name, RelPath, Timestamp, Uncarried, Version},
 };
 
 /// The version of this service. Both sides must have the same.
@@ -150,7 +150,7 @@ pub enum ServiceError {
     #[error("the digest differs")]
     DigestMismatch,
     /// Somebody has it open for writing, or another run is at it.
-    #[error("in use: {0}")]
+    #[error("in use: {}", Line(.0))]
     Busy(String),
     /// The directory still holds something.
     #[error("directory not empty")]
@@ -159,19 +159,19 @@ pub enum ServiceError {
     #[error("{0} is in the way, left by an interrupted run: look at it, keep or remove it")]
     Leftover(Name),
     /// A sync failed earlier, so nothing on this root is confirmed any more by this process.
-    #[error("an earlier sync failed ({0}); check the disk, then run again")]
+    #[error("an earlier sync failed ({}); check the disk, then run again", Line(.0))]
     Unsafe(String),
     /// The handle is not of this session, or of the wrong kind.
     #[error("no such open file")]
     BadHandle,
     /// The request breaks a rule of the service.
-    #[error("bad request: {0}")]
+    #[error("bad request: {}", Line(.0))]
     BadRequest(String),
     /// The peer may not do this.
     #[error("not allowed: that takes the right to {0}")]
     Denied(Right),
     /// The operating system says no.
-    #[error("cannot {doing}: {}", io::Error::from_raw_os_error(*errno))]
+    #[error("cannot {}: {}", Line(doing), io::Error::from_raw_os_error(*errno))]
     Io {
         /// What was attempted, as a verb.
         doing: String,
@@ -182,7 +182,7 @@ pub enum ServiceError {
     #[error("the server failed inside")]
     Internal,
     /// The answer did not come, so nothing is known.
-    #[error("no answer: {0}")]
+    #[error("no answer: {}", Line(.0))]
     NoAnswer(String),
 }
 

@@ -74,12 +74,12 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         let (digest, how) = match safe {
             Ok(safe) => safe,
             Err(why) => {
-                self.close(item.source, vec![handle].into()).await;
+                self.close(item.source, vec![handle]).await;
                 return self.stays(item, why);
             }
         };
         if self.options.copy {
-            self.close(item.source, vec![handle].into()).await;
+            self.close(item.source, vec![handle]).await;
             return self.deleted(item, how, Ok(()));
         }
         let deleted = self
