@@ -4,14 +4,17 @@
 
 mod support;
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use realize::{
     digest::{CHUNK_BYTES, digest},
-    model::{RelPath, Timestamp},
+    model::{RelPath, Timestamp, Version},
     service::{
-        Answer, Content, DirId, Expected, Handle, Meta, NewFile, OpenFor, RealizeServiceRequest as Request,
+        Answer, Content, DirId, Expected, FileRef, Handle, Meta, NewFile, OpenFor, RealizeServiceRequest as Request,
         RealizeServiceResponse as Response, Role, RunId,
     },
     wire::{Encoded, Outbox, ToServer, write_messages},
@@ -268,4 +271,105 @@ async fn paths_as_long_as_may_be_cross_the_line() {
         .current_dir(&dir)
         .run();
     assert_eq!(found.stdout().trim(), "700");
+}
+
+/// The version of `path` in the directory that is served.
+async fn version(peer: &mut Peer, path: &RelPath) -> Version {
+    let stat = Request::Stat {
+        dir: DirId::new("a"),
+        paths: vec![path.clone()].into(),
+        restore: false,
+    };
+    let Response::Stat(Ok(found)) = peer.call(stat).await else {
+        panic!("no answer")
+    };
+    found.into_iter().next().unwrap().unwrap().unwrap().version
+}
+
+#[tokio::test]
+async fn a_call_cancelled_after_its_end_leaves_nothing_open() {
+    let (_memory, hosts, dir) = served();
+    fs::write(dir.join("file"), "text").unwrap();
+    let mut peer = Peer::connect(&hosts, 1).await;
+    let path = RelPath::new("file").unwrap();
+    let version = version(&mut peer, &path).await;
+    let files = vec![FileRef { path, version }].into();
+    let got = peer
+        .call(Request::Get {
+            dir: DirId::new("a"),
+            files,
+        })
+        .await;
+    assert!(matches!(got, Response::Get(Ok(_))), "{got:?}");
+    let file = fs::File::open(dir.join("file")).unwrap();
+    let lock = || rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+    assert!(lock().is_err(), "it is held for who may still ask for the answer");
+    let id = peer.next;
+    peer.send(ToServer::Cancel { id }).await.unwrap();
+    let begin = Instant::now();
+    while lock().is_err() {
+        assert!(begin.elapsed() < Duration::from_secs(20), "still held");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_says_it_is_new_is_never_given_what_an_older_one_had() {
+    let (_memory, hosts, _dir) = served();
+    let mut older = Peer::connect(&hosts, 1).await;
+    older.hello(1).await;
+    let mut newer = Peer::connect(&hosts, 1).await;
+    assert_ne!(older.session, newer.session);
+    // Its first call has the number that the older one's had.
+    newer.hello(1).await;
+    older.end().await;
+}
+
+#[tokio::test]
+async fn one_peer_that_has_much_hashed_does_not_stop_the_others() {
+    let (_memory, hosts, dir) = served();
+    let file = fs::File::create(dir.join("file")).unwrap();
+    file.set_len(4096 << 20).unwrap();
+    drop(file);
+    let mut peer = Peer::connect(&hosts, 1).await;
+    let path = RelPath::new("file").unwrap();
+    let version = version(&mut peer, &path).await;
+    let open = Request::Open {
+        dir: DirId::new("a"),
+        path,
+        open_for: OpenFor::Read(version),
+    };
+    let Response::Open(Ok(opened)) = peer.call(open).await else {
+        panic!("not opened")
+    };
+    for _ in 0..100 {
+        let handle = opened.held.handle;
+        let (first, count) = (0, 4096);
+        peer.begin(Request::Hashes { handle, first, count }).await.unwrap();
+    }
+    hosts
+        .check("nas::a/sub")
+        .time_limit(Duration::from_secs(30))
+        .run()
+        .expect_code(0);
+    assert!(peak(&hosts) < 128, "{} MiB", peak(&hosts));
+}
+
+#[tokio::test]
+async fn a_batch_longer_than_any_may_be_ends_the_connection() {
+    let (_memory, hosts, _dir) = served();
+    let mut peer = Peer::connect(&hosts, 1).await;
+    let (mode, mtime) = (0, Timestamp { secs: 0, nanos: 0 });
+    let empty = NewFile {
+        path: RelPath::new("x").unwrap(),
+        content: Content::Symlink(Bytes::new()),
+        meta: Meta { mode, mtime },
+        expected: Expected::Absent,
+    };
+    let files = vec![empty; 150_000].into();
+    let dir = DirId::new("a");
+    peer.begin(Request::Put { dir, files }).await.unwrap();
+    let why = peer.end().await.expect("it is told");
+    assert!(why.contains("not a message"), "{why}");
+    assert_serves(&hosts);
 }
