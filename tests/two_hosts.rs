@@ -502,3 +502,24 @@ fn the_daemon_says_in_words_that_can_be_pasted_why_it_does_not_start() {
     assert_eq!(said.matches("No such file").count(), 1, "{said}");
     assert!(said.contains("--config"), "{said}");
 }
+
+#[test]
+fn a_hang_up_does_not_end_the_daemon() {
+    let pair = Pair::new();
+    let daemon = rustix::process::Pid::from_raw(pair.hosts.daemon_id() as i32).unwrap();
+    rustix::process::kill_process(daemon, Signal::HUP).unwrap();
+    pair.hosts.expect_log("SIGHUP changes nothing");
+    pair.hosts.check("nas::a").run().expect_code(0);
+}
+
+#[test]
+fn an_output_that_nobody_reads_is_no_reason_to_fail() {
+    let disk = Scratch::on_disk();
+    let script = r#""$0" keygen --out "$1" > /dev/full"#;
+    let outcome = Run::program("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_realize")])
+        .arg(disk.join("key"))
+        .run();
+    outcome.expect_code(0);
+    assert!(disk.join("key").exists());
+}

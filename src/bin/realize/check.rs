@@ -36,7 +36,7 @@ pub async fn check(known: &Known, text: &OsStr) -> Result<ExitCode> {
         Ok(link)
     };
     let link = connected.await.map_err(|error| identity.explain(&host, error))?;
-    println!("{}: reached; both hosts have proven who they are", host.host);
+    say!("{}: reached; both hosts have proven who they are", host.host);
     let checked = check_rights(&link, &identity, &host, run, dir).await;
     link.close(&clock).await;
     checked
@@ -67,7 +67,7 @@ async fn check_rights(
     let client = RealizeServiceClient::from(link.clone());
     let hello = answer(host, client.hello(context(), SERVICE_VERSION, run).await)?;
     for (name, rights) in &hello.rights {
-        println!("{}::{}: {rights}", host.host, Line(name));
+        say!("{}::{}: {rights}", host.host, Line(name));
     }
     let problem = match dir {
         None if hello.rights.is_empty() => {
@@ -79,7 +79,7 @@ async fn check_rights(
     Ok(match problem {
         None => ExitCode::SUCCESS,
         Some(problem) => {
-            println!("{problem}");
+            say!("{problem}");
             ExitCode::from(1)
         }
     })
@@ -115,11 +115,11 @@ async fn in_the_way(
             Some(entry) if entry.kind == Kind::Dir => "a directory",
             Some(_) => "no directory",
         };
-        println!("{}::{}/{}: {what}", host.host, Line(&dir.name), dir.below);
+        say!("{}::{}/{}: {what}", host.host, Line(&dir.name), dir.below);
     }
     let has_all = |(known, rights): &(String, Rights)| *known == dir.name && *rights == Rights::ALL;
     if !hello.rights.iter().any(has_all) {
-        println!(
+        say!(
             "to move files out takes read and delete, to move files in takes write, and replace where something is there already; \
              rights are given there in the section with the key {}",
             identity.public()

@@ -311,7 +311,7 @@ pub fn keygen(out: Option<&Path>) -> Result<()> {
         Err(error) => bail!(error),
     };
     let (name, public) = (own_name(), key.public());
-    println!(
+    say!(
         "{state} {}; keep it there. The public key:\n\n\
          {public}\n\n\
          Where realized runs and this host shall connect to it, add to its configuration ({DAEMON_CONFIG}), with the rights it shall have:\n\n\

@@ -18,7 +18,7 @@ use realize::{
     net::{Listener, Network, tcp::TcpNetwork},
     server::Roots,
 };
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// Serves directories to other hosts, which move files to and from them with realize.
 ///
@@ -117,7 +117,7 @@ async fn serve(config: DaemonConfig, key: realize::keys::SecretKey) -> Result<()
     for listener in &listeners {
         log(&format!("listening at {}, with the key {public}", listened(listener)?));
     }
-    let mut signals = signal_hook_tokio::Signals::new([SIGTERM, SIGINT]).context("cannot take signals")?;
+    let mut signals = signal_hook_tokio::Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot take signals")?;
     ready();
     let (stop, _) = tokio::sync::watch::channel(false);
     let serving = listeners.into_iter().map(|listener| {
@@ -130,7 +130,9 @@ async fn serve(config: DaemonConfig, key: realize::keys::SecretKey) -> Result<()
     });
     let serving = futures::future::join_all(serving);
     let signal = async {
-        signals.next().await;
+        while signals.next().await == Some(SIGHUP) {
+            log("SIGHUP changes nothing: the configuration is read at the start; start realized anew to have it read");
+        }
         log("stopping");
         stop.send_replace(true);
         std::future::pending::<()>().await;
