@@ -26,7 +26,7 @@ impl Stub for BadWire {
 
     async fn call(&self, context: tarpc::context::Context, mut request: Self::Req) -> Result<Self::Resp, RpcError> {
         if let RealizeServiceRequest::Put { files, .. } = &mut request {
-            for file in files {
+            for file in &mut files.0 {
                 if let Content::File { data, .. } = &mut file.content
                     && !data.is_empty()
                 {
