@@ -209,7 +209,10 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let greeting = timeout(&self.clock, self.limits.handshake, self.greet(stream)).await;
-        self.entering().tasks.remove(&entering);
+        if self.entering().tasks.remove(&entering).is_none() {
+            // Ousted just now: the session is not to count this connection, which nobody would take away again.
+            return;
+        }
         let refused = |why: String| self.tell(DaemonEvent::Refused { from, why });
         let (mut reader, mut writing, key, session) = match greeting {
             None => return refused(format!("no handshake within {} s", self.limits.handshake.as_secs())),
