@@ -129,7 +129,7 @@ pub enum LinkEvent {
     Lost(String),
     /// It is there again; so many calls were asked for again.
     Back(usize),
-    /// Trying again in a while failed, for this reason.
+    /// It could not be made again, for this reason; the next try begins after this pause.
     Waiting(String, Duration),
 }
 
@@ -738,15 +738,20 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
         }
     }
 
+    /// Connects again, with pauses between tries.
     async fn reconnect(&self, jitter: u64) -> Result<(Halves<D::Stream>, [u8; 16]), ConnectError> {
         let since = self.clock.now();
         let session = self.session.get().copied();
-        let mut pauses = self.limits.pauses.iter().copied();
-        let mut pause = Duration::ZERO;
+        let varied = 0.75 + (jitter >> 40) as f64 / (1u64 << 25) as f64;
+        let (all, last) = (self.limits.pauses, self.limits.pauses.last());
+        let mut pauses = all
+            .iter()
+            .chain(last.into_iter().cycle())
+            .map(|pause| pause.mul_f64(varied));
+        let mut pause = pauses.next().unwrap_or_default();
         loop {
-            pause = pauses.next().unwrap_or(pause);
-            let pause = pause.mul_f64(0.75 + (jitter >> 40) as f64 / (1u64 << 25) as f64);
             self.clock.sleep(pause).await;
+            pause = pauses.next().unwrap_or_default();
             match in_time(&self.clock, &self.limits, attach(&self.dial, self.id, session)).await {
                 Err(error) if error.is_passing() && self.clock.now().saturating_sub(since) < self.limits.reconnect => {
                     (self.observer)(LinkEvent::Waiting(error.to_string(), pause));

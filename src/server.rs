@@ -8,7 +8,7 @@ mod open;
 
 use std::{
     collections::BTreeMap,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -38,7 +38,13 @@ pub struct Roots<F: Fs, C: Clock> {
     clock: C,
     limits: Limits,
     server: [u8; 16],
-    stores: BTreeMap<String, Store<F>>,
+    served: BTreeMap<String, Served<F>>,
+}
+
+/// A directory of the host that is served.
+struct Served<F: Fs> {
+    path: PathBuf,
+    store: Store<F>,
 }
 
 impl<F: Fs, C: Clock> Roots<F, C> {
@@ -49,18 +55,21 @@ impl<F: Fs, C: Clock> Roots<F, C> {
             clock,
             limits,
             server,
-            stores: BTreeMap::new(),
+            served: BTreeMap::new(),
         }
     }
 
     /// Serves the directory at `path` of the host as `name`. With `accept_unsynced` it may be on a file system
     /// that can't make names durable.
     pub async fn add(&mut self, name: impl Into<String>, path: &Path, accept_unsynced: bool) -> std::io::Result<()> {
-        let (fs, path) = (self.fs.clone(), path.to_owned());
-        let root = self.fs.offload(async move { fs.open_root(&path).await }).await;
+        let (fs, opened) = (self.fs.clone(), path.to_owned());
+        let root = self.fs.offload(async move { fs.open_root(&opened).await }).await;
         let root = root.map_err(std::io::Error::other)??;
-        self.stores
-            .insert(name.into(), Store::new(root, self.limits.clone(), accept_unsynced));
+        let served = Served {
+            path: path.to_owned(),
+            store: Store::new(root, self.limits.clone(), accept_unsynced),
+        };
+        self.served.insert(name.into(), served);
         Ok(())
     }
 }
@@ -192,7 +201,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
     fn allow(&self, dir: &DirId, right: Right) -> Answer<()> {
         if self.session.access.rights(&dir.name).has(right) {
             Ok(())
-        } else if self.session.roots.stores.contains_key(&dir.name) {
+        } else if self.session.roots.served.contains_key(&dir.name) {
             Err(ServiceError::Denied(right))
         } else {
             Err(ServiceError::NotFound)
@@ -207,21 +216,36 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
 
     fn find_store(&self, dir: &DirId) -> Answer<Store<F>> {
         let found = if dir.below.is_root() {
-            self.session.roots.stores.get(&dir.name).cloned()
+            self.configured(&dir.name)
         } else {
             self.state().below.get(dir).cloned()
         };
         found.ok_or(ServiceError::NotFound)
     }
 
+    fn configured(&self, name: &str) -> Option<Store<F>> {
+        self.session.roots.served.get(name).map(|served| served.store.clone())
+    }
+
+    /// Fails when the path of a configured directory leads elsewhere by now: a disk was mounted over it, or is not any more, or it was made
+    /// anew. What was moved would not be where its owner looks for it.
+    async fn prove_in_place(&self, name: &str) -> Answer<()> {
+        let Some(served) = self.session.roots.served.get(name) else {
+            return Err(ServiceError::NotFound);
+        };
+        let (fs, path, store) = (self.session.roots.fs.clone(), served.path.clone(), served.store.clone());
+        self.job(async move {
+            match fs.open_root(&path).await {
+                Ok(there) => store.prove_same_root(&there).await,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(ServiceError::Replaced),
+                Err(error) => Err(ServiceError::io("open the directory", &error)),
+            }
+        })
+        .await
+    }
+
     async fn open_below(&self, dir: &DirId, make: bool) -> Answer<()> {
-        let root = self
-            .session
-            .roots
-            .stores
-            .get(&dir.name)
-            .cloned()
-            .ok_or(ServiceError::NotFound)?;
+        let root = self.configured(&dir.name).ok_or(ServiceError::NotFound)?;
         let below = dir.below.clone();
         let store = self.job(async move { root.below(&below, make).await }).await?;
         const ROOTS_MAX: usize = 64;
@@ -270,7 +294,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         }
         self.state().run = Some(run);
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        let known = self.session.roots.stores.keys();
+        let known = self.session.roots.served.keys();
         let rights = known.map(|name| (name.clone(), self.session.access.rights(name)));
         Ok(Hello {
             rights: rights.filter(|(_, rights)| *rights != Rights::default()).collect(),
@@ -292,6 +316,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             Role::Looked => Right::Look,
         };
         self.allow(&dir, right)?;
+        self.prove_in_place(&dir.name).await?;
         if !dir.below.is_root() {
             self.open_below(&dir, role == Role::Target).await?;
         }
@@ -361,6 +386,9 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     ) -> Answer<Vec<Answer<Option<Entry>>>> {
         const STATS_PER_JOB: usize = 256;
         let store = self.store(&dir, Right::Look)?;
+        if !self.state().claims.contains_key(&dir) {
+            self.prove_in_place(&dir.name).await?;
+        }
         let stat = move |store: Store<F>, path: RelPath| async move { store.stat(&path, restore).await };
         self.jobs(&store, paths, STATS_PER_JOB, stat).await
     }

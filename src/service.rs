@@ -146,6 +146,12 @@ pub enum ServiceError {
     /// The file system ignores case, and what it has there is spelt differently.
     #[error("the target ignores case and has this under another spelling: rename one of them")]
     OtherSpelling,
+    /// At the path of a configured directory is another one than was opened, or none.
+    #[error(
+        "the directory is not the one that was opened any more: is a disk not mounted? Or was one mounted, or the directory made anew? \
+         Then start realized anew"
+    )]
+    Replaced,
     /// The bytes written are not those that were sent.
     #[error("the digest differs")]
     DigestMismatch,

@@ -107,6 +107,17 @@ impl<F: Fs> Store<F> {
         }
     }
 
+    /// Fails with `Replaced` when `there` is not this root.
+    pub async fn prove_same_root(&self, there: &F::Dir) -> Answer<()> {
+        let (mine, theirs) = (self.inner.root.metadata().await, there.metadata().await);
+        let version =
+            |metadata: io::Result<Metadata>| metadata.map(|it| it.version).map_err(|e| ServiceError::io("stat", &e));
+        match version(mine)?.is_same_inode(&version(theirs)?) {
+            true => Ok(()),
+            false => Err(ServiceError::Replaced),
+        }
+    }
+
     /// The store of the directory at `path` below this one, as a root of its own; with `make` its last component is made when it
     /// is missing, and its name is durable.
     pub async fn below(&self, path: &RelPath, make: bool) -> Answer<Self> {

@@ -377,7 +377,7 @@ fn strangers_do_not_keep_others_from_being_served() {
 }
 
 #[test]
-fn a_second_run_on_one_source_is_told_of_the_first() {
+fn a_second_run_on_one_source_waits_in_case_the_first_has_just_ended() {
     let pair = Pair::new();
     plain_tree(&pair.a, 3000, 4096, 1);
     let first = pair.hosts.realize().args(["nas::a"]).arg(&pair.local).start();
@@ -386,10 +386,18 @@ fn a_second_run_on_one_source_is_told_of_the_first() {
         assert!(begin.elapsed() < Duration::from_secs(20), "{}", pair.hosts.log());
     }
     first.signal(Signal::STOP);
-    let second = pair.hosts.realize().args(["nas::a", "nas::b"]).run().expect_code(13);
-    assert!(second.stderr().contains("being moved by"), "{second}");
-    first.signal(Signal::CONT);
-    first.wait().expect_code(0);
+    let second = pair.hosts.realize().args(["nas::a", "nas::b"]).start();
+    let begin = Instant::now();
+    while pair.hosts.log().matches("has connected").count() < 2 {
+        assert!(begin.elapsed() < Duration::from_secs(20), "{}", pair.hosts.log());
+    }
+    // For its claim to be refused.
+    std::thread::sleep(Duration::from_secs(2));
+    first.signal(Signal::KILL);
+    first.wait();
+    let second = second.wait().expect_code(0);
+    assert!(second.stderr().contains("the source is in use; waiting"), "{second}");
+    assert!(Manifest::of(&pair.a).is_empty());
 }
 
 #[test]
@@ -522,4 +530,33 @@ fn an_output_that_nobody_reads_is_no_reason_to_fail() {
         .run();
     outcome.expect_code(0);
     assert!(disk.join("key").exists());
+}
+
+#[test]
+fn a_directory_that_is_another_than_was_opened_is_not_moved_to() {
+    let pair = Pair::new();
+    fs::write(pair.local.join("file"), "text").unwrap();
+    let aside = pair.a.with_extension("aside");
+    fs::rename(&pair.a, &aside).unwrap();
+    let refused = |way_out: &str| {
+        for target in ["nas::a", "nas::a/sub"] {
+            let outcome = pair.hosts.realize().arg(&pair.local).arg(target).run();
+            assert_eq!(outcome.status.code(), Some(2), "{outcome}");
+            assert!(outcome.stderr().contains(way_out), "{outcome}");
+            let checked = pair.hosts.check(target).run();
+            assert_eq!(checked.status.code(), Some(1), "{checked}");
+            assert!(checked.stdout().contains(way_out), "{checked}");
+        }
+        assert!(pair.local.join("file").exists());
+    };
+    refused("is a disk not mounted?");
+    // As a disk that is mounted over it would look.
+    fs::create_dir(&pair.a).unwrap();
+    refused("start realized anew");
+    let from = pair.hosts.realize().arg("nas::a").arg(&pair.local).run();
+    assert_eq!(from.status.code(), Some(2), "{from}");
+    assert!(Manifest::of(&pair.a).is_empty() && Manifest::of(&aside).is_empty());
+    fs::remove_dir(&pair.a).unwrap();
+    fs::rename(&aside, &pair.a).unwrap();
+    pair.hosts.realize().arg(&pair.local).arg("nas::a").run().expect_code(0);
 }

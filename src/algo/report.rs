@@ -147,7 +147,7 @@ pub struct MoveReport {
 }
 
 impl MoveReport {
-    /// Whether anything was moved.
+    /// Whether anything was moved: a file, or an emptied directory.
     pub fn did_something(&self) -> bool {
         self.copied + self.verified + self.renamed + self.dirs_removed > 0
     }
@@ -288,7 +288,7 @@ impl<S, T> Shared<'_, S, T> {
         (self.observer)(Event::Moved { path: &item.to, how });
     }
 
-    /// Says that `path` stays; a failure that all others would share stops the move.
+    /// Notes that `path` stays, and says so; a failure that all others would share stops the move.
     pub(super) fn leave(&self, path: &RelPath, why: Why) {
         {
             let mut report = self.report.borrow_mut();
@@ -296,6 +296,10 @@ impl<S, T> Shared<'_, S, T> {
             if report.stopped.is_none() && stops_all(&why) {
                 report.stopped = Some(Stop::File(why.clone()));
             }
+        }
+        if let Why::Source(ServiceError::NoAnswer(_)) | Why::Target(ServiceError::NoAnswer(_)) = why {
+            // That has stopped the move, which is told once; it may begin again, and then nothing stays.
+            return;
         }
         (self.observer)(Event::Stays(&Failure {
             path: path.clone(),

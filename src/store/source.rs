@@ -249,7 +249,7 @@ impl<F: Fs> Store<F> {
         };
         match file.try_lock(Lock::Shared).await {
             Err(error) if is_any(&error, &[Errno::AGAIN]) => return Err(locked_elsewhere()),
-            // Where there are no locks the law rests on the versions alone: see "What is left" in docs/design.md.
+            // Where there are no locks the law rests on the versions alone: see "What the law needs" in docs/design.md.
             _ => {}
         }
         let leased = match file.lease().await {
@@ -401,7 +401,10 @@ impl<'a, D: Dir> SetAside<'a, D> {
                 Some(gone) => (dir.clone(), gone),
                 None => match Self::long_names(dir).await {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    made => (made.map_err(|e| ServiceError::io("set aside", &e))?, name.clone()),
+                    made => (
+                        made.map_err(|e| ServiceError::io("rename it for its deletion", &e))?,
+                        name.clone(),
+                    ),
                 },
             };
             let aside = Self {
@@ -416,13 +419,15 @@ impl<'a, D: Dir> SetAside<'a, D> {
                     return Err(ServiceError::Leftover(aside.gone));
                 }
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(ServiceError::io("set aside", &error));
+                    return Err(ServiceError::io("rename it for its deletion", &error));
                 }
                 // Either the file has gone, or another job has just removed the directory for long names.
                 Err(_) => {
                     aside.tidy().await?;
                     // An error of looking is not taken for its absence.
-                    dir.stat(&name).await.map_err(|e| ServiceError::io("set aside", &e))?;
+                    dir.stat(&name)
+                        .await
+                        .map_err(|e| ServiceError::io("rename it for its deletion", &e))?;
                 }
             }
         }

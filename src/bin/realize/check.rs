@@ -107,6 +107,9 @@ async fn in_the_way(
                 Rights::ALL,
             )));
         }
+        Ok(Err(error @ ServiceError::Replaced)) => {
+            return Ok(Some(format!("{}::{}: {error}", host.host, Line(&dir.name))));
+        }
         found => answer(host, found)?,
     };
     if let Some(found) = found.into_iter().next() {

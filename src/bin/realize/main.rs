@@ -15,12 +15,12 @@ mod remote;
 mod resolve;
 mod ui;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 use realize::{
     algo::{MoveError, MoveOptions, MoveReport, is_unanswered, move_files},
-    clock::TokioClock,
+    clock::{Clock, TokioClock},
     filter::Filter,
     fs::os::raise_open_files,
     limits::Limits,
@@ -42,8 +42,18 @@ const BLOCKING_THREADS: usize = 32;
 /// Open files with the default limits: for each small file under way its source, its partial and its directory.
 const OPEN_FILES_WANTED: u64 = 4096;
 
-/// How often in a row a move whose session was lost begins again without having moved anything.
+/// How often in a row a move whose session was lost begins again without having sent anything.
 const TRIES_WITHOUT_PROGRESS: u32 = 5;
+
+/// How often in a row it begins again without having moved a file: a large one may arrive in parts.
+const TRIES_WITHOUT_A_FILE: u32 = 50;
+
+/// How long a source of another host that is in use is waited for: the run that has it may be an earlier one of this host, of whose end
+/// that host has not heard yet. Longer than it takes there to miss a ping.
+const HELD_WAIT: Duration = Duration::from_secs(45);
+
+/// Pause between tries.
+const TRY_PAUSE: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     tune_allocator();
@@ -92,7 +102,8 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
     let run = RunId(random()?);
     let ui = Ui::new(clock.clone(), args.verbose, args.quiet, args.copy);
     let mut moved_before = MoveReport::default();
-    let mut tries = 0;
+    let (mut tries, mut tries_without_file) = (0, 0);
+    let mut held_since = None;
     let mut link = LinkId {
         run,
         attempt: 0,
@@ -104,6 +115,7 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
         let Tried {
             moved,
             has_links,
+            is_held_elsewhere,
             advice,
         } = match open_and_move(args, &clock, link, &options, &ui).await {
             // It worked a moment ago: whoever was started anew is given time.
@@ -112,9 +124,9 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
                     && tries < TRIES_WITHOUT_PROGRESS
                     && !error.chain().any(|cause| cause.is::<NotAuthenticated>()) =>
             {
-                ui.say(&format!("{error:#}; trying again"));
+                ui.say(&format!("{error:#}; trying again in {} s", TRY_PAUSE.as_secs()));
                 tries += 1;
-                realize::clock::Clock::sleep(&clock, std::time::Duration::from_secs(5)).await;
+                clock.sleep(TRY_PAUSE).await;
                 continue;
             }
             Err(error) if moved_before.did_something() => {
@@ -125,14 +137,35 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
             }
             done => done?,
         };
-        let is_lost = has_links && is_unanswered(&moved);
-        let did_something = moved.as_ref().is_ok_and(MoveReport::did_something);
-        tries = if did_something { 1 } else { tries + 1 };
-        if let Ok(report) = &moved {
-            moved_before.add(report);
+        if is_held_elsewhere {
+            let since = *held_since.get_or_insert_with(|| {
+                let wait = HELD_WAIT.as_secs();
+                ui.say(&format!(
+                    "the source is in use; waiting up to {wait} s, in case that is a run which has just ended"
+                ));
+                clock.now()
+            });
+            if clock.now().saturating_sub(since) < HELD_WAIT {
+                clock.sleep(TRY_PAUSE).await;
+                continue;
+            }
         }
-        if is_lost && tries <= TRIES_WITHOUT_PROGRESS {
-            ui.say("the other side was lost; beginning again");
+        let is_lost = has_links && is_unanswered(&moved);
+        if let Ok(report) = &moved {
+            let sent = report.did_something() || report.bytes_sent > 0;
+            tries = if sent { 1 } else { tries + 1 };
+            tries_without_file = if report.did_something() {
+                1
+            } else {
+                tries_without_file + 1
+            };
+            moved_before.add(report);
+        } else {
+            tries += 1;
+        }
+        if is_lost && tries <= TRIES_WITHOUT_PROGRESS && tries_without_file <= TRIES_WITHOUT_A_FILE {
+            ui.say("the other side was lost; beginning again with what is left");
+            ui.begin_again(&moved_before);
             continue;
         }
         break moved.map(drop).map_err(|error| (error, advice));
@@ -150,7 +183,9 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
                 // What was named on the command line can't be.
                 MoveError::Nested(..)
                 | MoveError::NestedSources
-                | MoveError::Side(_, ServiceError::NotFound | ServiceError::Denied(_)) => ExitCode::from(2),
+                | MoveError::Side(_, ServiceError::NotFound | ServiceError::Denied(_) | ServiceError::Replaced) => {
+                    ExitCode::from(2)
+                }
                 MoveError::Side(..) => ExitCode::from(1),
             }
         }
@@ -161,6 +196,8 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
 struct Tried {
     moved: Result<MoveReport, MoveError>,
     has_links: bool,
+    /// Whether somebody else has a source, on another host.
+    is_held_elsewhere: bool,
     /// What to say where it did not begin.
     advice: Option<String>,
 }
@@ -186,6 +223,7 @@ async fn open_and_move(
         Ok(())
     };
     let advice = moved.as_ref().err().map(|error| ends.explain(error));
+    let is_held_elsewhere = matches!(&moved, Err(MoveError::Locked(source, _)) if ends.is_remote(*source));
     if moved.is_err() {
         ends.unmake_target();
     }
@@ -194,6 +232,7 @@ async fn open_and_move(
     Ok(Tried {
         moved,
         has_links,
+        is_held_elsewhere,
         advice,
     })
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ffi::OsStr, fmt::Display, os::unix::ffi::OsStrE
 use anyhow::{Context, Result, anyhow, bail};
 use realize::{
     algo::{MoveError, Side, Source, Target},
-    client::{LetIn, Link, LinkEvent},
+    client::{LetIn, Link, LinkEvent, LinkLimits},
     clock::TokioClock,
     fs::os::OsFs,
     limits::Limits,
@@ -219,6 +219,11 @@ impl Ends {
         }
     }
 
+    /// Whether this source is on another host.
+    pub fn is_remote(&self, source: usize) -> bool {
+        self.remote_sources.contains_key(&source)
+    }
+
     /// Whether there are links.
     pub fn has_links(&self) -> bool {
         !self.links.is_empty()
@@ -346,10 +351,15 @@ impl<'a> Hosts<'a> {
                 )?),
             };
             let (tell, name) = (self.ui.teller(), host.host.clone());
+            let minutes = LinkLimits::default().reconnect.as_secs() / 60;
             let observer = move |event: LinkEvent| match event {
-                LinkEvent::Lost(why) => tell(&format!("{name}: the connection was lost ({why}); connecting again")),
+                LinkEvent::Lost(why) => tell(&format!(
+                    "{name}: the connection was lost ({why}); connecting again, for {minutes} min at most (Ctrl-C loses nothing)"
+                )),
                 LinkEvent::Back(_) => tell(&format!("{name}: connected again; going on")),
-                LinkEvent::Waiting(why, _) => tell(&format!("{name}: {why}; trying again in a while")),
+                LinkEvent::Waiting(why, pause) => {
+                    tell(&format!("{name}: {why}; trying again in {} s", pause.as_secs().max(1)));
+                }
             };
             let id = self.next_link;
             self.next_link.number += 1;

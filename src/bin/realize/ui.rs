@@ -63,6 +63,15 @@ impl<C: Clock> Ui<C> {
         }
     }
 
+    /// The move begins again: what was `moved` is done, and what is left will be found once more.
+    pub fn begin_again(&self, moved: &MoveReport) {
+        let files = moved.copied + moved.verified + moved.renamed;
+        self.total.set((files, moved.bytes));
+        self.done.set((files, moved.bytes));
+        self.bar.set_length(moved.bytes);
+        self.bar.set_position(moved.bytes);
+    }
+
     /// Says lines on standard error from other tasks.
     pub fn teller(&self) -> impl Fn(&str) + Send + Sync + 'static {
         let bar = self.bar.clone();
@@ -254,6 +263,9 @@ pub fn way_out(why: &Why) -> Option<&'static str> {
         ServiceError::NotEmpty => Some("something came into it meanwhile; run again"),
         ServiceError::NotFound if at_source => Some("it went away meanwhile"),
         ServiceError::NotFound => Some("its directory went away; is a disk not mounted?"),
+        ServiceError::Denied(_) => {
+            Some("add it to the rights of this host in the configuration of realized there, and start that anew")
+        }
         _ => {
             let errno = Errno::from_raw_os_error(error.errno()?);
             let at = |here: &'static str, there: &'static str| Some(if at_source { here } else { there });
