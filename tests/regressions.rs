@@ -300,8 +300,14 @@ fn what_a_live_run_swaps_is_left_to_it() {
         ctime: realize::model::Timestamp { secs: 0, nanos: 0 },
     };
     let name = realize::model::Name::new("a").unwrap();
-    let swap =
-        target.join(String::from_utf8(realize::store::names::swap(&name, &version).as_bytes().to_vec()).unwrap());
+    let swap = target.join(
+        String::from_utf8(
+            realize::store::names::swap(&name, &realize::store::names::version_tag(&version))
+                .as_bytes()
+                .to_vec(),
+        )
+        .unwrap(),
+    );
     let held = fs::File::create(&swap).unwrap();
     held.lock().unwrap();
     realize().args([&source, &target]).run().expect_code(0);

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use realize::model::RelPath;
 use realize_sim::{
     check::Checker,
-    fs::{Kind, Off, Profile, Refusals},
+    fs::{At, Fault, Kind, Off, Op, Profile, Refusals},
     random::Random,
-    world::{Large, World, cut},
+    world::{Body, Large, World, at_source, at_target, cut},
 };
 use rustix::io::Errno;
 
@@ -169,6 +170,49 @@ fn process_killed_on_file_systems_that_know_little_loses_nothing() {
             world.machine.restart();
         },
     );
+}
+
+/// The times of a link are on the disk whenever the file system likes: the old one has to be known without them.
+#[test]
+fn a_link_that_was_made_a_moment_ago_can_be_replaced_through_a_power_cut() {
+    let path = RelPath::new("link").unwrap();
+    let killed_before_its_source_goes = || {
+        let world = World::of(1, false, vec![("link", Body::Link(b"text".into()), None)]);
+        world.target.remove("target/.large.realize-part").unwrap();
+        world.target.settle();
+        world.machine.inject(Fault {
+            at: At::Call {
+                op: Op::Rename,
+                path: Some(at_source(&path)),
+                nth: 0,
+            },
+            kind: Kind::Kill(Off::Hang),
+        });
+        world.move_all();
+        assert!(!world.machine.is_on());
+        world.machine.restart();
+        assert!(world.target.stat(at_target(&path).as_bytes()).is_ok());
+        world
+    };
+    for profile in Profile::ALL {
+        for state in 0..4 {
+            for effect in 0.. {
+                let (mut world, checker) = (killed_before_its_source_goes(), Arc::new(Checker::default()));
+                world.rebase();
+                world.watch(&checker);
+                let kind = Kind::PowerCut(Off::Hang);
+                world.machine.inject(cut(world.machine.effects() + effect, kind));
+                world.move_all();
+                assert_eq!(checker.violations(), vec![], "before the end at effect {effect}");
+                if world.machine.is_on() {
+                    assert!(effect > 10, "only {effect} effects");
+                    break;
+                }
+                world.machine.crash(profile, &mut Random::new(effect * 4 + state));
+                recover(world, effect);
+            }
+        }
+    }
 }
 
 #[test]

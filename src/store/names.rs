@@ -49,8 +49,8 @@ pub struct Swap {
     pub name: Option<Name>,
     /// What stands for the final name.
     stem: Vec<u8>,
-    /// Names the version that was to be replaced: see [`version_tag`].
-    pub replaced: Vec<u8>,
+    /// Tells what was to be replaced.
+    pub replaced: Tag,
 }
 
 impl Swap {
@@ -86,6 +86,7 @@ pub fn classify(name: &Name) -> NameKind {
     if inner.len() > VERSION_BYTES {
         let (front, replaced) = inner.split_at(inner.len() - VERSION_BYTES);
         if let Some(stem) = front.strip_suffix(SWAP)
+            && let Ok(replaced) = Tag::try_from(replaced)
             && replaced.iter().all(u8::is_ascii_hexdigit)
             && !stem.is_empty()
         {
@@ -93,7 +94,7 @@ pub fn classify(name: &Name) -> NameKind {
             return NameKind::Swap(Swap {
                 name: if hashed { None } else { carried(stem) },
                 stem: stem.to_vec(),
-                replaced: replaced.to_vec(),
+                replaced,
             });
         }
     }
@@ -110,9 +111,9 @@ pub fn link_partial(name: &Name) -> Name {
     dressed(name, LINK)
 }
 
-/// The name of a file while it replaces `version` of `name`.
-pub fn swap(name: &Name, version: &Version) -> Name {
-    dressed(name, &[SWAP, &version_tag(version)].concat())
+/// The name of a file or link while it replaces what has `tag` under `name`.
+pub fn swap(name: &Name, tag: &Tag) -> Name {
+    dressed(name, &[SWAP, tag.as_slice()].concat())
 }
 
 /// The name for `name` while it is deleted; `None` when it is too long and goes to [`gone_dir`].
@@ -132,9 +133,11 @@ pub fn token(run: RunId, at_source: bool) -> Name {
     valid([TOKEN, format!("{run}.{end}").as_bytes()].concat())
 }
 
-/// Sixteen characters for what of a version survives a rename and a reboot: inode, size, mtime. (A device may have another
-/// number then.)
-pub fn version_tag(version: &Version) -> Vec<u8> {
+/// Sixteen characters for what of a file or link survives a rename and a reboot.
+pub type Tag = [u8; VERSION_BYTES];
+
+/// The tag of a file: inode, size, mtime. (A device may have another number after a reboot.)
+pub fn version_tag(version: &Version) -> Tag {
     let mut hasher = blake3::Hasher::new();
     for number in [
         version.ino,
@@ -144,7 +147,20 @@ pub fn version_tag(version: &Version) -> Vec<u8> {
     ] {
         hasher.update(&number.to_le_bytes());
     }
-    hasher.finalize().to_hex().as_bytes()[..VERSION_BYTES].to_vec()
+    tag(&hasher)
+}
+
+/// The tag of a link: inode and text. (Nothing makes its times durable before those of the whole file system.)
+pub fn link_tag(version: &Version, text: &[u8]) -> Tag {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&version.ino.to_le_bytes()).update(text);
+    tag(&hasher)
+}
+
+fn tag(hasher: &blake3::Hasher) -> Tag {
+    let mut tag = Tag::default();
+    tag.copy_from_slice(&hasher.finalize().to_hex().as_bytes()[..VERSION_BYTES]);
+    tag
 }
 
 /// Whether `rest` of a token's name is what [`token`] makes: anything else is a user's file.
@@ -200,7 +216,7 @@ mod tests {
             if let Ok(name) = Name::new(bytes) {
                 prop_assert_eq!(classify(&partial(&name)), NameKind::Partial);
                 prop_assert_eq!(classify(&link_partial(&name)), NameKind::Partial);
-                let NameKind::Swap(swap) = classify(&swap(&name, &version())) else { panic!("not a swap") };
+                let NameKind::Swap(swap) = classify(&swap(&name, &version_tag(&version()))) else { panic!("not a swap") };
                 prop_assert!(swap.is_of(&name));
                 prop_assert!(swap.name.is_none_or(|carried| carried == name));
                 prop_assert_eq!(swap.replaced, version_tag(&version()));

@@ -12,7 +12,7 @@ use super::{
     source::{being_written, move_unless_there},
 };
 use crate::{
-    fs::{Dir, File, Fs, Rename},
+    fs::{Dir, File, Fs, Metadata, Rename},
     model::{Kind, Name, RelPath, Version},
     service::{Answer, Expected, Meta, ServiceError},
 };
@@ -70,7 +70,7 @@ impl<F: Fs> Store<F> {
 
     /// Puts `part` in the place of `version`, by way of a name that tells a crash what was going on.
     async fn replace(&self, dir: &F::Dir, part: &Name, name: &Name, version: &Version, ours: &Ours) -> Answer<()> {
-        self.ensure_final_is(dir, name, version).await?;
+        let found = self.ensure_final_is(dir, name, version).await?;
         // Who is writing to the old one would lose it without a word.
         let old = match dir.open(name).await {
             Ok(old) => {
@@ -86,7 +86,7 @@ impl<F: Fs> Store<F> {
             // A link, or one that may not be read.
             Err(_) => None,
         };
-        let swap = names::swap(name, version);
+        let swap = names::swap(name, &tag(dir, name, &found).await?);
         move_unless_there(dir, part, dir, &swap)
             .await
             .map_err(|error| match error.kind() {
@@ -145,15 +145,29 @@ impl<F: Fs> Store<F> {
         Err(ServiceError::Changed)
     }
 
-    async fn ensure_final_is(&self, dir: &F::Dir, name: &Name, version: &Version) -> Answer<()> {
+    async fn ensure_final_is(&self, dir: &F::Dir, name: &Name, version: &Version) -> Answer<Metadata> {
         match dir.stat(name).await {
-            Ok(found) if found.version == *version => Ok(()),
+            Ok(found) if found.version == *version => Ok(found),
             // A link's text can't change; its ctime does when the second name that a crash left it goes.
-            Ok(found) if found.kind == Kind::Symlink && found.version.same_but_ctime(version) => Ok(()),
+            Ok(found) if found.kind == Kind::Symlink && found.version.same_but_ctime(version) => Ok(found),
             Ok(_) => Err(ServiceError::Changed),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ServiceError::Changed),
             Err(error) => Err(ServiceError::io("stat", &error)),
         }
+    }
+}
+
+/// What tells `found`, which is under `name`, after a crash.
+pub(super) async fn tag<D: Dir>(dir: &D, name: &Name, found: &Metadata) -> Answer<names::Tag> {
+    if found.kind != Kind::Symlink {
+        return Ok(names::version_tag(&found.version));
+    }
+    match dir.readlink(name).await {
+        Ok(text) => Ok(names::link_tag(&found.version, &text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound || is_any(&error, &[Errno::INVAL]) => {
+            Err(ServiceError::Changed)
+        }
+        Err(error) => Err(ServiceError::io("read the link", &error)),
     }
 }
 

@@ -10,10 +10,11 @@ use super::{
     names,
     names::NameKind,
     partial::{Locked, lock_named},
+    publish::tag,
     source::is_older,
 };
 use crate::{
-    fs::{Dir, File, Fs, Lock},
+    fs::{Dir, File, Fs, Lock, Metadata},
     model::{Kind, Name, RelPath, Timestamp},
     service::{Answer, ServiceError, Swept},
 };
@@ -68,11 +69,9 @@ impl<F: Fs> Store<F> {
             }
         };
         let name = &name;
-        let tag = |found: &io::Result<crate::fs::Metadata>| {
-            found.as_ref().ok().map(|found| names::version_tag(&found.version))
-        };
         let aside = dir.stat(left).await;
-        let (left_tag, final_tag) = (tag(&aside), tag(&dir.stat(name).await));
+        let left_tag = tag_of(dir, left, &aside).await;
+        let final_tag = tag_of(dir, name, &dir.stat(name).await).await;
         if left_tag.as_ref() == Some(&swap.replaced) && final_tag.is_some() {
             // The old one, which had been replaced, unless a run is at it just now.
             if is_locked(dir, left).await || is_locked(dir, name).await {
@@ -145,6 +144,14 @@ impl<F: Fs> Store<F> {
 async fn is_old_link<D: Dir>(dir: &D, name: &Name, age: Duration, wall: Timestamp) -> bool {
     let found = dir.stat(name).await;
     found.is_ok_and(|found| found.kind == Kind::Symlink && is_older(found.version.ctime, age, wall))
+}
+
+/// What tells what was `found` under `name`, if anything was.
+async fn tag_of<D: Dir>(dir: &D, name: &Name, found: &io::Result<Metadata>) -> Option<names::Tag> {
+    match found {
+        Ok(found) => tag(dir, name, found).await.ok(),
+        Err(_) => None,
+    }
 }
 
 /// The names in `dir` that may be ours, and whether all of them are.
