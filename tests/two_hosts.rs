@@ -264,21 +264,6 @@ fn a_key_that_is_there_is_kept_and_shown_again() {
 }
 
 #[test]
-fn check_tells_what_is_below_a_directory() {
-    let pair = Pair::new();
-    fs::create_dir(pair.a.join("sub")).unwrap();
-    fs::write(pair.a.join("file"), "text").unwrap();
-    for (below, text) in [
-        ("sub", "nas::a/\"sub\": a directory"),
-        ("file", "nas::a/\"file\": no directory"),
-        ("new", "nas::a/\"new\": there is nothing yet"),
-    ] {
-        let outcome = pair.hosts.check(&format!("nas::a/{below}")).run().expect_code(0);
-        assert!(outcome.stdout().contains(text), "{outcome}");
-    }
-}
-
-#[test]
 fn each_right_is_asked_for_at_each_call() {
     for (rights, from, to, texts) in [
         (r#"["read"]"#, "local", "nas::a", &["right to write"][..]),
@@ -530,6 +515,27 @@ fn an_output_that_nobody_reads_is_no_reason_to_fail() {
         .run();
     outcome.expect_code(0);
     assert!(disk.join("key").exists());
+}
+
+#[test]
+fn check_foresees_what_a_move_would_meet() {
+    let pair = Pair::new();
+    fs::write(pair.a.join("file"), "text").unwrap();
+    fs::create_dir(pair.a.join("dir")).unwrap();
+    let says = |host: &str, code: i32, text: &str| {
+        let checked = pair.hosts.check(host).run();
+        assert_eq!(checked.status.code(), Some(code), "{checked}");
+        assert!(checked.stdout().contains(text), "{checked}");
+    };
+    says("nas::a/file", 0, "a file");
+    says("nas::a/dir", 0, "a directory");
+    says("nas::a/dir/new", 0, "there is nothing yet");
+    says("nas::a/no/new", 1, "mkdir -p");
+    assert!(fs::read_dir(pair.a.join("dir")).unwrap().next().is_none());
+    // Nothing can be made there.
+    let hosts = Hosts::serving(&[("proc", Path::new("/proc"), ALL)]);
+    let checked = hosts.check("nas::proc").run().expect_code(1);
+    assert!(checked.stdout().contains("nothing can be moved to there"), "{checked}");
 }
 
 #[test]

@@ -4,11 +4,12 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::ExitCode};
 
 use anyhow::Result;
 use realize::{
+    algo::Why,
     client::Link,
     clock::TokioClock,
     location::Location,
     model::{Kind, Line},
-    service::{DirId, Hello, RealizeServiceClient, Rights, RunId, SERVICE_VERSION, ServiceError, context},
+    service::{DirId, Hello, RealizeServiceClient, Rights, Role, RunId, SERVICE_VERSION, ServiceError, context},
     wire::LinkId,
 };
 
@@ -17,6 +18,7 @@ use crate::{
     random,
     remote::{HostName, Identity, no_such_directory},
     resolve::answer,
+    ui::way_out,
 };
 
 /// Goes from the name to the rights, and stops where something is in the way.
@@ -93,10 +95,9 @@ async fn in_the_way(
     hello: &Hello,
     dir: DirId,
 ) -> Result<Option<String>> {
-    let below = Some(dir.below.clone()).filter(|below| !below.is_root());
-    let found = client
-        .stat(context(), DirId::new(&dir.name), below.into_iter().collect(), false)
-        .await;
+    let paths = [Some(dir.below.clone()), dir.below.parent()].into_iter().flatten();
+    let paths = paths.filter(|path| !path.is_root()).collect();
+    let found = client.stat(context(), DirId::new(&dir.name), paths, false).await;
     let found = match found {
         Ok(Err(ServiceError::NotFound)) => return Ok(Some(no_such_directory(host, &dir.name))),
         Ok(Err(ServiceError::Denied(_))) => {
@@ -112,16 +113,45 @@ async fn in_the_way(
         }
         found => answer(host, found)?,
     };
-    if let Some(found) = found.into_iter().next() {
-        let what = match found? {
+    let mut is_dir = true;
+    if !dir.below.is_root() {
+        let mut kinds = Vec::new();
+        for found in found {
+            kinds.push(found?.map(|entry| entry.kind));
+        }
+        let at = format!("{}::{}/{}", host.host, Line(&dir.name), dir.below);
+        let what = match kinds.first().copied().flatten() {
+            None if kinds.get(1).is_some_and(|above| *above != Some(Kind::Dir)) => {
+                return Ok(Some(format!(
+                    "{at}: a move to there makes the last component only, and the one above it is no directory; make that one on {} \
+                     with mkdir -p",
+                    host.host
+                )));
+            }
             None => "there is nothing yet; a move to there makes its last component",
-            Some(entry) if entry.kind == Kind::Dir => "a directory",
-            Some(_) => "no directory",
+            Some(Kind::Dir) => "a directory",
+            Some(Kind::File) => "a file",
+            Some(Kind::Symlink) => "a symbolic link, which is not followed",
+            Some(Kind::Special) => "neither file nor directory, and never moved",
         };
-        say!("{}::{}/{}: {what}", host.host, Line(&dir.name), dir.below);
+        is_dir = kinds.first() == Some(&Some(Kind::Dir));
+        say!("{at}: {what}");
     }
-    let has_all = |(known, rights): &(String, Rights)| *known == dir.name && *rights == Rights::ALL;
-    if !hello.rights.iter().any(has_all) {
+    let rights = hello.rights.iter().find(|(known, _)| *known == dir.name);
+    let rights = rights.map(|(_, rights)| *rights).unwrap_or_default();
+    if rights.write && is_dir {
+        // As a move would take it, with the mark of a run in it.
+        let claimed = client.claim(context(), dir.clone(), Role::Target).await;
+        if let Ok(Err(error)) = claimed {
+            let why = Why::Target(error);
+            let way_out = way_out(&why).map_or(String::new(), |way_out| format!(" ({way_out})"));
+            let at = format!("{}::{}", host.host, Line(&dir.name));
+            return Ok(Some(format!("{at}: nothing can be moved to there: {why}{way_out}")));
+        }
+        answer(host, claimed)?;
+        answer(host, client.release(context(), dir.clone()).await)?;
+    }
+    if rights != Rights::ALL {
         say!(
             "to move files out takes read and delete, to move files in takes write, and replace where something is there already; \
              rights are given there in the section with the key {}",
