@@ -198,3 +198,6 @@ impl tarpc::client::stub::Stub for Link {
         self.calls.call(request).await.map_err(failed)
     }
 }
+
+#[cfg(test)]
+mod tests;

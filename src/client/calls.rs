@@ -66,6 +66,9 @@ impl State {
     }
 }
 
+/// How many answers may have come that are not yet known to have arrived. More than calls are ever under way.
+const ANSWERED_MAX: usize = 1 << 16;
+
 /// How many calls that nobody waits for are remembered; what more of them have opened is closed with the session.
 const FORGOTTEN_MAX: usize = 4096;
 
@@ -185,12 +188,18 @@ impl Calls {
     /// Takes an answer, and gives it to who waits for it. `InvalidData` when it is that of another call.
     pub fn take_answer(&self, id: CallId, response: RealizeServiceResponse, now: Duration) -> io::Result<()> {
         let mut state = self.state();
-        state.answers += 1;
-        state.progress = now;
+        // They are named once each with the calls that follow, so that few gather.
+        if id >= state.next_id || state.answered.len() > ANSWERED_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer of no call"));
+        }
         // One that was cancelled has no place any more.
         if let Some(pending) = state.pending.remove(&id) {
+            state.answers += 1;
+            state.progress = now;
             if !answers(&pending.name, &response) {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer of another call"));
+                let error = io::Error::new(io::ErrorKind::InvalidData, "the answer of another call");
+                pending.reply.send(Err(error.to_string())).ok();
+                return Err(error);
             }
             pending.reply.send(Ok(response)).ok();
         }

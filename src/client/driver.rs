@@ -141,7 +141,7 @@ enum Ended {
 impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O> {
     async fn drive(
         self,
-        Greeted { mut halves, written }: Greeted<D::Stream>,
+        Greeted { halves, written }: Greeted<D::Stream>,
         since: Duration,
         tell: oneshot::Sender<Result<(), ConnectError>>,
         mut outbox: Arc<Outbox>,
@@ -149,9 +149,10 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
         let mut jitter = self.jitter;
         let mut first = Some(First { since, written, tell });
         let mut losses = 0;
+        let mut connection = halves;
         loop {
             let answers = self.calls.answers();
-            let why = match self.serve(&mut halves, &outbox, first.take()).await {
+            let why = match self.serve(connection, &outbox, first.take()).await {
                 Ended::Closed | Ended::NotLetIn => break,
                 Ended::Lost(error) => why_lost(&error),
                 Ended::Refused(why) => {
@@ -185,7 +186,7 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
                     break;
                 }
                 Ok((again, _)) => {
-                    halves = again;
+                    connection = again;
                     let (filled, calls) = self.calls.connected(self.clock.now());
                     outbox = filled;
                     (self.observer)(LinkEvent::Back(calls));
@@ -197,20 +198,25 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
         self.calls.closed.notify_one();
     }
 
-    /// Reads and writes until the connection is lost or not wanted any more.
-    async fn serve(&self, (reader, writing): &mut Halves<D::Stream>, outbox: &Outbox, first: Option<First>) -> Ended {
+    /// Reads and writes until the connection is lost or not wanted any more. It is closed then.
+    async fn serve(
+        &self,
+        (mut reader, mut writing): Halves<D::Stream>,
+        outbox: &Outbox,
+        first: Option<First>,
+    ) -> Ended {
         let (ended, is_told) = {
             let written = async {
-                let written = write_messages(writing, outbox).await;
+                let written = write_messages(&mut writing, outbox).await;
                 written.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into())
             };
             let mut written = std::pin::pin!(written.fuse());
             let entered = match first {
-                Some(first) => self.enter(reader, written.as_mut(), first).await,
+                Some(first) => self.enter(&mut reader, written.as_mut(), first).await,
                 None => Ok(()),
             };
             let ended = match entered {
-                Ok(()) => self.exchange(reader, written.as_mut(), outbox).await,
+                Ok(()) => self.exchange(&mut reader, written.as_mut(), outbox).await,
                 Err(ended) => ended,
             };
             let mut is_told = false;
@@ -223,7 +229,7 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
         };
         if is_told {
             // The other side has read all there is, or will not.
-            let shutdown = tokio::io::AsyncWriteExt::shutdown(writing);
+            let shutdown = tokio::io::AsyncWriteExt::shutdown(&mut writing);
             let _ended = timeout(&self.clock, self.limits.connect, shutdown).await;
         }
         ended
