@@ -344,21 +344,11 @@ fn strangers_do_not_keep_others_from_being_served() {
     // As many as may be without a word, and more.
     let silent: Vec<_> = (0..80).map(|_| connect()).collect();
     pair.hosts.expect_log("too many connections are not let in yet");
-    drop(silent);
+    // The oldest of them makes room.
     fs::write(pair.local.join("file"), "text").unwrap();
-    let begin = Instant::now();
-    loop {
-        let outcome = pair.hosts.realize().arg(&pair.local).arg("nas::a").run();
-        if outcome.status.code() == Some(0) {
-            break;
-        }
-        assert!(
-            begin.elapsed() < Duration::from_secs(20),
-            "{outcome}\n{}",
-            pair.hosts.log()
-        );
-    }
+    pair.hosts.realize().arg(&pair.local).arg("nas::a").run().expect_code(0);
     assert!(pair.a.join("file").exists());
+    drop(silent);
 }
 
 #[test]
@@ -565,4 +555,61 @@ fn a_directory_that_is_another_than_was_opened_is_not_moved_to() {
     fs::remove_dir(&pair.a).unwrap();
     fs::rename(&aside, &pair.a).unwrap();
     pair.hosts.realize().arg(&pair.local).arg("nas::a").run().expect_code(0);
+}
+
+#[test]
+fn two_names_of_one_daemon_are_two_hosts() {
+    let pair = Pair::new();
+    let hosts = fs::read_to_string(pair.hosts.file("hosts.toml")).unwrap();
+    let other = hosts.replace("\"nas\"", "\"other\"");
+    fs::write(pair.hosts.file("hosts.toml"), hosts + &other).unwrap();
+    plain_tree(&pair.a, 300, 4096, 1);
+    fs::write(pair.a.join("large"), bytes(LARGE, 1)).unwrap();
+    let before = Manifest::of(&pair.a);
+    pair.hosts.realize().args(["nas::a", "other::b"]).run().expect_code(0);
+    before.assert_same(&Manifest::of(&pair.b), "sent and arrived");
+    assert!(Manifest::of(&pair.a).is_empty());
+    // Nothing is moved to itself by way of two names.
+    let same = pair.hosts.realize().args(["nas::b", "other::b"]).run();
+    assert_eq!(same.status.code(), Some(2), "{same}");
+    before.assert_same(&Manifest::of(&pair.b), "sent and left alone");
+}
+
+/// More of them than one message has room for.
+#[test]
+fn a_directory_full_of_marks_of_runs_takes_files() {
+    let pair = Pair::new();
+    let memory = Scratch::in_memory();
+    let local = memory.dir("local");
+    let target = pair.b.join("sub");
+    for dir in [local.join("sub"), target.clone()] {
+        fs::create_dir(&dir).unwrap();
+    }
+    fs::write(local.join("sub/file"), "text").unwrap();
+    for number in 0..40_000 {
+        fs::write(target.join(format!(".realize-token.{number:032x}.target")), "").unwrap();
+    }
+    pair.hosts.realize().arg(&local).arg("nas::b").run().expect_code(0);
+    assert!(target.join("file").exists());
+}
+
+#[test]
+fn a_daemon_started_anew_in_the_midst_is_told_of_once() {
+    let mut pair = Pair::new();
+    plain_tree(&pair.local, 10_000, 4096, 1);
+    let before = Manifest::of(&pair.local);
+    let running = pair.hosts.realize().arg(&pair.local).arg("nas::a").start();
+    let begin = Instant::now();
+    while fs::read_dir(pair.a.join("d0")).map_or(0, Iterator::count) < 3 {
+        assert!(begin.elapsed() < Duration::from_secs(20), "{}", pair.hosts.log());
+    }
+    pair.hosts.end(Signal::KILL);
+    pair.hosts.start();
+    let outcome = running.wait().expect_code(0);
+    assert!(outcome.stderr().contains("beginning again"), "{outcome}");
+    // Everything has moved in the end.
+    assert!(!outcome.stderr().contains(" stays"), "{outcome}");
+    let files = |manifest: Manifest| manifest.retain(|_, entry| entry.kind != Kind::Dir);
+    files(before).assert_same(&files(Manifest::of(&pair.a)), "sent and arrived");
+    assert!(Manifest::of(&pair.local).is_empty());
 }

@@ -188,6 +188,20 @@ pub enum Stop {
     Move(#[source] MoveError),
 }
 
+impl Stop {
+    fn is_unanswered(&self) -> bool {
+        let error = match self {
+            Self::File(Why::Source(error) | Why::Target(error)) | Self::Move(MoveError::Side(_, error)) => error,
+            _ => return false,
+        };
+        is_unanswered_call(error)
+    }
+}
+
+fn is_unanswered_call(error: &ServiceError) -> bool {
+    matches!(error, ServiceError::NoAnswer(_) | ServiceError::BadHandle)
+}
+
 /// Why a move could not begin or go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MoveError {
@@ -228,15 +242,11 @@ fn nested_text(nesting: Nesting) -> &'static str {
 /// Whether a move ended because a service gave no answer, or has lost what was open there. Where that service is on another host,
 /// the move is to begin again.
 pub fn is_unanswered(moved: &Result<MoveReport, MoveError>) -> bool {
-    let error = match moved {
-        Err(MoveError::Side(_, error)) => error,
-        Ok(report) => match &report.stopped {
-            Some(Stop::File(Why::Source(error) | Why::Target(error)) | Stop::Move(MoveError::Side(_, error))) => error,
-            _ => return false,
-        },
-        Err(_) => return false,
-    };
-    matches!(error, ServiceError::NoAnswer(_) | ServiceError::BadHandle)
+    match moved {
+        Err(MoveError::Side(_, error)) => is_unanswered_call(error),
+        Err(_) => false,
+        Ok(report) => report.stopped.as_ref().is_some_and(Stop::is_unanswered),
+    }
 }
 
 /// What has been said once and is not said again.
@@ -297,8 +307,8 @@ impl<S, T> Shared<'_, S, T> {
                 report.stopped = Some(Stop::File(why.clone()));
             }
         }
-        if let Why::Source(ServiceError::NoAnswer(_)) | Why::Target(ServiceError::NoAnswer(_)) = why {
-            // That has stopped the move, which is told once; it may begin again, and then nothing stays.
+        if self.report.borrow().stopped.as_ref().is_some_and(Stop::is_unanswered) {
+            // Told once, by why the move stopped. It may begin again, and then nothing of this stays.
             return;
         }
         (self.observer)(Event::Stays(&Failure {
