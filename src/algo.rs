@@ -51,6 +51,8 @@ pub struct Source<S> {
     pub service: RealizeServiceClient<S>,
     /// Which directory.
     pub dir: DirId,
+    /// Whether it is known to be the target's own service, so that this can rename from one to the other.
+    pub beside_target: bool,
     /// Only these of its files, each with the name it gets at the target; all of it when `None`.
     pub files: Option<Vec<(RelPath, RelPath)>>,
 }
@@ -77,6 +79,8 @@ pub struct MoveOptions {
     pub copy: bool,
     /// Leaves files of which a copy would lose something.
     pub strict: bool,
+    /// The move begins again: a file that was named and is gone has been moved.
+    pub is_again: bool,
     /// Sizes and counts.
     pub limits: Limits,
 }

@@ -39,6 +39,8 @@ pub struct Limits {
     pub sync_every_bytes: u64,
     /// Open files and links that one session may hold.
     pub open_handles: usize,
+    /// Those among them that a large file is written to or compared with: each remembers the hashes of its chunks.
+    pub open_targets: usize,
     /// Directories remembered as durable; when full, all are forgotten and synced again.
     pub synced_dirs: usize,
     /// Where no lease can be had, a file must not have changed for this long.
@@ -70,6 +72,7 @@ impl Default for Limits {
             hashes_ahead: 8192,
             sync_every_bytes: 64 << 20,
             open_handles: 4096,
+            open_targets: 64,
             synced_dirs: 1 << 16,
             quiet_without_lease: Duration::from_secs(3),
             finish_answer: Duration::from_secs(10),

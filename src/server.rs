@@ -9,13 +9,13 @@ mod open;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use bytes::Bytes;
-use tarpc::context::Context;
-use tokio::sync::Semaphore;
-
+pub use self::jobs::Turns;
 use self::open::{Open, OpenTarget, as_file};
 use crate::{
     clock::Clock,
@@ -31,6 +31,8 @@ use crate::{
     },
     store::{Prepared, Source, Store, Walk},
 };
+use bytes::Bytes;
+use tarpc::context::Context;
 
 /// The roots that a server serves. Shared by its sessions.
 pub struct Roots<F: Fs, C: Clock> {
@@ -105,12 +107,11 @@ impl<F: Fs, C: Clock> Clone for RealizeServer<F, C> {
 /// How many chunks one job reads and hashes: others wait for it as long as that takes.
 const CHUNKS_PER_JOB: usize = 16;
 
-/// How many jobs of one session may be at work at once: fewer than there are threads, so that others get theirs.
-const JOBS_AT_ONCE: usize = 24;
-
 struct Session<F: Fs, C: Clock> {
-    /// For each job at work.
-    permits: Semaphore,
+    /// One for each job at work.
+    turns: Turns,
+    /// Whether no more jobs are begun.
+    is_stopped: AtomicBool,
     roots: Arc<Roots<F, C>>,
     access: Arc<dyn Access>,
     /// Held while directories are made: files that came behind them wait for it.
@@ -122,7 +123,8 @@ struct State<F: Fs> {
     run: Option<RunId>,
     next_handle: u64,
     open: BTreeMap<Handle, (DirId, Open<F>)>,
-    claims: BTreeMap<DirId, crate::store::Claimed<F>>,
+    /// What was claimed and not given back, of each root in this order: one may be source and target.
+    claims: BTreeMap<DirId, Vec<crate::store::Claimed<F>>>,
     /// Roots below configured ones, open from their claims on.
     below: BTreeMap<DirId, Store<F>>,
     /// Where the last page of each root ended.
@@ -132,15 +134,16 @@ struct State<F: Fs> {
 impl<F: Fs, C: Clock> RealizeServer<F, C> {
     /// A session over `roots` that may do everything.
     pub fn new(roots: Arc<Roots<F, C>>) -> Self {
-        Self::with(roots, Arc::new(Full), None)
+        Self::with(roots, Arc::new(Full), None, Turns::default())
     }
 
-    /// A session over `roots` for a peer. Its `run` is known from the beginning: calls may come before the hello that is on its way.
-    pub fn for_peer(roots: Arc<Roots<F, C>>, access: Arc<dyn Access>, run: RunId) -> Self {
-        Self::with(roots, access, Some(run))
+    /// A session over `roots` for a peer, whose sessions share `turns`. Its `run` is known from the beginning: calls may come before the hello
+    /// that is on its way.
+    pub fn for_peer(roots: Arc<Roots<F, C>>, access: Arc<dyn Access>, run: RunId, turns: Turns) -> Self {
+        Self::with(roots, access, Some(run), turns)
     }
 
-    fn with(roots: Arc<Roots<F, C>>, access: Arc<dyn Access>, run: Option<RunId>) -> Self {
+    fn with(roots: Arc<Roots<F, C>>, access: Arc<dyn Access>, run: Option<RunId>, turns: Turns) -> Self {
         let state = State {
             run,
             next_handle: 0,
@@ -151,7 +154,8 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         };
         Self {
             session: Arc::new(Session {
-                permits: Semaphore::new(JOBS_AT_ONCE),
+                turns,
+                is_stopped: AtomicBool::new(false),
                 roots,
                 access,
                 making_dirs: tokio::sync::Mutex::default(),
@@ -162,7 +166,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
 
     /// Begins no more jobs for calls that are under way: they fail.
     pub fn stop(&self) {
-        self.session.permits.close();
+        self.session.is_stopped.store(true, Ordering::Relaxed);
     }
 
     /// Ends the session: closes what is open and gives back what is claimed, once no job is at it.
@@ -175,6 +179,9 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         let handles = open.into_values().map(|(_, open)| open).collect();
         // Nobody is told: what could not be done is left to the next claim.
         self.close_all(handles).await.ok();
+        let claims = claims
+            .into_iter()
+            .flat_map(|(dir, claims)| claims.into_iter().map(move |claimed| (dir.clone(), claimed)));
         for (dir, claimed) in claims {
             if let Ok(store) = self.find_store(&dir) {
                 let releasing = async move { store.release(&claimed.claim).await };
@@ -335,13 +342,19 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         });
         let claimed = claimed.await?;
         let claim = claimed.claim.clone();
-        self.state().claims.insert(dir, claimed);
+        const CLAIMS_MAX: usize = 4096;
+        let mut state = self.state();
+        if state.claims.values().map(Vec::len).sum::<usize>() >= CLAIMS_MAX {
+            return Err(ServiceError::Busy("too many directories are claimed".into()));
+        }
+        state.claims.entry(dir).or_default().push(claimed);
         Ok(claim)
     }
 
     async fn release(self, _: Context, dir: DirId) -> Answer<()> {
         let store = self.store(&dir, Right::Look)?;
-        let claimed = self.state().claims.remove(&dir);
+        // What was claimed last is given back first.
+        let claimed = self.state().claims.get_mut(&dir).and_then(Vec::pop);
         match claimed {
             None => Ok(()),
             Some(claimed) => self.job(async move { store.release(&claimed.claim).await }).await,
@@ -386,7 +399,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     ) -> Answer<Vec<Answer<Option<Entry>>>> {
         const STATS_PER_JOB: usize = 256;
         let store = self.store(&dir, Right::Look)?;
-        if !self.state().claims.contains_key(&dir) {
+        if self.state().claims.get(&dir).is_none_or(Vec::is_empty) {
             self.prove_in_place(&dir.name).await?;
         }
         let stat = move |store: Store<F>, path: RelPath| async move { store.stat(&path, restore).await };

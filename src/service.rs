@@ -187,6 +187,9 @@ pub enum ServiceError {
     /// The work broke off inside the server.
     #[error("the server failed inside")]
     Internal,
+    /// What was answered can't be: nothing is believed of it.
+    #[error("a wrong answer: {}", Line(.0))]
+    BadAnswer(String),
     /// The answer did not come, so nothing is known.
     #[error("no answer: {}", Line(.0))]
     NoAnswer(String),

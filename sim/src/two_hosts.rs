@@ -351,11 +351,22 @@ impl Mover {
             attempt: 0,
             number: 0,
         };
+        // They outlive every try: a sync that failed is not forgotten.
+        let (path, name) = match self.direction {
+            Direction::Send => ("/source", "local"),
+            Direction::Fetch => ("/target", "local"),
+        };
+        let mut roots = Roots::new(self.disk.fs(), clock.clone(), self.limits.clone(), [1; 16]);
+        if let Err(error) = roots.add(name, Path::new(path), false).await {
+            let side = realize::algo::Side::Source(0);
+            return Ending::Failed(MoveError::Side(side, ServiceError::io("open", &error)));
+        }
+        let roots = Arc::new(roots);
         let mut moved_before = MoveReport::default();
         let mut tries = 0;
         loop {
             link.attempt += 1;
-            let moved = match self.connect_and_move(&clock, link).await {
+            let moved = match self.connect_and_move(&clock, link, &roots).await {
                 Err(_) if tries > 0 && tries < TRIES_WITHOUT_PROGRESS => {
                     tries += 1;
                     clock.sleep(PAUSE_BEFORE_AGAIN).await;
@@ -386,9 +397,12 @@ impl Mover {
         &self,
         clock: &SimClock,
         id: LinkId,
+        roots: &Arc<Roots<SimFs, SimClock>>,
     ) -> Result<Result<MoveReport, MoveError>, ConnectError> {
         let (link, let_in) = self.link(clock, id).await?;
-        let moved = self.move_once(clock, &link, id.run).await;
+        let local = RealizeServer::new(roots.clone());
+        let moved = self.move_once(local.clone(), &link, id).await;
+        local.end().await;
         link.close(clock).await;
         if is_unanswered(&moved) {
             let_in.wait().await?;
@@ -406,17 +420,14 @@ impl Mover {
         Link::connect(dial, clock.clone(), link_limits(), id, self.seed << 40, observer).await
     }
 
-    async fn move_once(&self, clock: &SimClock, link: &Link, run: RunId) -> Result<MoveReport, MoveError> {
-        let (path, name) = match self.direction {
-            Direction::Send => ("/source", "local"),
-            Direction::Fetch => ("/target", "local"),
-        };
-        let mut roots = Roots::new(self.disk.fs(), clock.clone(), self.limits.clone(), [1; 16]);
-        let side = realize::algo::Side::Source(0);
-        let failed = |error: std::io::Error| MoveError::Side(side, ServiceError::io("open", &error));
-        roots.add(name, Path::new(path), false).await.map_err(failed)?;
-        let local = Service::Local(SimService(RealizeServer::new(Arc::new(roots))));
-        let local = (RealizeServiceClient::from(local), DirId::new(name));
+    async fn move_once(
+        &self,
+        local: RealizeServer<SimFs, SimClock>,
+        link: &Link,
+        id: LinkId,
+    ) -> Result<MoveReport, MoveError> {
+        let local = Service::Local(SimService(local));
+        let local = (RealizeServiceClient::from(local), DirId::new("local"));
         let remote = Service::Remote(link.clone());
         let remote = (RealizeServiceClient::from(remote), DirId::new("remote"));
         let (source, target) = match self.direction {
@@ -426,6 +437,7 @@ impl Mover {
         let sources = [Source {
             service: source.0,
             dir: source.1,
+            beside_target: false,
             files: None,
         }];
         let target = Target {
@@ -434,6 +446,7 @@ impl Mover {
         };
         let options = MoveOptions {
             limits: self.limits.clone(),
+            is_again: id.attempt > 1,
             ..MoveOptions::default()
         };
         let observer = |event: Event<'_>| {
@@ -442,7 +455,7 @@ impl Mover {
                 self.shared.state().stays.push(failure.clone());
             }
         };
-        move_files(&sources, &target, run, &options, &observer).await
+        move_files(&sources, &target, id.run, &options, &observer).await
     }
 }
 

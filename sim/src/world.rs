@@ -261,6 +261,7 @@ impl World {
         let sources = [Source {
             service: client,
             dir: source_dir,
+            beside_target: true,
             files: None,
         }];
         let target = Target {

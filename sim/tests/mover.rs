@@ -123,6 +123,7 @@ impl Ends {
             let source = Source {
                 service: RealizeServiceClient::from(serve(sources, "source").await),
                 dir: DirId::new("source"),
+                beside_target: true,
                 files: None,
             };
             let wire = Wire {

@@ -9,12 +9,14 @@ use realize::{
     net::{Listener, Network},
 };
 use realize_sim::{
-    fs::{Content, Kind, Off, Op, Profile},
+    check::{Property, Violation},
+    fs::{At, Cache, Content, Fault, Kind, Off, Op, Profile},
     net::{LinePlan, SimNetwork, Trouble, Way, WireFault},
     random::Random,
     two_hosts::{Direction, Ending, Outcome, TwoHosts, count_round_trips},
     world::{Body, Large, World, cut, limits, small_tree},
 };
+use rustix::io::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const BOTH: [Direction; 2] = [Direction::Send, Direction::Fetch];
@@ -290,6 +292,52 @@ fn a_move_that_begins_again_takes_no_answers_of_before() {
             let outcome = plan.run();
             outcome.expect_good(&(direction, nth));
             begun_again += u64::from(outcome.connections > 2 && outcome.first_is_complete());
+        }
+    }
+    assert!(begun_again > 20, "{begun_again}");
+}
+
+/// A sync fails at the mover's disk, then the link is given up and the move begins again: the same process confirms nothing more there.
+#[test]
+fn a_move_that_begins_again_remembers_a_failed_sync() {
+    let names: Vec<String> = (0..24).map(|nth| format!("f{nth:02}")).collect();
+    let mut begun_again = 0;
+    for nth in 1..8 {
+        for at in (0..50).map(|step| 800 + 100 * step) {
+            let tree = names.iter().map(|name| {
+                let content = Body::File(Content::from(format!("content of {name}").as_bytes()));
+                (name.as_str(), content, None)
+            });
+            let tree = small_tree(Large::OneChunk).into_iter().chain(tree).collect();
+            let mut plan = TwoHosts::new(World::on_two_machines(1, tree), Direction::Fetch, 1);
+            plan.comes_back = false;
+            plan.limits = Limits {
+                batch_files: 4,
+                batches_in_flight: 2,
+                ..limits()
+            };
+            plan.mover_faults = vec![Fault {
+                at: At::Call {
+                    op: Op::DirSync,
+                    path: None,
+                    nth,
+                },
+                kind: Kind::SyncLost(Errno::IO, Cache::Kept),
+            }];
+            plan.lines = vec![
+                LinePlan::fault(Way::Down, at, Trouble::Swallow),
+                // In the handshake.
+                LinePlan::fault(Way::Down, 100, Trouble::Flip { bit: 3 }),
+            ];
+            let outcome = plan.run();
+            begun_again += u64::from(outcome.connections > 2);
+            let broken = |violation: &&Violation| matches!(violation.property, Property::Law | Property::Survivorship);
+            let broken: Vec<_> = outcome.violations.iter().filter(broken).collect();
+            assert!(
+                broken.is_empty(),
+                "sync {nth}, line {at}: {broken:?}\n{}",
+                outcome.log.join("\n")
+            );
         }
     }
     assert!(begun_again > 20, "{begun_again}");

@@ -22,7 +22,7 @@ pub async fn flat<T>(call: impl Future<Output = Result<Answer<T>, RpcError>>) ->
 pub fn check_count<T>(results: Vec<T>, count: usize) -> Answer<Vec<T>> {
     if results.len() != count {
         let text = format!("the answer has {} results for {count} items", results.len());
-        return Err(ServiceError::NoAnswer(text));
+        return Err(ServiceError::BadAnswer(text));
     }
     Ok(results)
 }

@@ -147,7 +147,8 @@ impl Taken {
             ground.same_dir[index] |= one_server && claim.version.is_same_inode(&target_claim.version);
             let device = |claim: &Claim| claim.places.first().map(|place| place.device);
             let one_device = device(claim).is_some() && device(claim) == device(&target_claim);
-            ground.may_rename[index] = one_server && one_device && !options.copy;
+            // What a service says of itself is not enough: the target would rename other files of its own.
+            ground.may_rename[index] = sources[index].beside_target && one_server && one_device && !options.copy;
         }
         ground.target_claim = Some(target_claim);
         Ok(ground)
@@ -169,6 +170,10 @@ impl Taken {
             // Whatever is answered, or not waited for: to give back what was not taken does nothing.
             self.sources += 1;
             let claimed = flat(source.service.claim(calls::context(), source.dir.clone(), role)).await;
+            if let Err(ServiceError::NoAnswer(_)) = claimed {
+                // Who does not answer is not asked to take it back either: that ends with the connection.
+                self.sources -= 1;
+            }
             claims.push(claimed.map_err(|error| match error {
                 ServiceError::Busy(holder) => MoveError::Locked(index, holder),
                 error => MoveError::Side(Side::Source(index), error),
@@ -191,6 +196,9 @@ impl Taken {
         let role = if options.dry_run { Role::Looked } else { Role::Target };
         self.target.set(true);
         let claimed = flat(target.service.claim(calls::context(), dir, role)).await;
+        if let Err(ServiceError::NoAnswer(_)) = claimed {
+            self.target.set(false);
+        }
         claimed.map(Some).map_err(at_target)
     }
 

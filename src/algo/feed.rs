@@ -10,7 +10,7 @@ use super::{
 use crate::{
     model::{Entry, Kind, RelPath},
     plan::{Nesting, Reason},
-    service::{Cursor, ServiceError},
+    service::{Answer, Cursor, ITEMS_MAX, Page, ServiceError},
 };
 
 /// Something at the source.
@@ -53,12 +53,16 @@ pub struct Feed<'a, S> {
     page_bytes: usize,
     /// Names that a crash left set aside get their places back as they are met.
     restore: bool,
+    /// Whether files that were named may have been moved before.
+    is_again: bool,
 }
 
 struct Stream<'a, S> {
     source: &'a Source<S>,
     buffer: VecDeque<(RelPath, Entry)>,
     next: Next,
+    /// The last path that was listed.
+    last: RelPath,
 }
 
 enum Next {
@@ -85,6 +89,7 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
                 source,
                 buffer: VecDeque::new(),
                 next,
+                last: RelPath::root(),
             }
         };
         Self {
@@ -93,6 +98,7 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
             page_entries: options.limits.page_entries,
             page_bytes: options.limits.page_bytes,
             restore: !options.dry_run && !options.copy,
+            is_again: options.is_again,
         }
     }
 
@@ -154,7 +160,9 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
             return Ok(());
         };
         let Source { service, dir, .. } = stream.source;
+        let from = cursor.as_ref().map(|cursor| cursor.after.clone()).unwrap_or_default();
         let listed = flat(service.list(calls::context(), dir.clone(), cursor, self.restore)).await;
+        let listed = listed.and_then(|listed| check_page(listed, &from, &mut stream.last));
         let listed = listed.map_err(|error| MoveError::Side(Side::Source(index), error))?;
         if listed
             .tokens
@@ -205,14 +213,41 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
         let states = flat(service.stat(calls::context(), dir.clone(), paths, self.restore)).await;
         let states = states.and_then(|states| calls::check_count(states, some.len()));
         let states = states.map_err(|error| MoveError::Side(Side::Source(index), error))?;
-        for ((to, _), state) in some.into_iter().zip(states) {
+        for ((to, from), state) in some.into_iter().zip(states) {
             match state {
+                Ok(Some(entry)) if entry.path != from => {
+                    let error = ServiceError::BadAnswer(format!("the state of {}, not of {from}", entry.path));
+                    return Err(MoveError::Side(Side::Source(index), error));
+                }
                 Ok(Some(entry)) => stream.buffer.push_back((to, entry)),
+                Ok(None) if self.is_again => {}
                 Ok(None) => page.trouble(to, Why::Source(ServiceError::NotFound)),
                 Err(error) => page.trouble(to, Why::Source(error)),
             }
         }
         Ok(())
+    }
+}
+
+/// A page of a listing that began behind `from`, if it keeps the rules that the merge and its end depend on: entries in path order, each once,
+/// and something new in each page that is not the last.
+fn check_page(page: Page, from: &RelPath, last: &mut RelPath) -> Answer<Page> {
+    let bad = |text: String| Err(ServiceError::BadAnswer(text));
+    for entry in &page.entries {
+        if entry.path <= *last {
+            return bad(format!("{} is listed behind {last}", entry.path));
+        }
+        last.clone_from(&entry.path);
+    }
+    let others = page.failed.len() + page.reserved.len() + page.too_long.len() + page.tokens.len();
+    if page.entries.len() + others > ITEMS_MAX {
+        return bad(format!("a page of {} items", page.entries.len() + others));
+    }
+    match &page.next {
+        Some(next) if next.after <= *from || page.entries.len() + others == 0 => {
+            bad(format!("a page from {from} on that leads nowhere"))
+        }
+        _ => Ok(page),
     }
 }
 

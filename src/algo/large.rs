@@ -304,7 +304,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
             .service
             .send(calls::context(), target, index, chunk.data, chunk.sparse);
         flat(sent).await.map_err(Why::Target)?;
-        self.report.borrow_mut().bytes_sent += len as u64;
+        self.sent(len as u64);
         self.advanced(len as u64);
         Ok((index, chunk.hash))
     }

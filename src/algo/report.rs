@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use super::{Item, Shared};
 use crate::{
-    model::{Entry, Kind, RelPath, Uncarried},
+    model::{Entry, Kind, Line, RelPath, Uncarried},
     plan::{Loss, Nesting, Reason},
     service::{Expected, ServiceError},
 };
@@ -158,8 +158,8 @@ impl MoveReport {
         self.replaced += later.replaced;
         self.verified += later.verified;
         self.renamed += later.renamed;
-        self.bytes += later.bytes;
-        self.bytes_sent += later.bytes_sent;
+        self.bytes = self.bytes.saturating_add(later.bytes);
+        self.bytes_sent = self.bytes_sent.saturating_add(later.bytes_sent);
         self.dirs_removed += later.dirs_removed;
         self.orphans_removed += later.orphans_removed;
         for (loss, files) in &later.losses {
@@ -206,7 +206,7 @@ fn is_unanswered_call(error: &ServiceError) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MoveError {
     /// Another run is moving the source; which one, and who that is.
-    #[error("the source is being moved by {1}")]
+    #[error("the source is being moved by {}", Line(.1))]
     Locked(usize, String),
     /// One root is inside the other; which source, where that is known.
     #[error("{}", nested_text(*.1))]
@@ -267,6 +267,12 @@ impl<S, T> Shared<'_, S, T> {
         (self.observer)(Event::Advanced { bytes });
     }
 
+    /// So many bytes of content were sent.
+    pub(super) fn sent(&self, bytes: u64) {
+        let mut report = self.report.borrow_mut();
+        report.bytes_sent = report.bytes_sent.saturating_add(bytes);
+    }
+
     pub(super) fn would_move(&self, item: &Item, compare: bool) {
         self.report.borrow_mut().would_move += 1;
         (self.observer)(Event::WouldMove {
@@ -293,7 +299,7 @@ impl<S, T> Shared<'_, S, T> {
             How::Verified => report.verified += 1,
             How::Renamed => report.renamed += 1,
         }
-        report.bytes += bytes;
+        report.bytes = report.bytes.saturating_add(bytes);
         drop(report);
         (self.observer)(Event::Moved { path: &item.to, how });
     }
@@ -352,7 +358,8 @@ impl<S, T> Shared<'_, S, T> {
 fn stops_all(why: &Why) -> bool {
     match why {
         Why::Target(ServiceError::Unsafe(_)) => true,
-        Why::Source(ServiceError::NoAnswer(_)) | Why::Target(ServiceError::NoAnswer(_)) => true,
+        Why::Source(ServiceError::NoAnswer(_) | ServiceError::BadAnswer(_)) => true,
+        Why::Target(ServiceError::NoAnswer(_) | ServiceError::BadAnswer(_)) => true,
         Why::Target(error) => {
             let full = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS].map(Errno::raw_os_error);
             error.errno().is_some_and(|errno| full.contains(&errno))

@@ -86,7 +86,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         for (file, put) in held.into_iter().zip(calls::for_each(put, count)) {
             match put {
                 Ok(()) => {
-                    self.report.borrow_mut().bytes_sent += file.item.bytes();
+                    self.sent(file.item.bytes());
                     safe.push(file);
                 }
                 Err(error) => {

@@ -47,7 +47,7 @@ struct Batch {
 
 impl Batch {
     fn push(&mut self, item: Item) {
-        self.bytes += item.bytes();
+        self.bytes = self.bytes.saturating_add(item.bytes());
         self.path_bytes += item.to.as_bytes().len() + item.entry.path.as_bytes().len();
         self.items.push(item);
     }

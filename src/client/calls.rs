@@ -153,12 +153,13 @@ impl Calls {
         let outbox = Arc::new(Outbox::default());
         let mut state = self.state();
         state.now = now;
+        // Before the calls: these tell of answers that have arrived, and what such a one had opened is not closed by a cancel that follows.
+        for id in &state.forgotten {
+            cancel(&outbox, *id);
+        }
         for pending in state.pending.values_mut() {
             pending.sent = now;
             outbox.push(pending.message.clone());
-        }
-        for id in &state.forgotten {
-            cancel(&outbox, *id);
         }
         state.outbox = Some(outbox.clone());
         (outbox, state.pending.len())

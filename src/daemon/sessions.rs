@@ -19,7 +19,7 @@ use crate::{
     clock::{Clock, timeout},
     fs::Fs,
     keys::PublicKey,
-    server::{Access, RealizeServer, Roots},
+    server::{Access, RealizeServer, Roots, Turns},
     service::{Handle, RealizeService, RealizeServiceRequest, RealizeServiceResponse, context},
     wire::{CallId, DATA_BYTES_MAX, Encoded, HEAD_BYTES_MAX, LinkId, Outbox, ToClient},
 };
@@ -36,6 +36,8 @@ pub struct Sessions<F: Fs, C: Clock> {
 
 struct Known<F: Fs, C: Clock> {
     by_key: BTreeMap<Key, Arc<Session<F, C>>>,
+    /// Of each peer that has sessions.
+    turns: BTreeMap<PublicKey, Turns>,
     /// Sessions that are over, of which calls may be at work still.
     ending: Vec<(PublicKey, Weak<Session<F, C>>)>,
     /// What the next session is named by.
@@ -88,6 +90,7 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
             limits,
             state: Mutex::new(Known {
                 by_key: BTreeMap::new(),
+                turns: BTreeMap::new(),
                 ending: Vec::new(),
                 seed,
             }),
@@ -122,7 +125,9 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
                 return unheard > self.limits.session_kept;
             }
             if known.1.run != link.run {
-                return !session.is_connected() || unheard > self.limits.idle / 3 + self.limits.idle / 6;
+                let is_entering = session.is_new() && unheard < self.limits.handshake;
+                let is_live = session.is_connected() || is_entering;
+                return !is_live || unheard > self.limits.idle / 3 + self.limits.idle / 6;
             }
             // The very same is there when the answer to its first connection was lost.
             known.1.attempt < link.attempt || known.1 == link
@@ -146,9 +151,11 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
         state.seed = seed;
         let mut id = [0; 16];
         id.copy_from_slice(&blake3::keyed_hash(&seed, b"realize session").as_bytes()[..16]);
+        state.turns.retain(|_, turns| !turns.are_unshared());
+        let turns = state.turns.entry(peer).or_default().clone();
         let session = Arc::new(Session {
             id,
-            server: RealizeServer::for_peer(self.roots.clone(), access, link.run),
+            server: RealizeServer::for_peer(self.roots.clone(), access, link.run, turns),
             limits: self.limits.clone(),
             state: Mutex::new(State {
                 running: BTreeMap::new(),
@@ -250,6 +257,11 @@ impl<F: Fs, C: Clock> Session<F, C> {
             state.connection = None;
             state.heard = now;
         }
+    }
+
+    /// Whether no connection has come to it yet: its first one is being let in.
+    fn is_new(&self) -> bool {
+        self.state().connections == 0
     }
 
     fn is_connected(&self) -> bool {

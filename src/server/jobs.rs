@@ -1,8 +1,13 @@
 //! Calls cut into jobs, and their results put back in order.
 
-use std::{collections::BTreeMap, future::Future};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::{Arc, atomic::Ordering},
+};
 
 use futures::{FutureExt, future::join_all};
+use tokio::sync::Semaphore;
 
 use super::RealizeServer;
 use crate::{
@@ -12,6 +17,26 @@ use crate::{
     service::{Answer, ServiceError},
     store::{Ours, Store, parents},
 };
+
+/// How many jobs of one peer may be at work at once: fewer than there are threads, so that others get theirs.
+const JOBS_AT_ONCE: usize = 24;
+
+/// Turns of jobs, those of all sessions of one peer. Clones are the same.
+#[derive(Clone)]
+pub struct Turns(pub(super) Arc<Semaphore>);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(JOBS_AT_ONCE)))
+    }
+}
+
+impl Turns {
+    /// Whether no session has them any more but the one who asks.
+    pub fn are_unshared(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+}
 
 impl<F: Fs, C: Clock> RealizeServer<F, C> {
     pub(super) async fn job<T: Send + 'static>(
@@ -23,9 +48,12 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
 
     /// Runs a job once its turn has come. `None` when the session ends before, or the job is lost.
     async fn offload<T: Send + 'static>(&self, job: impl Future<Output = T> + Send + 'static) -> Option<T> {
-        let permit = self.session.permits.acquire().await.ok()?;
+        let turn = self.session.turns.0.acquire().await.ok()?;
+        if self.session.is_stopped.load(Ordering::Relaxed) {
+            return None;
+        }
         let done = self.session.roots.fs.offload(job).await.ok();
-        drop(permit);
+        drop(turn);
         done
     }
 

@@ -10,7 +10,7 @@ use futures::{
     future::{BoxFuture, Shared},
 };
 
-use super::RealizeServer;
+use super::{CHUNKS_PER_JOB, RealizeServer};
 use crate::{
     clock::{Clock, timeout},
     fs::Fs,
@@ -104,9 +104,11 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
     }
 
     pub(super) fn keep(&self, dir: &DirId, open: Open<F>) -> Answer<Handle> {
-        let handles_max = self.limits().open_handles;
+        let (handles_max, targets_max) = (self.limits().open_handles, self.limits().open_targets);
+        let is_target = |open: &Open<F>| !matches!(open, Open::Source(_));
         let mut state = self.state();
-        if state.open.len() >= handles_max {
+        let targets = || state.open.values().filter(|(_, open)| is_target(open)).count();
+        if state.open.len() >= handles_max || (is_target(&open) && targets() >= targets_max) {
             return Err(ServiceError::Busy("too many files are open".into()));
         }
         let handle = Handle(state.next_handle);
@@ -173,14 +175,32 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         target: Arc<OpenTarget<F, T>>,
         finish: Finish,
     ) -> BoxFuture<'static, Answer<()>> {
-        let fs = self.session.roots.fs.clone();
+        let server = self.clone();
         async move {
-            let alone = target.jobs.clone().write_owned().await;
-            let job = fs.offload(async move {
-                let _alone = alone;
-                target.file.finish(&target.store, &finish).await
-            });
-            job.await.unwrap_or(Err(ServiceError::Internal))
+            let alone = Arc::new(target.jobs.clone().write_owned().await);
+            let prepare = {
+                let (target, finish, alone) = (target.clone(), finish.clone(), alone.clone());
+                async move {
+                    let _alone = alone;
+                    target.file.prepare_finish(&target.store, &finish).await
+                }
+            };
+            server.job(prepare).await?;
+            loop {
+                // The last job is the one that has nothing left to read.
+                let (target, finish, alone) = (target.clone(), finish.clone(), alone.clone());
+                let is_done = server.job(async move {
+                    let _alone = alone;
+                    let is_read = target.file.read_back(CHUNKS_PER_JOB as u64).await?;
+                    if is_read {
+                        target.file.finish(&target.store, &finish).await?;
+                    }
+                    Ok(is_read)
+                });
+                if is_done.await? {
+                    return Ok(());
+                }
+            }
         }
         .boxed()
     }
@@ -188,16 +208,40 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
 
 /// What a `finish` may be about.
 pub(super) trait Finishable<F: Fs>: Send + Sync + 'static {
+    /// Makes everything durable but the name.
+    fn prepare_finish(&self, store: &Store<F>, finish: &Finish) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Reads up to `chunks_max` chunks back; whether no more has to be.
+    fn read_back(&self, chunks_max: u64) -> impl Future<Output = Answer<bool>> + Send;
+
+    /// Verifies and publishes.
     fn finish(&self, store: &Store<F>, finish: &Finish) -> impl Future<Output = Answer<()>> + Send;
 }
 
 impl<F: Fs> Finishable<F> for Partial<F> {
+    async fn prepare_finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
+        Partial::prepare_finish(self, store, finish).await
+    }
+
+    async fn read_back(&self, chunks_max: u64) -> Answer<bool> {
+        Partial::read_back(self, chunks_max).await
+    }
+
     async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
         Partial::finish(self, store, finish).await
     }
 }
 
 impl<F: Fs> Finishable<F> for Confirm<F> {
+    /// It was made durable when it was opened.
+    async fn prepare_finish(&self, _: &Store<F>, _: &Finish) -> Answer<()> {
+        Ok(())
+    }
+
+    async fn read_back(&self, chunks_max: u64) -> Answer<bool> {
+        Confirm::read_back(self, chunks_max).await
+    }
+
     async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
         Confirm::finish(self, store, finish).await
     }

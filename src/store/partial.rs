@@ -47,45 +47,82 @@ pub struct Partial<F: Fs> {
 /// The chunk hashes so far; once a chunk came twice the file is read back instead.
 pub(super) struct Hashes {
     size: u64,
-    hasher: Mutex<Option<FileHasher>>,
+    state: Mutex<Known>,
+}
+
+enum Known {
+    /// From what was written and compared.
+    Chunks(FileHasher),
+    /// Nothing that counts.
+    Nothing,
+    /// From what is being read back.
+    ReadBack(FileHasher),
 }
 
 impl Hashes {
     pub(super) fn new(size: u64, ahead_max: usize) -> Self {
         Self {
             size,
-            hasher: Mutex::new(Some(FileHasher::new(size, ahead_max))),
+            state: Mutex::new(Known::Chunks(FileHasher::new(size, ahead_max))),
         }
     }
 
     pub(super) fn add(&self, index: u64, hash: ChunkHash) -> Answer<()> {
-        let mut hasher = self.lock();
-        match hasher.as_mut().map_or(Ok(()), |hasher| hasher.add(index, hash)) {
+        let mut state = self.lock();
+        let Known::Chunks(hasher) = &mut *state else {
+            // What was read back until now may not be so any more.
+            *state = Known::Nothing;
+            return Ok(());
+        };
+        match hasher.add(index, hash) {
             Ok(()) => Ok(()),
             Err(NotTaken::Twice) => {
-                *hasher = None;
+                *state = Known::Nothing;
                 Ok(())
             }
             Err(error) => Err(ServiceError::BadRequest(format!("chunk {index}: {error}"))),
         }
     }
 
-    /// The digest of all chunks; reads `file` back when they are not all known.
-    pub(super) async fn digest(&self, file: &impl File) -> Answer<Digest> {
-        // Taken: should finishing fail and be tried again, the file is read back.
-        let hasher = self.lock().take();
-        let Some(hasher) = hasher else {
+    /// Reads up to `chunks_max` chunks of `file` back from the device, where what was written and compared does not tell its digest. Whether
+    /// that is known now, as far as it will be.
+    pub(super) async fn read_back(&self, file: &impl File, chunks_max: u64) -> Answer<bool> {
+        if matches!(*self.lock(), Known::Nothing) {
             file.drop_cache()
                 .await
                 .map_err(|e| ServiceError::io("drop the cache of", &e))?;
-            return self.read_whole(file).await;
-        };
-        let next = hasher.next_missing();
-        if next < chunk_count(self.size) {
-            *self.lock() = Some(hasher);
-            return Err(ServiceError::BadRequest(format!("chunk {next} is missing")));
+            *self.lock() = Known::ReadBack(FileHasher::new(self.size, 1));
         }
-        hasher.digest().ok_or(ServiceError::Internal)
+        for _ in 0..chunks_max {
+            let index = match &*self.lock() {
+                Known::Chunks(_) => return Ok(true),
+                Known::ReadBack(hasher) if hasher.next_missing() >= chunk_count(self.size) => return Ok(true),
+                Known::ReadBack(hasher) => hasher.next_missing(),
+                Known::Nothing => return Ok(false),
+            };
+            let hash = read_chunk_hash(file, self.size, index)
+                .await?
+                .ok_or(ServiceError::DigestMismatch)?;
+            if let Known::ReadBack(hasher) = &mut *self.lock() {
+                hasher.add(index, hash).map_err(|_| ServiceError::Internal)?;
+            }
+        }
+        Ok(false)
+    }
+
+    /// The digest of all chunks, once [`read_back`](Self::read_back) says that it is known.
+    pub(super) fn digest(&self) -> Answer<Digest> {
+        // Taken: should finishing fail and be tried again, the file is read back.
+        let known = std::mem::replace(&mut *self.lock(), Known::Nothing);
+        match known {
+            Known::Chunks(hasher) if hasher.next_missing() < chunk_count(self.size) => {
+                let next = hasher.next_missing();
+                *self.lock() = Known::Chunks(hasher);
+                Err(ServiceError::BadRequest(format!("chunk {next} is missing")))
+            }
+            Known::Chunks(hasher) | Known::ReadBack(hasher) => hasher.digest().ok_or(ServiceError::Internal),
+            Known::Nothing => Err(ServiceError::Internal),
+        }
     }
 
     /// The digest of `file` as it is read now: from the device, where its cache was dropped.
@@ -100,9 +137,9 @@ impl Hashes {
         hasher.digest().ok_or(ServiceError::Internal)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<FileHasher>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
         // Nothing panics while it is held.
-        self.hasher.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -206,15 +243,11 @@ impl<F: Fs> Partial<F> {
         self.file.set_len(len).await.map_err(|e| ServiceError::io("cut", &e))
     }
 
-    /// Makes it final: durable, verified, under its name.
-    pub async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
+    /// The first step of finishing: length, mode and times as `finish` says, and all of it durable.
+    pub async fn prepare_finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
         store.ensure_safe()?;
         if self.is_final.load(Ordering::Relaxed) {
-            // Asked again after the answer to the first time was lost.
-            let settled = store
-                .settle_if_equal(&self.dir, &self.path, &self.name, finish.digest, finish.meta)
-                .await?;
-            return store.confirm_there(&self.path, &settled).await;
+            return Ok(());
         }
         self.file
             .set_len(self.size)
@@ -224,7 +257,28 @@ impl<F: Fs> Partial<F> {
         if !planted(Bug::DeleteBeforeSync) {
             self.file.sync().await.map_err(|e| store.sync_failed("sync", &e))?;
         }
-        if self.hashes.digest(&self.file).await? != finish.digest && !planted(Bug::SkipDigest) {
+        Ok(())
+    }
+
+    /// The second step: up to `chunks_max` chunks are read back, where that must be. Whether it is done.
+    pub async fn read_back(&self, chunks_max: u64) -> Answer<bool> {
+        if self.is_final.load(Ordering::Relaxed) {
+            return Ok(true);
+        }
+        self.hashes.read_back(&self.file, chunks_max).await
+    }
+
+    /// The last step: makes it final, verified and under its name.
+    pub async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
+        store.ensure_safe()?;
+        if self.is_final.load(Ordering::Relaxed) {
+            // Asked again after the answer to the first time was lost.
+            let settled = store
+                .settle_if_equal(&self.dir, &self.path, &self.name, finish.digest, finish.meta)
+                .await?;
+            return store.confirm_there(&self.path, &settled).await;
+        }
+        if self.hashes.digest()? != finish.digest && !planted(Bug::SkipDigest) {
             return Err(ServiceError::DigestMismatch);
         }
         let ours = Ours::Inode(

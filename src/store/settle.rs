@@ -34,10 +34,15 @@ impl<F: Fs> Confirm<F> {
         self.version.size
     }
 
+    /// Up to `chunks_max` chunks are read back, where that must be. Whether it is done.
+    pub async fn read_back(&self, chunks_max: u64) -> Answer<bool> {
+        self.hashes.read_back(&self.file, chunks_max).await
+    }
+
     /// Makes the equal final durable, with its mode and mtime.
     pub async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
         store.ensure_safe()?;
-        if self.hashes.digest(&self.file).await? != finish.digest {
+        if self.hashes.digest()? != finish.digest {
             return Err(ServiceError::DigestMismatch);
         }
         let settled = store

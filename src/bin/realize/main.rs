@@ -97,6 +97,7 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
         dry_run: args.dry_run,
         copy: args.copy,
         strict: args.strict,
+        is_again: false,
         limits,
     };
     let run = RunId(random()?);
@@ -109,15 +110,16 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
         attempt: 0,
         number: 0,
     };
+    let mut ends = None;
     let ended = loop {
-        // Each move has links of its own: what those of an earlier one have open, and answers meant for them, are nothing to it.
+        // Each try has links of its own: what those of an earlier one have open, and answers meant for them, are nothing to it.
         link.attempt += 1;
         let Tried {
             moved,
             has_links,
             is_held_elsewhere,
             advice,
-        } = match open_and_move(args, &clock, link, &options, &ui).await {
+        } = match connect_and_move(&mut ends, args, &clock, link, &options, &ui).await {
             // It worked a moment ago: whoever was started anew is given time.
             Err(error)
                 if tries > 0
@@ -135,7 +137,13 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
                 let is_about_keys = error.chain().any(|cause| cause.is::<NotAuthenticated>());
                 return Ok(ExitCode::from(if is_about_keys { 12 } else { 1 }));
             }
-            done => done?,
+            Err(error) => {
+                if let Some(ends) = &ends {
+                    ends.unmake_target();
+                }
+                return Err(error);
+            }
+            Ok(tried) => tried,
         };
         if is_held_elsewhere {
             let since = *held_since.get_or_insert_with(|| {
@@ -166,6 +174,8 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
         if is_lost && tries <= TRIES_WITHOUT_PROGRESS && tries_without_file <= TRIES_WITHOUT_A_FILE {
             ui.say("the other side was lost; beginning again with what is left");
             ui.begin_again(&moved_before);
+            // So that a side that is lost again and again costs little.
+            clock.sleep(Duration::from_secs(1)).await;
             continue;
         }
         break moved.map(drop).map_err(|error| (error, advice));
@@ -178,15 +188,23 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
         }
         Err((error, advice)) => {
             ui.say(&advice.unwrap_or_else(|| error.to_string()));
+            let moved_some = moved_before.did_something();
+            if moved_some {
+                ui.finish(&moved_before);
+            } else if let Some(ends) = &ends {
+                ends.unmake_target();
+            }
             match error {
                 MoveError::Locked(..) => ExitCode::from(13),
                 // What was named on the command line can't be.
                 MoveError::Nested(..)
                 | MoveError::NestedSources
-                | MoveError::Side(_, ServiceError::NotFound | ServiceError::Denied(_) | ServiceError::Replaced) => {
+                | MoveError::Side(_, ServiceError::NotFound | ServiceError::Denied(_) | ServiceError::Replaced)
+                    if !moved_some =>
+                {
                     ExitCode::from(2)
                 }
-                MoveError::Side(..) => ExitCode::from(1),
+                _ => ExitCode::from(1),
             }
         }
     })
@@ -202,17 +220,28 @@ struct Tried {
     advice: Option<String>,
 }
 
-/// One move between the ends that the command line names.
-async fn open_and_move(
-    args: &Args,
-    clock: &TokioClock,
+/// One move between the ends that the command line names, which are found out at first.
+async fn connect_and_move<'a>(
+    ends: &mut Option<Ends<'a>>,
+    args: &'a Args,
+    clock: &'a TokioClock,
     first_link: LinkId,
     options: &MoveOptions,
-    ui: &Ui<TokioClock>,
+    ui: &'a Ui<TokioClock>,
 ) -> Result<Tried> {
-    let mut ends = Ends::open(args, clock, &options.limits, first_link, ui).await?;
-    let has_links = ends.has_links();
-    let moved = move_files(&ends.sources, &ends.target, first_link.run, options, &|event| {
+    let is_again = ends.is_some();
+    let ends = match ends {
+        Some(ends) => {
+            ends.connect_again(first_link).await?;
+            ends
+        }
+        none => none.insert(Ends::open(args, clock, &options.limits, first_link, ui).await?),
+    };
+    let options = MoveOptions {
+        is_again,
+        ..options.clone()
+    };
+    let moved = move_files(&ends.sources, &ends.target, first_link.run, &options, &|event| {
         ui.show(event)
     })
     .await;
@@ -224,14 +253,11 @@ async fn open_and_move(
     };
     let advice = moved.as_ref().err().map(|error| ends.explain(error));
     let is_held_elsewhere = matches!(&moved, Err(MoveError::Locked(source, _)) if ends.is_remote(*source));
-    if moved.is_err() {
-        ends.unmake_target();
-    }
-    ends.close(clock).await;
+    ends.hang_up().await;
     entered?;
     Ok(Tried {
         moved,
-        has_links,
+        has_links: ends.has_links(),
         is_held_elsewhere,
         advice,
     })

@@ -70,20 +70,22 @@ const TO_ARRIVE: Rights = Rights {
     delete: false,
 };
 
-/// Both ends of a move.
-pub struct Ends {
+/// Both ends of a move, which may begin again.
+pub struct Ends<'a> {
     /// Where files leave.
     pub sources: Vec<Source<Service>>,
     /// Where they arrive.
     pub target: Target<Service>,
-    links: Links,
-    entrances: Entrances,
+    hosts: Hosts<'a>,
+    /// What is served in this process. It outlives every try: a sync that failed is not forgotten.
+    roots: Arc<Roots<OsFs, TokioClock>>,
+    local: RealizeServer<OsFs, TokioClock>,
     /// How each source is called.
     names: Vec<String>,
     /// Which of the sources are on other hosts.
     remote_sources: BTreeMap<usize, (HostName, DirId)>,
-    /// Where the target is, when that is another host.
-    remote_target: Option<(HostName, DirId)>,
+    /// Where the target is, when that is another host; the directory is missing where a dry run makes none.
+    remote_target: Option<(HostName, Option<DirId>)>,
     /// The target, when it was made for this move.
     made: Option<PathBuf>,
 }
@@ -101,15 +103,15 @@ enum Goal {
     Remote(HostName, Option<DirId>),
 }
 
-impl Ends {
+impl<'a> Ends<'a> {
     /// Finds out what the command line means, connects to the hosts it names, and opens the local directories. `first_link` is what
     /// the first link is; others are numbered from it.
     pub async fn open(
-        args: &Args,
-        clock: &TokioClock,
+        args: &'a Args,
+        clock: &'a TokioClock,
         limits: &Limits,
         first_link: LinkId,
-        ui: &Ui<TokioClock>,
+        ui: &'a Ui<TokioClock>,
     ) -> Result<Self> {
         let target_text = args.target.as_deref().context("no DST is given")?;
         let mut hosts = Hosts::new(args, clock, first_link, ui);
@@ -137,14 +139,22 @@ impl Ends {
         let made = local_target
             .filter(|target| target.is_missing && !args.dry_run)
             .map(|target| target.path.clone());
-        let (service, dirs, target_dir) = serve_locally(args, clock, limits, &roots, local_target).await?;
+        let (served, dirs, target_dir) = serve_locally(args, clock, limits, &roots, local_target).await?;
+        let served = Arc::new(served);
+        let local = RealizeServer::new(served.clone());
+        let service = local_client(&local);
         let mut names: Vec<_> = roots.iter().map(|root| shown(&root.path)).collect();
+        let target_host = match &goal {
+            Goal::Local(_) => None,
+            Goal::Remote(host, _) => Some(host.clone()),
+        };
         let mut sources: Vec<_> = roots
             .into_iter()
             .zip(dirs)
             .map(|(root, dir)| Source {
                 service: service.clone(),
                 dir,
+                beside_target: target_host.is_none(),
                 files: root.files,
             })
             .collect();
@@ -153,7 +163,9 @@ impl Ends {
             if let Given::Remote(host, dir, file) = given {
                 names.push(format!("{}::{}", host.host, Line(&dir.name)));
                 remote_sources.insert(sources.len(), (host.clone(), dir.clone()));
-                sources.push(hosts.remote_source(&host, dir, file, renamed.as_ref())?);
+                let mut source = hosts.remote_source(&host, dir, file, renamed.as_ref())?;
+                source.beside_target = target_host.as_ref() == Some(&host);
+                sources.push(source);
             }
         }
         let mut remote_target = None;
@@ -164,15 +176,16 @@ impl Ends {
             },
             Goal::Remote(host, dir) => {
                 let service = hosts.client(&host)?;
-                remote_target = dir.clone().map(|dir| (host, dir));
+                remote_target = Some((host, dir.clone()));
                 Target { service, dir }
             }
         };
         Ok(Self {
             sources,
             target,
-            links: hosts.links,
-            entrances: hosts.entrances,
+            hosts,
+            roots: served,
+            local,
             names,
             remote_sources,
             remote_target,
@@ -184,8 +197,14 @@ impl Ends {
     pub fn explain(&self, error: &MoveError) -> String {
         let source = error.source_index();
         let end = match error {
-            MoveError::Side(Side::Target, _) => self.remote_target.as_ref(),
-            _ => source.and_then(|source| self.remote_sources.get(&source)),
+            MoveError::Side(Side::Target, _) => {
+                let target = self.remote_target.as_ref();
+                target.and_then(|(host, dir)| Some((host, dir.as_ref()?)))
+            }
+            _ => {
+                let source = source.and_then(|source| self.remote_sources.get(&source));
+                source.map(|(host, dir)| (host, dir))
+            }
         };
         match (error, end) {
             (MoveError::Side(_, ServiceError::NotFound), Some((host, dir))) if dir.below.is_root() => {
@@ -196,7 +215,7 @@ impl Ends {
                     Side::Source(_) => TO_LEAVE,
                     Side::Target => TO_ARRIVE,
                 };
-                return self.entrances.no_right(host, &dir.name, error, wanted);
+                return self.hosts.entrances.no_right(host, &dir.name, error, wanted);
             }
             _ => {}
         }
@@ -226,23 +245,39 @@ impl Ends {
 
     /// Whether there are links.
     pub fn has_links(&self) -> bool {
-        !self.links.is_empty()
+        self.remote_target.is_some() || !self.remote_sources.is_empty()
     }
 
     /// Waits until all hosts have let this one in; why one does not. For when a call had no answer.
     pub async fn enter(&mut self) -> Result<()> {
-        self.entrances.pass_all().await
+        self.hosts.entrances.pass_all().await
     }
 
-    /// Ends the links.
-    pub async fn close(self, clock: &TokioClock) {
-        let Self {
-            sources, target, links, ..
-        } = self;
-        drop((sources, target));
-        for link in links.into_values() {
-            link.close(clock).await;
+    /// Ends the links. What is open in this process is closed.
+    pub async fn hang_up(&mut self) {
+        self.local.end().await;
+        self.local = RealizeServer::new(self.roots.clone());
+        let service = local_client(&self.local);
+        for source in &mut self.sources {
+            source.service = service.clone();
         }
+        self.target.service = service;
+        for link in std::mem::take(&mut self.hosts.links).into_values() {
+            link.close(self.hosts.clock).await;
+        }
+    }
+
+    /// Connects anew to the hosts that the links led to, the first as `first_link`. What was named keeps its meaning, though files of it may
+    /// have been moved by now.
+    pub async fn connect_again(&mut self, first_link: LinkId) -> Result<()> {
+        self.hosts.next_link = first_link;
+        for (source, (host, _)) in &self.remote_sources {
+            self.sources[*source].service = self.hosts.connect(host).await?;
+        }
+        if let Some((host, _)) = &self.remote_target {
+            self.target.service = self.hosts.connect(host).await?;
+        }
+        Ok(())
     }
 }
 
@@ -279,14 +314,18 @@ impl Entrances {
     }
 }
 
-/// Serves the local directories in this process.
+fn local_client(server: &RealizeServer<OsFs, TokioClock>) -> Client {
+    RealizeServiceClient::from(Service::Local(server.clone().serve()))
+}
+
+/// Opens the local directories, to be served in this process.
 async fn serve_locally(
     args: &Args,
     clock: &TokioClock,
     limits: &Limits,
     sources: &[SourceRoot],
     target: Option<&TargetRoot>,
-) -> Result<(Client, Vec<DirId>, Option<DirId>)> {
+) -> Result<(Roots<OsFs, TokioClock>, Vec<DirId>, Option<DirId>)> {
     let mut roots = Roots::new(OsFs::new(), clock.clone(), limits.clone(), random()?);
     let mut target_dir = None;
     if let Some(target) = target {
@@ -309,8 +348,7 @@ async fn serve_locally(
         opened.with_context(|| format!("cannot open {}", shown(&source.path)))?;
         dirs.push(DirId::new(name));
     }
-    let service = Service::Local(RealizeServer::new(Arc::new(roots)).serve());
-    Ok((RealizeServiceClient::from(service), dirs, target_dir))
+    Ok((roots, dirs, target_dir))
 }
 
 /// The hosts of a command line, each with its link.
@@ -474,6 +512,7 @@ impl<'a> Hosts<'a> {
             return Ok(Source {
                 service,
                 dir,
+                beside_target: false,
                 files: None,
             });
         };
@@ -484,6 +523,7 @@ impl<'a> Hosts<'a> {
                 name: dir.name,
                 below: parent,
             },
+            beside_target: false,
             files: Some(vec![(name.into(), to)]),
         })
     }
@@ -494,6 +534,8 @@ pub fn answer<T>(host: &HostName, answer: Result<Answer<T>, RpcError>) -> Result
     match answer {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(anyhow!("{}: {error}", host.host)),
+        // A link gives its own reason.
+        Err(RpcError::Server(reason)) => Err(anyhow!("{}: no answer: {}", host.host, reason.detail)),
         Err(error) => Err(anyhow!("{}: no answer: {error}", host.host)),
     }
 }

@@ -85,13 +85,13 @@ impl<C: Clock> Ui<C> {
         match event {
             Event::Found { bytes } => {
                 let (files, total_bytes) = self.total.get();
-                self.total.set((files + 1, total_bytes + bytes));
+                self.total.set((files + 1, total_bytes.saturating_add(bytes)));
                 self.bar.inc_length(bytes);
             }
             Event::Checking(_) => self.bar.set_message("checking"),
             Event::Advanced { bytes } => {
                 let (files, done_bytes) = self.done.get();
-                self.done.set((files, done_bytes + bytes));
+                self.done.set((files, done_bytes.saturating_add(bytes)));
                 self.bar.inc(bytes);
             }
             Event::Moved { path, how } => {
