@@ -14,8 +14,8 @@ use realize::{
     digest::{CHUNK_BYTES, digest},
     model::{RelPath, Timestamp, Version},
     service::{
-        Answer, Content, DirId, Expected, FileRef, Handle, Meta, NewFile, OpenFor, RealizeServiceRequest as Request,
-        RealizeServiceResponse as Response, Role, RunId,
+        Answer, Content, DirId, Expected, FileRef, Finish, Handle, Meta, NewFile, OpenFor,
+        RealizeServiceRequest as Request, RealizeServiceResponse as Response, Role, RunId,
     },
     wire::{Encoded, Outbox, ToServer, write_messages},
 };
@@ -372,4 +372,72 @@ async fn a_batch_longer_than_any_may_be_ends_the_connection() {
     let why = peer.end().await.expect("it is told");
     assert!(why.contains("not a message"), "{why}");
     assert_serves(&hosts);
+}
+
+/// Files whose chunks came twice are read back whole: in turns with others, and no longer than somebody waits for it.
+#[tokio::test]
+async fn one_peer_that_finishes_large_files_does_not_stop_the_others() {
+    let disk = Scratch::on_disk();
+    let dir = disk.dir("served");
+    let hosts = Hosts::serving(&[("a", &dir, ALL)]);
+    let mut peer = Peer::connect(&hosts, 1).await;
+    let data = Bytes::from(vec![0; CHUNK_BYTES as usize]);
+    let mut handles = Vec::new();
+    for nth in 0..40 {
+        let open = Request::Open {
+            dir: DirId::new("a"),
+            path: RelPath::new(format!("f{nth}")).unwrap(),
+            open_for: OpenFor::Write { size: 1 << 40 },
+        };
+        let Response::Open(Ok(opened)) = peer.call(open).await else {
+            panic!("not opened")
+        };
+        let handle = opened.held.handle;
+        for _ in 0..2 {
+            let data = data.clone();
+            let (chunk, sparse) = (0, false);
+            let send = Request::Send {
+                handle,
+                chunk,
+                data,
+                sparse,
+            };
+            assert!(matches!(peer.call(send).await, Response::Send(Ok(()))));
+        }
+        handles.push(handle);
+    }
+    for handle in handles {
+        let finish = Finish {
+            digest: digest(b""),
+            meta: Meta {
+                mode: 0o600,
+                mtime: Timestamp { secs: 1, nanos: 0 },
+            },
+            expected: Expected::Absent,
+        };
+        peer.begin(Request::Finish { handle, finish }).await.unwrap();
+    }
+    let check = || hosts.check("nas::a/sub").time_limit(Duration::from_secs(20)).run();
+    check().expect_code(0);
+    // It goes: what it asked for ends.
+    drop(peer);
+    check().expect_code(0);
+    assert!(peak(&hosts) < 128, "{} MiB", peak(&hosts));
+    let begin = Instant::now();
+    // Another run of the same key, which ends what is left of the first.
+    let mut peer = Peer::connect(&hosts, 2).await;
+    peer.hello(2).await;
+    let processor_time = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", hosts.daemon_id())).unwrap();
+        let fields: Vec<_> = stat.split_whitespace().skip(13).take(2).collect();
+        fields.iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>()
+    };
+    loop {
+        let before = processor_time();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        if processor_time() - before < 10 {
+            break;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(20), "it is still reading");
+    }
 }

@@ -558,6 +558,42 @@ fn a_directory_that_is_another_than_was_opened_is_not_moved_to() {
 }
 
 #[test]
+fn nothing_is_left_where_one_directory_is_source_and_target() {
+    let pair = Pair::new();
+    fs::write(pair.a.join("one"), "text").unwrap();
+    pair.hosts
+        .realize()
+        .args(["nas::a/one", "nas::a/two"])
+        .run()
+        .expect_code(0);
+    let names: Vec<_> = fs::read_dir(&pair.a)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["two"]);
+}
+
+#[test]
+fn runs_of_one_host_that_begin_together_do_not_end_each_other() {
+    let pair = Pair::new();
+    let runs: Vec<_> = (0..60).map(|nth| pair.local.join(format!("{nth}"))).collect();
+    for (nth, dir) in runs.iter().enumerate() {
+        fs::create_dir(dir).unwrap();
+        fs::write(dir.join(format!("f{nth}")), "text").unwrap();
+    }
+    for together in runs.chunks(12) {
+        let started: Vec<_> = together
+            .iter()
+            .map(|dir| pair.hosts.realize().arg("-q").arg(dir).arg("nas::b").start())
+            .collect();
+        for run in started {
+            run.wait().expect_code(0);
+        }
+    }
+    assert_eq!(fs::read_dir(&pair.b).unwrap().count(), 60);
+}
+
+#[test]
 fn two_names_of_one_daemon_are_two_hosts() {
     let pair = Pair::new();
     let hosts = fs::read_to_string(pair.hosts.file("hosts.toml")).unwrap();

@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
 
 mod command;
+mod fake_daemon;
 mod hosts;
 mod manifest;
 mod peer;
@@ -15,6 +16,7 @@ mod scratch;
 mod tree;
 
 pub use command::{Outcome, Run, Running, TimedOut, name_spaces_allowed, realize, realized, run_as_root};
+pub use fake_daemon::{Act, FakeDaemon};
 pub use hosts::{ALL, Hosts};
 pub use manifest::{Entry, Kind, Manifest, is_reserved};
 pub use peer::Peer;
