@@ -97,6 +97,10 @@ impl TlsError {
     pub fn of(error: io::Error) -> Self {
         let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         match inner {
+            None if error.kind() == io::ErrorKind::UnexpectedEof => {
+                let text = "the other side has closed the connection";
+                Self::Io(io::Error::new(io::ErrorKind::UnexpectedEof, text))
+            }
             None => Self::Io(error),
             Some(rustls::Error::AlertReceived(AlertDescription::AccessDenied)) => Self::Refused,
             Some(
