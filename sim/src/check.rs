@@ -5,10 +5,13 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use realize::{model::RelPath, store::names};
+use realize::{
+    model::{Kind, RelPath},
+    store::names,
+};
 
 use crate::{
-    fs::{Call, Ino, Moment, Node, Nodes, Op},
+    fs::{Call, Ino, Moment, Node, Op},
     world::{Body, Truth, World, at_source, at_target, is},
 };
 
@@ -38,6 +41,9 @@ pub enum Property {
     Convergence,
 }
 
+/// How many effects lie between two at which every file is looked at.
+const ALL_EVERY: u64 = 8;
+
 /// Collects what is violated.
 #[derive(Default)]
 pub struct Checker {
@@ -63,8 +69,15 @@ impl Checker {
             Moment::Before if call.op == Op::Unlink => self.check_law(world, call),
             Moment::Before => {}
             Moment::After => {
-                let view = View::of(world);
-                for (path, truth) in world.truth.iter() {
+                let view = View(world);
+                // A call changes what is beside its names; now and then all is looked at, for whatever else may have changed.
+                let is_all = call.index.is_multiple_of(ALL_EVERY) || call.path.is_none();
+                let dirs = [&call.path, &call.to].map(|path| path.as_ref().and_then(RelPath::parent));
+                let is_near = |path: &RelPath| dirs.iter().flatten().any(|dir| path.parent().as_ref() == Some(dir));
+                for (path, truth) in world.truth().iter() {
+                    if !is_all && !is_near(&at_source(path)) && !is_near(&at_target(path)) {
+                        continue;
+                    }
                     if !view.survives(path, truth) {
                         self.violated(Property::Survivorship, path, call);
                     }
@@ -86,25 +99,24 @@ impl Checker {
             to: None,
         };
         let (target, source) = (world.target.nodes(), world.source.nodes());
-        for (path, truth) in world.truth.iter() {
-            if !target.get(&at_target(path)).is_some_and(|node| is(node, &truth.new)) {
-                self.violated(Property::Convergence, path, &at_end);
-            }
-        }
-        let ours = [
+        let mut expected: BTreeSet<RelPath> = [
             "target",
             "target/d",
             "target/d/e",
             "target/empty",
             "target/unrelated",
             "source",
-        ];
-        let expected: BTreeSet<RelPath> = world
-            .truth
-            .keys()
-            .map(at_target)
-            .chain(ours.iter().map(|path| known(path)))
-            .collect();
+        ]
+        .iter()
+        .map(|path| known(path))
+        .collect();
+        for (path, truth) in world.truth().iter() {
+            let there = at_target(path);
+            if !truth.is_removed && !target.get(&there).is_some_and(|node| is(node, &truth.new)) {
+                self.violated(Property::Convergence, path, &at_end);
+            }
+            expected.extend(std::iter::successors(Some(there), RelPath::parent));
+        }
         for path in target
             .keys()
             .chain(source.keys())
@@ -148,15 +160,26 @@ impl Checker {
         let Some(unlinked) = call.path.as_ref().filter(|_| call.device == world.source.device()) else {
             return;
         };
-        let Some((path, truth)) = world.truth.iter().find(|(path, _)| {
+        let truths = world.truth();
+        let Some((path, truth)) = truths.iter().find(|(path, _)| {
             let source = at_source(path);
             source == *unlinked || gone(&source).as_ref() == Some(unlinked)
         }) else {
             return;
         };
-        let view = View::of(world);
-        let Some(node) = view.source.get(unlinked) else { return };
-        if !view.target_is_safe(path, truth) || !is(node, &truth.new) {
+        let view = View(world);
+        let Some(node) = world.source.node(unlinked) else {
+            return;
+        };
+        let names = [Some(at_source(path)), gone(&at_source(path))];
+        let mut others = names.iter().flatten().filter(|name| *name != unlinked);
+        if others.any(|name| world.source.node(name).is_some_and(|other| other.ino == node.ino)) {
+            // It keeps another name; whether that lasts is survivorship.
+            return;
+        }
+        let body = body(&node);
+        let is_known = truth.new == body || truth.before.contains(&body);
+        if !is_known || !(view.target_is_safe(path, &body) || view.is_theirs(path, truth)) {
             self.violated(Property::Law, path, call);
         }
     }
@@ -185,73 +208,82 @@ fn gone(path: &RelPath) -> Option<RelPath> {
 }
 
 /// What is seen of both disks at one moment.
-struct View<'a> {
-    world: &'a World,
-    source: Nodes,
-    target: Nodes,
-}
+struct View<'a>(&'a World);
 
-impl<'a> View<'a> {
-    fn of(world: &'a World) -> Self {
-        let target = world.target.nodes();
-        let one_disk = world.source.device() == world.target.device();
-        let source = if one_disk { target.clone() } else { world.source.nodes() };
-        Self { world, source, target }
-    }
-
-    /// Whether every crash leaves the new content under the final name.
-    fn target_is_safe(&self, path: &RelPath, truth: &Truth) -> bool {
+impl View<'_> {
+    /// Whether every crash leaves `body` under the final name.
+    fn target_is_safe(&self, path: &RelPath, body: &Body) -> bool {
         let path = at_target(path);
-        match &truth.new {
-            Body::File(content) => self.world.target.always_holds(&path, content),
+        match body {
+            Body::File(content) => self.0.target.always_holds(&path, content),
             Body::Link(_) => {
                 let now = self
+                    .0
                     .target
-                    .get(&path)
-                    .filter(|node| is(node, &truth.new))
+                    .node(&path)
+                    .filter(|node| is(node, body))
                     .map(|node| node.ino);
-                let possible = self.world.target.possible_values(&path).unwrap_or_default();
+                let possible = self.0.target.possible_values(&path).unwrap_or_default();
                 now.is_some() && possible.len() == 1 && possible.contains(&now)
             }
         }
     }
 
+    /// Whether somebody else has put something of theirs under the final name by now.
+    fn is_theirs(&self, path: &RelPath, truth: &Truth) -> bool {
+        let there = || self.0.target.node(&at_target(path));
+        !truth.theirs.is_empty() && there().is_some_and(|node| truth.theirs.iter().any(|body| is(&node, body)))
+    }
+
     fn survives(&self, path: &RelPath, truth: &Truth) -> bool {
-        if self.target_is_safe(path, truth) {
+        if truth.is_removed || self.target_is_safe(path, &truth.new) {
             return true;
         }
         let source = at_source(path);
         let mut names: Vec<_> = gone(&source).into_iter().chain([source]).collect();
-        if self.world.source.device() == self.world.target.device() {
+        if self.0.source.device() == self.0.target.device() {
             names.push(at_target(path));
         }
-        match &truth.new {
-            Body::File(content) => self.world.source.survives(&names, content),
+        let survives = match &truth.new {
+            Body::File(content) => self.0.source.survives(&names, content),
             // A link's text lives as long as its name; what a crash may take is shown by the files.
             Body::Link(_) => names
                 .iter()
-                .filter_map(|name| self.source.get(name))
-                .any(|node| is(node, &truth.new)),
-        }
+                .filter_map(|name| self.0.source.node(name))
+                .any(|node| is(&node, &truth.new)),
+        };
+        // What arrived was theirs to replace.
+        survives || self.is_theirs(path, truth)
     }
 
     /// Whether the final name holds nothing, the old or the complete new one, now and after every crash.
     fn final_is_whole(&self, path: &RelPath, truth: &Truth) -> bool {
+        let target = &self.0.target;
         let path = at_target(path);
-        let is_old = |node: &Node| truth.olds.iter().any(|old| is(node, &old.body));
-        let now_is_whole = self
-            .target
-            .get(&path)
-            .is_none_or(|node| is(node, &truth.new) || is_old(node));
-        let possible = self.world.target.possible_values(&path).unwrap_or_default();
+        let news = || std::iter::once(&truth.new).chain(&truth.before);
+        let olds = truth.olds.iter().map(|old| &old.body).chain(&truth.theirs);
+        let now_is_whole = target
+            .node(&path)
+            .is_none_or(|node| news().chain(olds).any(|body| is(&node, body)));
+        let possible = target.possible_values(&path).unwrap_or_default();
         let after_crash_is_whole = |ino: &Ino| {
             // The old one was written by somebody who did not sync it: not this move's to answer for.
-            let is_old = truth.olds.iter().any(|old| old.ino == *ino);
-            match &truth.new {
-                Body::File(new) => is_old || self.world.target.content_guaranteed(*ino).as_ref() == Some(new),
-                Body::Link(_) => true,
+            if truth.olds.iter().any(|old| old.ino == *ino) {
+                return true;
             }
+            let Some(content) = target.content_guaranteed(*ino) else {
+                return matches!(truth.new, Body::Link(_));
+            };
+            let body = Body::File(content);
+            news().chain(&truth.theirs).any(|known| *known == body) || matches!(truth.new, Body::Link(_))
         };
         now_is_whole && possible.iter().flatten().all(after_crash_is_whole)
+    }
+}
+
+fn body(node: &Node) -> Body {
+    match node.kind {
+        Kind::Symlink => Body::Link(node.target.clone()),
+        _ => Body::File(node.content.clone()),
     }
 }

@@ -8,5 +8,6 @@ pub mod fs;
 pub mod check;
 pub mod clock;
 pub mod net;
+pub mod plan;
 pub mod two_hosts;
 pub mod world;

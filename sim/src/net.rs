@@ -16,6 +16,7 @@ use std::{
 };
 
 use realize::net::{Listener, Network};
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use turmoil::net::{TcpListener, TcpStream};
 
@@ -28,7 +29,7 @@ const SHORT_ONE_IN: u64 = 8;
 const SHORT_BYTES: u64 = 97;
 
 /// Seen from the side that called.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Way {
     /// From it.
     Up,
@@ -37,7 +38,7 @@ pub enum Way {
 }
 
 /// What happens to a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Trouble {
     /// Both ends are told at once that it is gone.
     Reset,
@@ -55,7 +56,7 @@ pub enum Trouble {
 }
 
 /// Trouble at one byte.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireFault {
     /// On which way.
     pub way: Way,
@@ -66,7 +67,7 @@ pub struct WireFault {
 }
 
 /// What becomes of one connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LinePlan {
     /// It is made, and these faults strike.
     Made(Vec<WireFault>),

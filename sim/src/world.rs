@@ -1,6 +1,13 @@
 //! A machine with a source and a target, what is in them, and moves between the two.
 
-use std::{cell::RefCell, collections::BTreeMap, future::Future, io, path::Path, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    future::Future,
+    io,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use realize::{
     algo::{Event, Failure, MoveError, MoveOptions, MoveReport, ServiceStub, Source, Target, move_files},
@@ -10,6 +17,7 @@ use realize::{
     model::RelPath,
     server::{RealizeServer, Roots},
     service::{DirId, RealizeService, RealizeServiceClient, RunId},
+    store::names,
 };
 
 use crate::{
@@ -23,13 +31,32 @@ pub const SOURCE: u64 = 1;
 /// Device number of the target's disk, unless both are on one.
 pub const TARGET: u64 = 2;
 
-/// What one file is on both sides before the move.
+/// What one file is on both sides, and must become.
 #[derive(Debug, Clone)]
 pub struct Truth {
     /// What the source has, and the target must have in the end.
     pub new: Body,
+    /// What the source had before somebody else changed it: the target may have got that.
+    pub before: Vec<Body>,
+    /// Somebody else removed the source: nothing is owed any more.
+    pub is_removed: bool,
     /// What the target had before: at first, and after each crash.
     pub olds: Vec<Old>,
+    /// What somebody else put under the final name while the move went on.
+    pub theirs: Vec<Body>,
+}
+
+/// One file of a world to be made.
+#[derive(Debug, Clone)]
+pub struct FileAt {
+    /// Its path below both roots.
+    pub path: RelPath,
+    /// What the source has.
+    pub new: Body,
+    /// What the target has under its name.
+    pub old: Option<Body>,
+    /// What the target has of it as a partial.
+    pub partial: Option<Vec<u8>>,
 }
 
 /// What the target has under a final name before a move.
@@ -59,8 +86,7 @@ pub struct World {
     pub source: Disk,
     /// The target's disk, which may be the same; everything is below `target`.
     pub target: Disk,
-    /// The files and links, by their path below both roots.
-    pub truth: Arc<BTreeMap<RelPath, Truth>>,
+    truth: Arc<Mutex<BTreeMap<RelPath, Truth>>>,
 }
 
 /// How a move in a [`World`] ended.
@@ -89,6 +115,18 @@ pub fn limits() -> Limits {
 
 fn path(text: &str) -> RelPath {
     RelPath::new(text).expect("written here")
+}
+
+/// Files, each with what the target has under its name. Of the large one the target has a partial, whose first chunk is wrong and whose
+/// second is missing.
+fn files_of(truth: Vec<(&str, Body, Option<Body>)>) -> Vec<FileAt> {
+    let file = |(at, new, old): (&str, _, _)| FileAt {
+        path: path(at),
+        new,
+        old,
+        partial: (at == "large").then(|| vec![7; 5000]),
+    };
+    truth.into_iter().map(file).collect()
 }
 
 fn body(text: &str) -> Body {
@@ -140,61 +178,79 @@ impl World {
         let machine = Machine::new(seed);
         let source = machine.disk(SOURCE);
         let target = if one_disk { source.clone() } else { machine.disk(TARGET) };
-        Self::on(source, target, truth)
+        Self::on(source, target, files_of(truth))
     }
 
     /// As [`of`](Self::of), the target being on a machine of its own.
     pub fn on_two_machines(seed: u64, truth: Vec<(&str, Body, Option<Body>)>) -> Self {
         let [source, target] = [0, 1].map(|nth| Machine::new(seed.wrapping_mul(2).wrapping_add(nth)));
-        Self::on(source.disk(SOURCE), target.disk(TARGET), truth)
+        Self::on(source.disk(SOURCE), target.disk(TARGET), files_of(truth))
     }
 
-    fn on(source: Disk, target: Disk, truth: Vec<(&str, Body, Option<Body>)>) -> Self {
-        let olds: Vec<_> = truth
-            .iter()
-            .filter_map(|(at, _, old)| Some((path(at), old.clone()?)))
-            .collect();
-        let truth = truth
-            .into_iter()
-            .map(|(at, new, _)| (path(at), Truth { new, olds: Vec::new() }))
-            .collect();
-        let mut world = Self {
+    /// Makes `files` on two empty disks, the source's on one and the target's on the other, which may be the same.
+    pub fn on(source: Disk, target: Disk, files: Vec<FileAt>) -> Self {
+        let truth = files.iter().map(|file| {
+            let truth = Truth {
+                new: file.new.clone(),
+                before: Vec::new(),
+                is_removed: false,
+                olds: Vec::new(),
+                theirs: Vec::new(),
+            };
+            (file.path.clone(), truth)
+        });
+        let world = Self {
             machine: source.machine().clone(),
+            truth: Arc::new(Mutex::new(truth.collect())),
             source,
             target,
-            truth: Arc::new(truth),
         };
-        world.make(&olds).expect("the disks are empty and have room");
+        world.make(&files).expect("the disks are empty and have room");
         world.rebase();
         world
     }
 
-    fn make(&self, olds: &[(RelPath, Body)]) -> io::Result<()> {
+    fn make(&self, files: &[FileAt]) -> io::Result<()> {
         for dir in ["source/empty", "source/d/e"] {
             self.source.mkdir_all(dir)?;
         }
         self.target.mkdir_all("target/d")?;
-        for (path, truth) in self.truth.iter() {
-            if let Some(dir) = at_source(path).parent() {
+        for file in files {
+            if let Some(dir) = at_source(&file.path).parent() {
                 self.source.mkdir_all(dir.as_bytes())?;
             }
-            put(&self.source, &at_source(path), &truth.new)?;
+            put(&self.source, &at_source(&file.path), &file.new)?;
+            let there = at_target(&file.path);
+            let Some((dir, name)) = there.split() else { continue };
+            if file.old.is_some() || file.partial.is_some() {
+                self.target.mkdir_all(dir.as_bytes())?;
+            }
+            if let Some(partial) = &file.partial {
+                let at = dir.join(&names::partial(&name)).map_err(io::Error::other)?;
+                self.target.create(at.as_bytes(), partial)?;
+            }
         }
         self.source.create("outside", b"not to be touched")?;
         self.target.create("target/unrelated", b"somebody's")?;
-        // A partial of which the first chunk is wrong and the second is missing.
-        self.target.create("target/.large.realize-part", vec![7; 5000])?;
         self.source.settle();
         self.target.settle();
         // Written by somebody just before: nothing of it is on the disk.
-        for (path, old) in olds {
-            put(&self.target, &at_target(path), old)?;
+        for file in files {
+            if let Some(old) = &file.old {
+                put(&self.target, &at_target(&file.path), old)?;
+            }
         }
         Ok(())
     }
 
+    /// The files and links, by their path below both roots.
+    pub fn truth(&self) -> MutexGuard<'_, BTreeMap<RelPath, Truth>> {
+        // A panic under the lock fails the test anyway.
+        self.truth.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What the target has now counts as what it had before too: a crash may have torn what somebody left unsynced.
-    pub fn rebase(&mut self) {
+    pub fn rebase(&self) {
         let nodes = self.target.nodes();
         let now = |path: &RelPath| {
             let node = nodes.get(&at_target(path))?;
@@ -204,12 +260,9 @@ impl World {
             };
             Some(Old { body, ino: node.ino })
         };
-        let rebased = self.truth.iter().map(|(path, truth)| {
-            let mut truth = truth.clone();
+        for (path, truth) in self.truth().iter_mut() {
             truth.olds.extend(now(path));
-            (path.clone(), truth)
-        });
-        self.truth = Arc::new(rebased.collect());
+        }
     }
 
     /// Checks the law at every effect from now on, by `checker`.
@@ -299,7 +352,8 @@ fn below(root: &str, path: &RelPath) -> RelPath {
     RelPath::new([root.as_bytes(), b"/", path.as_bytes()].concat()).expect("short paths")
 }
 
-fn put(disk: &Disk, path: &RelPath, body: &Body) -> io::Result<()> {
+/// Puts `body` under a name that nothing has.
+pub fn put(disk: &Disk, path: &RelPath, body: &Body) -> io::Result<()> {
     match body {
         Body::Link(text) => disk.symlink(path.as_bytes(), text),
         Body::File(content) => {

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 /// Moves with one fault, then without; what was violated on the way is an error.
 fn survive(one_disk: bool, fault: Fault) -> bool {
-    let (mut world, checker) = (World::small(1, one_disk, Large::OneChunk), Arc::new(Checker::default()));
+    let (world, checker) = (World::small(1, one_disk, Large::OneChunk), Arc::new(Checker::default()));
     if matches!(fault.kind, Kind::SyncLost(..) | Kind::WriteBackLost(..)) {
         // What somebody else left unsynced, and a disk then loses, is not the move's to answer for.
         world.target.settle();
@@ -285,7 +285,7 @@ fn a_final_that_appears_at_any_moment_is_not_overwritten() {
                 .read(target.as_bytes())
                 .is_ok_and(|content| content == b"theirs");
             let source_is_there = world.source.stat(source.as_bytes()).is_ok();
-            let arrived = world.truth.get(&path(name)).is_some_and(|truth| {
+            let arrived = world.truth().get(&path(name)).is_some_and(|truth| {
                 world
                     .target
                     .nodes()

@@ -4,7 +4,11 @@ use std::io;
 
 use rustix::io::Errno;
 
-use super::{Store, entry, is_any, names, names::NameKind, source::move_unless_there};
+use super::{
+    Store, entry, is_any, names,
+    names::NameKind,
+    source::{Care, move_unless_there, sync_names},
+};
 use crate::{
     fs::{Dir, File, Fs, Lock},
     model::{Kind, Name, RelPath},
@@ -239,12 +243,13 @@ async fn give_back<D: Dir>(gone_dir: &D, gone: &Name, dir: &D, name: &Name) -> i
 
 /// Gives what was set aside its name back. Where that took a link and an unlink, a crash may have left both names.
 pub(super) async fn put_back<D: Dir>(gone_dir: &D, gone: &Name, dir: &D, name: &Name) -> io::Result<()> {
-    match move_unless_there(gone_dir, gone, dir, name).await {
+    match move_unless_there(gone_dir, gone, dir, name, Care::Somebodys).await {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let (aside, named) = (gone_dir.stat(gone).await?, dir.stat(name).await?);
             if !aside.version.is_same_inode(&named.version) {
                 return Err(error);
             }
+            sync_names(dir).await?;
             gone_dir.unlink(gone).await
         }
         result => result,

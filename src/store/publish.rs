@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::{
     Store, ignore_missing, is_any, is_unsupported, names,
     partial::somebody_else,
-    source::{being_written, move_unless_there},
+    source::{Care, being_written, move_unless_there},
 };
 use crate::{
     fs::{Dir, File, Fs, Metadata, Rename},
@@ -42,7 +42,7 @@ impl<F: Fs> Store<F> {
             return Err(somebody_else());
         }
         match expected {
-            Expected::Absent => move_unless_there(dir, part, dir, name)
+            Expected::Absent => move_unless_there(dir, part, dir, name, Care::Ours)
                 .await
                 .map_err(|error| match error.kind() {
                     io::ErrorKind::AlreadyExists => ServiceError::Changed,
@@ -87,14 +87,14 @@ impl<F: Fs> Store<F> {
             Err(_) => None,
         };
         let swap = names::swap(name, &tag(dir, name, &found).await?);
-        move_unless_there(dir, part, dir, &swap)
+        move_unless_there(dir, part, dir, &swap, Care::Ours)
             .await
             .map_err(|error| match error.kind() {
                 io::ErrorKind::AlreadyExists => ServiceError::Leftover(swap.clone()),
                 _ => ServiceError::io("rename", &error),
             })?;
         let back_to_partial = async {
-            move_unless_there(dir, &swap, dir, part)
+            move_unless_there(dir, &swap, dir, part, Care::Ours)
                 .await
                 .map_err(|_| ServiceError::Leftover(swap.clone()))
         };

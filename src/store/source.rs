@@ -329,7 +329,7 @@ impl<F: Fs> Store<F> {
             Err(ServiceError::NotFound) => return source.prove_gone().await,
             found => found?,
         };
-        let aside = match SetAside::take(&dir, name).await {
+        let aside = match SetAside::take(&dir, name, version).await {
             Err(ServiceError::NotFound) => return source.prove_gone().await,
             taken => taken?,
         };
@@ -394,8 +394,8 @@ struct SetAside<'a, D> {
 }
 
 impl<'a, D: Dir> SetAside<'a, D> {
-    /// Sets `name` aside. `NotFound` when there is nothing of that name, `Leftover` when something was set aside before.
-    async fn take(dir: &'a D, name: Name) -> Answer<Self> {
+    /// Sets `name` aside, which should be `version`. `NotFound` when there is nothing of that name, `Leftover` when something was set aside before.
+    async fn take(dir: &'a D, name: Name, version: &Version) -> Answer<Self> {
         for _ in 0..SET_ASIDE_TRIES {
             let (gone_dir, gone) = match names::gone(&name) {
                 Some(gone) => (dir.clone(), gone),
@@ -413,8 +413,9 @@ impl<'a, D: Dir> SetAside<'a, D> {
                 gone_dir,
                 gone,
             };
-            match move_unless_there(dir, &name, &aside.gone_dir, &aside.gone).await {
+            match move_unless_there(dir, &name, &aside.gone_dir, &aside.gone, Care::Only(version)).await {
                 Ok(()) => return Ok(aside),
+                Err(error) if is_any(&error, &[Errno::STALE]) => return Err(ServiceError::Changed),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     return Err(ServiceError::Leftover(aside.gone));
                 }
@@ -446,7 +447,7 @@ impl<'a, D: Dir> SetAside<'a, D> {
     }
 
     async fn put_back(&self) -> io::Result<()> {
-        move_unless_there(&self.gone_dir, &self.gone, self.dir, &self.name).await
+        move_unless_there(&self.gone_dir, &self.gone, self.dir, &self.name, Care::Somebodys).await
     }
 
     /// Removes the directory for long names, unless something is left in it.
@@ -463,8 +464,25 @@ impl<'a, D: Dir> SetAside<'a, D> {
     }
 }
 
-/// Renames without replacing anything; where the file system does not know how, by a link and an unlink.
-pub(super) async fn move_unless_there<D: Dir>(from_dir: &D, from: &Name, to_dir: &D, to: &Name) -> io::Result<()> {
+/// What is to be minded of a file that gets another name by a link and an unlink: a crash may leave the unlink alone.
+#[derive(Clone, Copy)]
+pub(super) enum Care<'a> {
+    /// It can be made again.
+    Ours,
+    /// If it is this version, it is safe elsewhere; nothing else loses its name (`ESTALE`).
+    Only(&'a Version),
+    /// It may be somebody's only copy: the new name is durable first.
+    Somebodys,
+}
+
+/// Renames without replacing anything; where the file system does not know how, by a link and an unlink, with `care`.
+pub(super) async fn move_unless_there<D: Dir>(
+    from_dir: &D,
+    from: &Name,
+    to_dir: &D,
+    to: &Name,
+    care: Care<'_>,
+) -> io::Result<()> {
     match from_dir.rename(from, to_dir, to, Rename::NoReplace).await {
         Err(error) if is_unsupported(&error) => {}
         result => return result,
@@ -475,6 +493,15 @@ pub(super) async fn move_unless_there<D: Dir>(from_dir: &D, from: &Name, to_dir:
             let (named, linked) = (from_dir.stat(from).await?, to_dir.stat(to).await?);
             if !named.version.is_same_inode(&linked.version) {
                 return Err(Errno::EXIST.into());
+            }
+            match care {
+                Care::Ours => {}
+                Care::Only(version) if linked.version.same_but_ctime(version) => {}
+                Care::Only(_) => {
+                    to_dir.unlink(to).await?;
+                    return Err(Errno::STALE.into());
+                }
+                Care::Somebodys => sync_names(to_dir).await?,
             }
             from_dir.unlink(from).await
         }
@@ -489,6 +516,14 @@ pub(super) async fn move_unless_there<D: Dir>(from_dir: &D, from: &Name, to_dir:
             }
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Makes the names in `dir` durable, where that can be had.
+pub(super) async fn sync_names<D: Dir>(dir: &D) -> io::Result<()> {
+    match dir.sync().await {
+        Err(error) if is_any(&error, &[Errno::INVAL]) => Ok(()),
+        synced => synced,
     }
 }
 

@@ -7,6 +7,8 @@ use std::{
 
 use realize::model::{Kind, Name, RelPath};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     content::{Content, SECTOR_BYTES},
     inode::{Body, Change, FileBody, Ino, Inode, Meta},
@@ -16,7 +18,7 @@ use crate::random::Random;
 
 /// Which promises a file system keeps beyond the contract of [`realize::fs`]. Each profile's states are among those of
 /// [`PosixWorst`](Profile::PosixWorst).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Profile {
     /// ext4 `data=ordered`: the changes of names up to some moment, at least the last successful sync; bytes are on
     /// the device before a size that covers them.
@@ -446,25 +448,27 @@ pub(super) fn nodes(inodes: &BTreeMap<Ino, Inode>) -> Nodes {
             let (inode, Ok(path)) = (&inodes[ino], path.join(name)) else {
                 continue;
             };
-            let (content, target) = match &inode.body {
-                Body::File(file) => (file.content.clone(), Vec::new()),
-                Body::Symlink(text) => (Content::default(), text.clone()),
-                Body::Dir(_) => {
-                    ahead.push((path.clone(), *ino));
-                    Default::default()
-                }
-                Body::Special => Default::default(),
-            };
-            let (kind, ino, meta) = (inode.kind(), *ino, inode.meta);
-            let node = Node {
-                kind,
-                ino,
-                meta,
-                content,
-                target,
-            };
-            nodes.insert(path, node);
+            if let Body::Dir(_) = inode.body {
+                ahead.push((path.clone(), *ino));
+            }
+            nodes.insert(path, node(*ino, inode));
         }
     }
     nodes
+}
+
+/// What is seen of one inode.
+pub(super) fn node(ino: Ino, inode: &Inode) -> Node {
+    let (content, target) = match &inode.body {
+        Body::File(file) => (file.content.clone(), Vec::new()),
+        Body::Symlink(text) => (Content::default(), text.clone()),
+        Body::Dir(_) | Body::Special => Default::default(),
+    };
+    Node {
+        kind: inode.kind(),
+        ino,
+        meta: inode.meta,
+        content,
+        target,
+    }
 }

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::{
     Machine, SimFs,
     content::Content,
-    crash::{Image, Nodes, Profile, nodes},
+    crash::{Image, Node, Nodes, Profile, node, nodes},
     fault::Refusals,
     inode::{Body, FileBody, Ino},
     tree::{HandleId, ROOT, Tree},
@@ -216,11 +216,30 @@ impl Disk {
         })
     }
 
+    /// Somebody else makes the file or link at `path` durable, and its name.
+    pub fn sync(&self, path: impl AsRef<[u8]>) -> io::Result<()> {
+        self.act(|tree| {
+            let ((dir, _), ino) = (at(tree, &path)?, find(tree, &path)?);
+            if tree.inode(ino).file().is_some() {
+                tree.sync_file(ino)?;
+            }
+            tree.sync_dir(dir)
+        })
+    }
+
     // ---- looking
 
     /// Everything as it is seen now.
     pub fn nodes(&self) -> Nodes {
         self.with(|tree| nodes(&tree.inodes))
+    }
+
+    /// What is at `path` now, if anything.
+    pub fn node(&self, path: &RelPath) -> Option<Node> {
+        self.with(|tree| {
+            let ino = find(tree, &path.as_bytes()).ok()?;
+            Some(node(ino, tree.inode(ino)))
+        })
     }
 
     /// What a stat tells.

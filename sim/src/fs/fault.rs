@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc};
 
 use realize::model::RelPath;
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::Machine;
 
@@ -99,7 +100,7 @@ pub enum At {
 }
 
 /// How calls behave on a machine that is off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Off {
     /// They never return.
     Hang,
@@ -108,7 +109,7 @@ pub enum Off {
 }
 
 /// What a failed sync leaves in the cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cache {
     /// The new content, marked clean: seen until [`drop_cache`](realize::fs::File::drop_cache) or a crash.
     Kept,

@@ -51,6 +51,7 @@ pub(super) struct State {
     bytes: BTreeMap<(u64, Op), u64>,
     log: Option<Vec<Call>>,
     faults: Vec<(Fault, u64)>,
+    struck: Vec<(Kind, Call)>,
     off: Option<Off>,
     /// How calls of dead handles behave.
     dead: Off,
@@ -99,6 +100,7 @@ impl Machine {
             bytes: BTreeMap::new(),
             log: None,
             faults: Vec::new(),
+            struck: Vec::new(),
             off: None,
             dead: Off::Fail,
             power: watch::Sender::new(true),
@@ -138,6 +140,11 @@ impl Machine {
             .into_iter()
             .map(|(fault, _)| fault)
             .collect()
+    }
+
+    /// The faults that have struck, and which calls they met.
+    pub fn struck(&self) -> Vec<(Kind, Call)> {
+        self.lock().struck.clone()
     }
 
     /// One call in `n` sleeps a millisecond; none when 0. It starts at 8.
@@ -416,6 +423,7 @@ impl State {
                 Kind::BitRot { device, path, offset } => strike.rot.push((device, path, offset)),
                 Kind::Act(act) => strike.acts.push(act),
             }
+            self.struck.push((fault.kind.clone(), call.clone()));
             false
         });
         strike

@@ -1,0 +1,283 @@
+//! Plans: what is to be moved, and all that goes wrong, as data. A seed makes one; proptest makes a failing one smaller; its text
+//! says it again.
+
+mod generate;
+mod run;
+mod shrink;
+
+use std::collections::BTreeSet;
+
+use realize::{digest::CHUNK_BYTES, model::RelPath};
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    generate::{plan_of, plans},
+    run::Verdict,
+    shrink::shrink,
+};
+use crate::{
+    fs::{Cache, Content, Off, Profile},
+    net::LinePlan,
+    world::{Body, FileAt},
+};
+
+/// A move and everything that goes wrong with it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Latencies, short reads, stalls, which sectors are torn.
+    pub seed: u64,
+    /// Which hosts take part.
+    pub scenario: Scenario,
+    /// What is to be moved.
+    pub files: Vec<FilePlan>,
+    /// What goes wrong.
+    pub steps: Vec<Step>,
+    /// What a power cut leaves.
+    pub profile: Profile,
+}
+
+/// Which hosts take part, and how they are connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Scenario {
+    /// One host, both ends on one disk.
+    OneDisk,
+    /// One host with two disks.
+    TwoDisks,
+    /// From a mover to a daemon, over TLS.
+    Send,
+    /// From a daemon to a mover, over TLS.
+    Fetch,
+}
+
+impl Scenario {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::OneDisk, Self::TwoDisks, Self::Send, Self::Fetch];
+
+    /// Whether there is a network.
+    pub fn is_remote(self) -> bool {
+        matches!(self, Self::Send | Self::Fetch)
+    }
+}
+
+/// One file, by the number of its name in [`NAMES`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilePlan {
+    /// Which name.
+    pub name: usize,
+    /// What the source has.
+    pub new: BodyPlan,
+    /// What the target has.
+    pub there: There,
+}
+
+/// What is in a file or link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BodyPlan {
+    /// So many bytes that begin with this one.
+    File(Size, u8),
+    /// A link whose text has this number.
+    Link(u8),
+}
+
+/// Sizes that take the mover's different ways; [`limits`](crate::world::limits) are small.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Size {
+    /// Nothing in it.
+    Empty,
+    /// Sent in a batch.
+    Small,
+    /// Sent by chunks, in one.
+    Large,
+    /// In two chunks, the first of them a hole.
+    Sparse,
+}
+
+/// What the target has of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum There {
+    /// Nothing.
+    Nothing,
+    /// The same.
+    Equal,
+    /// Something else.
+    Other(BodyPlan),
+    /// A partial: so many thousandths of it, right or wrong.
+    Partial(u16, bool),
+}
+
+/// One thing that goes wrong.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Step {
+    /// To a connection: the first of these to the first, and so on.
+    Line(LinePlan),
+    /// On a host's machine; of one host both ends are on the same.
+    Fault {
+        /// Which.
+        at_target: bool,
+        /// At which effect.
+        effect: u64,
+        /// What.
+        kind: FaultPlan,
+    },
+    /// Somebody else acts.
+    Act {
+        /// Before which effect on the machine of what is acted on.
+        effect: u64,
+        /// What they do.
+        act: Act,
+    },
+    /// A file system lacks something.
+    Lacks(Lack),
+}
+
+/// What goes wrong on a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FaultPlan {
+    /// The power goes; calls hang, or fail first.
+    PowerCut(Off),
+    /// The process is killed.
+    Kill,
+    /// The call fails.
+    Error(Errno),
+    /// A sync fails, once, and what it was to cover counts as clean.
+    SyncLost(Cache),
+    /// A write is lost by write-back; only the next sync says so.
+    WriteBackLost(Cache),
+    /// A write is short.
+    Short(u8),
+}
+
+/// Errors of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "each is the error of that name")]
+pub enum Errno {
+    Io,
+    NoSpace,
+    Quota,
+    Access,
+    Interrupted,
+}
+
+/// What somebody else does, each by one file of the plan (its place in the list, taken modulo).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Act {
+    /// Puts a new file in the place of a source, and syncs it.
+    ReplaceSource(usize, u8),
+    /// Writes to a source in place, and syncs it.
+    WriteSource(usize, u8),
+    /// Removes a source.
+    RemoveSource(usize),
+    /// Puts a file under the final name just before the move gives it one.
+    AppearAtTarget(usize, u8),
+}
+
+/// What a file system may lack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lack {
+    /// Renames that replace nothing, and that exchange.
+    Renames,
+    /// Leases at the source.
+    Leases,
+}
+
+/// Names of files: some in directories, some odd.
+pub const NAMES: [&[u8]; 10] = [
+    b"a",
+    b"b",
+    b"d/a",
+    b"d/e/c",
+    b"\xff\xfe",
+    b"d/.hidden",
+    b"new\nline",
+    b"other/deep/er/f",
+    // No suffix fits behind it.
+    b"LLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLL",
+    b"d/z",
+];
+
+impl Plan {
+    /// Its text, to be read back by [`parse`](Self::parse).
+    pub fn text(&self) -> String {
+        serde_json::to_string(self).expect("plain data")
+    }
+
+    /// The plan that `text` says.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        serde_json::from_str(text).map_err(|error| format!("not a plan: {error}"))
+    }
+
+    /// The files, each name once.
+    fn files(&self) -> Vec<FileAt> {
+        let mut seen = BTreeSet::new();
+        let files = self.files.iter().filter(|file| seen.insert(file.name % NAMES.len()));
+        files.map(FilePlan::file).collect()
+    }
+}
+
+impl FilePlan {
+    fn path(&self) -> RelPath {
+        RelPath::new(NAMES[self.name % NAMES.len()]).expect("written here")
+    }
+
+    fn file(&self) -> FileAt {
+        let new = self.new.body();
+        let (old, partial) = match self.there {
+            There::Nothing => (None, None),
+            There::Equal => (Some(new.clone()), None),
+            There::Other(other) => (Some(other.body()).filter(|other| same_kind(other, &new)), None),
+            There::Partial(thousandths, is_right) => (None, partial(&new, thousandths, is_right)),
+        };
+        FileAt {
+            path: self.path(),
+            new,
+            old,
+            partial,
+        }
+    }
+}
+
+/// What is of another kind stays, and the move does not converge.
+fn same_kind(one: &Body, other: &Body) -> bool {
+    matches!(one, Body::File(_)) == matches!(other, Body::File(_))
+}
+
+fn partial(new: &Body, thousandths: u16, is_right: bool) -> Option<Vec<u8>> {
+    let Body::File(content) = new else { return None };
+    let len = (content.size().min(2 * CHUNK_BYTES) * u64::from(thousandths.min(1000)) / 1000) as usize;
+    let mut bytes = content.to_vec();
+    bytes.truncate(len);
+    if !is_right {
+        bytes.iter_mut().step_by(1000).for_each(|byte| *byte ^= 0x55);
+    }
+    Some(bytes)
+}
+
+impl BodyPlan {
+    fn body(self) -> Body {
+        match self {
+            Self::Link(number) => Body::Link(format!("to/{number}").into()),
+            Self::File(size, first) => Body::File(content(size, first)),
+        }
+    }
+}
+
+fn content(size: Size, first: u8) -> Content {
+    let fill = |count: usize| -> Vec<u8> {
+        (0..count)
+            .map(|at| first.wrapping_add((at * 7 + at / 256) as u8))
+            .collect()
+    };
+    let mut content = Content::from(
+        &fill(match size {
+            Size::Empty => 0,
+            Size::Small => 10 + usize::from(first % 50),
+            Size::Large => 3000 + usize::from(first),
+            Size::Sparse => 0,
+        })[..],
+    );
+    if size == Size::Sparse {
+        content.set_len(CHUNK_BYTES + 5000);
+        content.write(CHUNK_BYTES + 4000, &fill(900));
+    }
+    content
+}

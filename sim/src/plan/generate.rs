@@ -1,0 +1,141 @@
+//! Plans by chance, from proptest, so that it knows how to make them smaller.
+
+use proptest::{
+    prelude::*,
+    sample::select,
+    strategy::ValueTree,
+    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
+};
+
+use super::{Act, BodyPlan, Errno, FaultPlan, FilePlan, Lack, NAMES, Plan, Scenario, Size, Step, There};
+use crate::{
+    fs::{Cache, Off, Profile},
+    net::{LinePlan, Trouble, Way, WireFault},
+};
+
+/// Effects of a move of a plan: most have fewer.
+const EFFECTS: u64 = 160;
+
+/// Bytes of a conversation, most are shorter.
+const BYTES: u64 = 9000;
+
+/// The plan of a seed, and how to make it smaller.
+pub fn plan_of(scenario: Scenario, seed: u64) -> Box<dyn ValueTree<Value = Plan>> {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8] = scenario as u8;
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    let tree = plans(scenario).new_tree(&mut runner);
+    Box::new(tree.expect("nothing is filtered"))
+}
+
+/// All plans of a scenario.
+pub fn plans(scenario: Scenario) -> impl Strategy<Value = Plan> {
+    let files = prop::collection::vec(file(), 1..7);
+    let steps = prop::collection::vec(step(scenario), 0..6);
+    let profile = select(&Profile::ALL[..]);
+    (any::<u64>().no_shrink(), files, steps, profile).prop_map(move |(seed, files, steps, profile)| Plan {
+        seed,
+        scenario,
+        files,
+        steps,
+        profile,
+    })
+}
+
+fn file() -> impl Strategy<Value = FilePlan> {
+    let there = prop_oneof![
+        3 => Just(There::Nothing),
+        1 => Just(There::Equal),
+        2 => body().prop_map(There::Other),
+        1 => (0..1001u16, any::<bool>()).prop_map(|(thousandths, is_right)| There::Partial(thousandths, is_right)),
+    ];
+    (0..NAMES.len(), body(), there).prop_map(|(name, new, there)| FilePlan { name, new, there })
+}
+
+fn body() -> impl Strategy<Value = BodyPlan> {
+    let size = prop_oneof![
+        6 => Just(Size::Small),
+        1 => Just(Size::Empty),
+        3 => Just(Size::Large),
+    ];
+    // Hashing a mebibyte takes as long as the rest of a small plan: rare.
+    let rare = prop_oneof![40 => size, 1 => Just(Size::Sparse)];
+    prop_oneof![
+        5 => (rare, any::<u8>()).prop_map(|(size, first)| BodyPlan::File(size, first)),
+        1 => (0..4u8).prop_map(BodyPlan::Link),
+    ]
+}
+
+fn step(scenario: Scenario) -> BoxedStrategy<Step> {
+    let fault = (any::<bool>(), 0..EFFECTS, fault(scenario)).prop_map(|(at_target, effect, kind)| Step::Fault {
+        at_target,
+        effect,
+        kind,
+    });
+    let act = (0..EFFECTS, act()).prop_map(|(effect, act)| Step::Act { effect, act });
+    let lack = select(&[Lack::Renames, Lack::Leases][..]).prop_map(Step::Lacks);
+    if scenario.is_remote() {
+        prop_oneof![4 => line().prop_map(Step::Line), 4 => fault, 1 => act, 1 => lack].boxed()
+    } else {
+        prop_oneof![6 => fault, 2 => act, 1 => lack].boxed()
+    }
+}
+
+fn fault(scenario: Scenario) -> impl Strategy<Value = FaultPlan> {
+    let cache = || select(&[Cache::Kept, Cache::Reverted][..]);
+    let errno = select(
+        &[
+            Errno::Io,
+            Errno::NoSpace,
+            Errno::Quota,
+            Errno::Access,
+            Errno::Interrupted,
+        ][..],
+    );
+    // Over a network a disk that fails before it is gone has the other side to talk to.
+    let off = if scenario.is_remote() {
+        Just(Off::Hang).boxed()
+    } else {
+        select(&[Off::Hang, Off::Fail][..]).boxed()
+    };
+    prop_oneof![
+        3 => off.prop_map(FaultPlan::PowerCut),
+        2 => Just(FaultPlan::Kill),
+        2 => errno.prop_map(FaultPlan::Error),
+        2 => cache().prop_map(FaultPlan::SyncLost),
+        1 => cache().prop_map(FaultPlan::WriteBackLost),
+        1 => any::<u8>().prop_map(FaultPlan::Short),
+    ]
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let (file, first) = (0..8usize, any::<u8>());
+    (0..4u8, file, first).prop_map(|(kind, file, first)| match kind {
+        0 => Act::ReplaceSource(file, first),
+        1 => Act::WriteSource(file, first),
+        2 => Act::RemoveSource(file),
+        _ => Act::AppearAtTarget(file, first),
+    })
+}
+
+fn line() -> impl Strategy<Value = LinePlan> {
+    let trouble = prop_oneof![
+        Just(Trouble::Reset),
+        Just(Trouble::Close),
+        Just(Trouble::Stall),
+        Just(Trouble::Swallow),
+        (0..8u8).prop_map(|bit| Trouble::Flip { bit }),
+    ];
+    let fault = (select(&[Way::Up, Way::Down][..]), 0..BYTES, trouble).prop_map(|(way, at, trouble)| WireFault {
+        way,
+        at,
+        trouble,
+    });
+    prop_oneof![
+        8 => prop::collection::vec(fault, 0..3).prop_map(LinePlan::Made),
+        1 => Just(LinePlan::Hangs),
+        1 => Just(LinePlan::Refused),
+    ]
+}

@@ -1,0 +1,371 @@
+//! Carries a plan out: at first things go wrong, then nothing does any more, and a last run must complete.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use realize::model::RelPath;
+
+use super::{Act, Errno, FaultPlan, Lack, NAMES, Plan, Scenario, Step};
+use crate::{
+    check::{Checker, Property, Violation},
+    fs::{self, At, Call, Disk, Fault, Kind, Machine, Moment, Off, Op, Refusals},
+    random::Random,
+    two_hosts::{Direction, TwoHosts},
+    world::{Body, SOURCE, TARGET, World, at_source, at_target, put},
+};
+
+/// What came of a plan.
+#[derive(Debug)]
+pub struct Verdict {
+    /// What was violated.
+    pub violations: Vec<Violation>,
+    /// What else was not as it must be.
+    pub problems: Vec<String>,
+    /// How many moments were checked.
+    pub checks: u64,
+    /// What struck, and which step of the move it met.
+    pub struck: Vec<(Kind, Call)>,
+    /// The hash of everything that happened.
+    pub trace: u64,
+    /// What happened, in virtual time.
+    pub log: Vec<String>,
+}
+
+impl Verdict {
+    /// Whether everything held.
+    pub fn is_good(&self) -> bool {
+        self.violations.is_empty() && self.problems.is_empty()
+    }
+
+    /// Which properties were violated, each once. What only did not complete violates the convergence.
+    pub fn properties(&self) -> Vec<Property> {
+        let mut properties: Vec<_> = self.violations.iter().map(|violation| violation.property).collect();
+        if !self.problems.is_empty() {
+            properties.push(Property::Convergence);
+        }
+        properties.sort_unstable();
+        properties.dedup();
+        properties
+    }
+}
+
+/// What somebody else has put under a final name since the program started.
+type Theirs = Arc<Mutex<Vec<(RelPath, Body)>>>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic under the lock fails the test anyway.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Plan {
+    /// Carries it out. With `is_told` all that happens is noted.
+    pub fn run(&self, is_told: bool) -> Verdict {
+        match self.scenario {
+            Scenario::OneDisk => self.run_on_one_host(true, is_told),
+            Scenario::TwoDisks => self.run_on_one_host(false, is_told),
+            Scenario::Send => self.run_on_two_hosts(Direction::Send),
+            Scenario::Fetch => self.run_on_two_hosts(Direction::Fetch),
+        }
+    }
+
+    fn run_on_two_hosts(&self, direction: Direction) -> Verdict {
+        let [source, target] = [0, 1].map(|nth| Machine::new(self.seed.wrapping_mul(2).wrapping_add(nth)));
+        let world = World::on(source.disk(SOURCE), target.disk(TARGET), self.files());
+        self.prepare(&world, &Theirs::default());
+        let mut plan = TwoHosts::new(world, direction, self.seed);
+        plan.profile = self.profile;
+        plan.renews_daemon = self.loses_syncs();
+        let lines = self.steps.iter().filter_map(|step| match step {
+            Step::Line(line) => Some(line.clone()),
+            _ => None,
+        });
+        plan.lines = lines.collect();
+        let outcome = plan.run();
+        let mut problems = outcome.left;
+        if !outcome.last.as_ref().is_some_and(crate::two_hosts::Ending::is_complete) {
+            problems.push(format!("the last run: {:?} {:?}", outcome.last, outcome.stays));
+        }
+        Verdict {
+            violations: outcome.violations,
+            problems,
+            checks: outcome.checks,
+            struck: [source.struck(), target.struck()].concat(),
+            trace: outcome.trace,
+            log: outcome.log,
+        }
+    }
+
+    fn run_on_one_host(&self, one_disk: bool, is_told: bool) -> Verdict {
+        let machine = Machine::new(self.seed);
+        let source = machine.disk(SOURCE);
+        let target = if one_disk { source.clone() } else { machine.disk(TARGET) };
+        let world = World::on(source, target, self.files());
+        let theirs = Theirs::default();
+        self.prepare(&world, &theirs);
+        let (checker, notes) = (Arc::new(Checker::default()), Arc::new(Mutex::new(Notes::default())));
+        watch(&world, &checker, &notes, is_told);
+        let went_off = Arc::new(Mutex::new(None));
+        machine.on_off({
+            let went_off = went_off.clone();
+            move |fault: &Fault| *lock(&went_off) = Some(matches!(fault.kind, Kind::PowerCut(_)))
+        });
+        let mut random = Random::new(self.seed ^ 0x6372_6173_6800);
+        let mut problems = Vec::new();
+        // Each fault strikes once, so that is as often as it can die.
+        for _ in 0..=self.steps.len() {
+            let ended = world.move_all();
+            lock(&notes).say(is_told, || format!("ended: {ended:?}"));
+            let off = lock(&went_off).take();
+            match off {
+                Some(true) => machine.crash(self.profile, &mut random),
+                Some(false) => machine.restart(),
+                None => {}
+            }
+            self.expect_theirs(&world, &theirs, &mut problems);
+            world.rebase();
+            if off.is_none() {
+                break;
+            }
+        }
+        machine.heal();
+        machine.restart();
+        lock(&notes).say(is_told, || "nothing goes wrong any more".into());
+        let last = world.move_all();
+        lock(&notes).say(is_told, || format!("ended: {last:?}"));
+        let is_complete = matches!(&last.result, Some(Ok(report)) if report.is_complete());
+        if is_complete {
+            checker.check_end(&world);
+            let again = world.move_all();
+            if !matches!(&again.result, Some(Ok(report)) if report.is_complete() && (report.copied, report.bytes_sent) == (0, 0))
+            {
+                problems.push(format!("one run more: {again:?}"));
+            }
+        } else {
+            problems.push(format!("the last run: {last:?}"));
+        }
+        let notes = std::mem::take(&mut *lock(&notes));
+        Verdict {
+            violations: checker.violations(),
+            problems,
+            checks: checker.checks(),
+            struck: machine.struck(),
+            trace: notes.hash,
+            log: notes.log,
+        }
+    }
+
+    /// What somebody put under a final name in the moment before the move did is still somewhere, until a new run finds it there.
+    fn expect_theirs(&self, world: &World, theirs: &Theirs, problems: &mut Vec<String>) {
+        let put_there = std::mem::take(&mut *lock(theirs));
+        // Documented: where these are missing there is a gap.
+        if put_there.is_empty() || self.lacks(Lack::Renames) {
+            return;
+        }
+        let nodes = world.target.nodes();
+        for (path, body) in put_there {
+            if !nodes.values().any(|node| crate::world::is(node, &body)) {
+                problems.push(format!("what somebody put at {path} is gone"));
+            }
+        }
+    }
+
+    fn lacks(&self, lack: Lack) -> bool {
+        self.steps.contains(&Step::Lacks(lack))
+    }
+
+    fn loses_syncs(&self) -> bool {
+        let loses = |step: &Step| {
+            let Step::Fault { kind, .. } = step else { return false };
+            matches!(kind, FaultPlan::SyncLost(_) | FaultPlan::WriteBackLost(_))
+        };
+        self.steps.iter().any(loses)
+    }
+
+    /// Sets up what goes wrong on the machines.
+    fn prepare(&self, world: &World, theirs: &Theirs) {
+        if self.loses_syncs() {
+            // What somebody else left unsynced, and a disk then loses, is not the move's to answer for.
+            world.target.settle();
+        }
+        for disk in [&world.source, &world.target] {
+            let renames = self.lacks(Lack::Renames).then_some(rustix::io::Errno::INVAL);
+            disk.refuse(Refusals {
+                no_replace: renames,
+                exchange: renames,
+                lease: self.lacks(Lack::Leases).then_some(rustix::io::Errno::INVAL),
+                ..Refusals::default()
+            });
+        }
+        for step in &self.steps {
+            match step {
+                Step::Line(_) | Step::Lacks(_) => {}
+                Step::Fault {
+                    at_target,
+                    effect,
+                    kind,
+                } => {
+                    let disk = if *at_target { &world.target } else { &world.source };
+                    disk.machine().inject(kind.fault(*effect));
+                }
+                Step::Act { effect, act } => self.inject(world, *effect, *act, theirs),
+            }
+        }
+    }
+
+    fn inject(&self, world: &World, effect: u64, act: Act, theirs: &Theirs) {
+        let (nth, first, at_target_disk) = match act {
+            Act::ReplaceSource(nth, first) | Act::WriteSource(nth, first) => (nth, first, false),
+            Act::RemoveSource(nth) => (nth, 0, false),
+            Act::AppearAtTarget(nth, first) => (nth, first, true),
+        };
+        let Some(file) = self.files.get(nth % self.files.len().max(1)) else {
+            return;
+        };
+        // Without leases a writer that comes between the last look and the deletion is not seen: documented.
+        if matches!(act, Act::WriteSource(..)) && self.lacks(Lack::Leases) {
+            return;
+        }
+        let path = RelPath::new(NAMES[file.name % NAMES.len()]).expect("written here");
+        let (disk, at) = match at_target_disk {
+            false => (&world.source, At::Effect(effect)),
+            true => {
+                let (op, path, nth) = (Op::Rename, Some(at_target(&path)), 0);
+                (&world.target, At::Call { op, path, nth })
+            }
+        };
+        let (world, theirs) = (world.clone(), theirs.clone());
+        let act = move |_: &Machine| somebody_acts(&world, &path, act, first, &theirs);
+        disk.machine().inject(Fault {
+            at,
+            kind: Kind::Act(fs::Act(Arc::new(act))),
+        });
+    }
+}
+
+/// What they do is on the disk when they have done it.
+fn somebody_acts(world: &World, path: &RelPath, act: Act, first: u8, theirs: &Theirs) {
+    let mut truths = world.truth();
+    let Some(truth) = truths.get_mut(path) else { return };
+    let there = at_source(path);
+    let text = format!("somebody's {first}");
+    let now = |disk: &Disk| Body::File(disk.content(there.as_bytes()).expect("it is there"));
+    match act {
+        Act::AppearAtTarget(..) => {
+            let (disk, there) = (&world.target, at_target(path));
+            let body = Body::File(text.as_bytes().into());
+            let put = match disk.node(&there) {
+                None => put(disk, &there, &body),
+                Some(_) => disk.replace(there.as_bytes(), text),
+            };
+            if put.and_then(|()| disk.sync(there.as_bytes())).is_ok() {
+                truth.theirs.push(body.clone());
+                let mut theirs = lock(theirs);
+                // Whoever comes last replaces what the one before put there.
+                theirs.retain(|(known, _)| known != path);
+                theirs.push((path.clone(), body));
+            }
+        }
+        // Nothing is made where there is no source any more.
+        _ if world.source.node(&there).is_none() => {}
+        Act::RemoveSource(_) => {
+            if world.source.remove(there.as_bytes()).is_ok() {
+                truth.is_removed = true;
+            }
+        }
+        Act::ReplaceSource(..) => {
+            if world.source.replace(there.as_bytes(), text).is_ok() {
+                let new = now(&world.source);
+                truth.before.push(std::mem::replace(&mut truth.new, new));
+                world.source.sync(there.as_bytes()).expect("it is there");
+            }
+        }
+        Act::WriteSource(..) => {
+            if matches!(truth.new, Body::File(_)) && world.source.write_at(there.as_bytes(), 0, text.as_bytes()).is_ok()
+            {
+                let new = now(&world.source);
+                truth.before.push(std::mem::replace(&mut truth.new, new));
+                world.source.sync(there.as_bytes()).expect("it is there");
+            }
+        }
+    }
+}
+
+impl FaultPlan {
+    fn fault(self, effect: u64) -> Fault {
+        let call = |op, nth| At::Call { op, path: None, nth };
+        let io = rustix::io::Errno::IO;
+        let (at, kind) = match self {
+            Self::PowerCut(off) => (At::Effect(effect), Kind::PowerCut(off)),
+            Self::Kill => (At::Effect(effect), Kind::Kill(Off::Hang)),
+            // Only what waits is interrupted.
+            Self::Error(Errno::Interrupted) => (call(Op::Write, effect % 16), Kind::Error(rustix::io::Errno::INTR)),
+            Self::Error(errno) => (At::Effect(effect), Kind::Error(errno.number())),
+            Self::SyncLost(cache) => {
+                let op = if effect.is_multiple_of(2) {
+                    Op::FileSync
+                } else {
+                    Op::DirSync
+                };
+                (call(op, effect / 2 % 16), Kind::SyncLost(io, cache))
+            }
+            Self::WriteBackLost(cache) => (call(Op::Write, effect % 16), Kind::WriteBackLost(io, cache)),
+            Self::Short(bytes) => (call(Op::Write, effect % 16), Kind::Short(usize::from(bytes))),
+        };
+        Fault { at, kind }
+    }
+}
+
+impl Errno {
+    fn number(self) -> rustix::io::Errno {
+        use rustix::io::Errno as Number;
+        match self {
+            Self::Io => Number::IO,
+            Self::NoSpace => Number::NOSPC,
+            Self::Quota => Number::DQUOT,
+            Self::Access => Number::ACCESS,
+            Self::Interrupted => Number::INTR,
+        }
+    }
+}
+
+/// What happened on one host.
+#[derive(Default)]
+struct Notes {
+    hash: u64,
+    log: Vec<String>,
+}
+
+impl Notes {
+    fn say(&mut self, is_told: bool, text: impl FnOnce() -> String) {
+        if is_told {
+            self.log.push(text());
+        }
+    }
+}
+
+/// Checks the law at every effect, and hashes it.
+fn watch(world: &World, checker: &Arc<Checker>, notes: &Arc<Mutex<Notes>>, is_told: bool) {
+    let (watched, checker, notes) = (world.clone(), checker.clone(), notes.clone());
+    world.machine.watch(move |moment, call| {
+        if moment == Moment::After {
+            let mut notes = lock(&notes);
+            notes.hash = trace(notes.hash, call);
+            notes.say(is_told, || {
+                format!("effect {}: {:?} {:?} -> {:?}", call.index, call.op, call.path, call.to)
+            });
+        }
+        checker.check(&watched, moment, call);
+    });
+}
+
+/// FNV-1a over what tells one call from another.
+fn trace(hash: u64, call: &Call) -> u64 {
+    let paths = [&call.path, &call.to]
+        .into_iter()
+        .flatten()
+        .flat_map(|path| path.as_bytes());
+    let numbers = [call.index, call.device, call.op as u64];
+    let bytes = numbers.into_iter().flat_map(u64::to_le_bytes).chain(paths.copied());
+    bytes.fold(hash, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
