@@ -83,6 +83,9 @@ pub enum Lock {
     Exclusive,
 }
 
+/// One run of a kernel.
+pub type BootId = [u8; 16];
+
 /// A job did not end: it panicked, or the program is going down.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("a file system job panicked or was stopped")]
@@ -94,6 +97,9 @@ pub trait Fs: Clone + Send + Sync + 'static {
     type Dir: Dir<File = Self::File>;
     /// Its files.
     type File: File;
+
+    /// Tells one run of the kernel from the next: what a cache may hide is gone after that.
+    fn boot(&self) -> BootId;
 
     /// Opens the directory at `path` of the host, symbolic links followed. `ENOTDIR` when it is
     /// something else.

@@ -69,7 +69,7 @@ impl<F: Fs, C: Clock> Roots<F, C> {
         let root = root.map_err(std::io::Error::other)??;
         let served = Served {
             path: path.to_owned(),
-            store: Store::new(root, self.limits.clone(), accept_unsynced),
+            store: Store::new(root, self.limits.clone(), accept_unsynced, self.fs.boot()),
         };
         self.served.insert(name.into(), served);
         Ok(())

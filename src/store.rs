@@ -33,7 +33,7 @@ pub use self::{
     source::{Source, SourceFile},
 };
 use crate::{
-    fs::{Dir, File, Fs, Lock, Metadata},
+    fs::{BootId, Dir, File, Fs, Lock, Metadata},
     limits::Limits,
     model::{Entry, Kind, Name, RelPath, Timestamp},
     planted::{Bug, planted},
@@ -68,6 +68,7 @@ struct Inner<F: Fs> {
     root: F::Dir,
     limits: Limits,
     accept_unsynced: bool,
+    boot: BootId,
     /// The first sync that failed; set once and for all.
     failed_sync: Arc<OnceLock<String>>,
     /// Directories whose own names are durable, with device and inode.
@@ -90,14 +91,15 @@ pub struct Claimed<F: Fs> {
 
 impl<F: Fs> Store<F> {
     /// The store of the directory `root`. With `accept_unsynced` a file system that can't sync
-    /// directories is taken as it is.
-    pub fn new(root: F::Dir, limits: Limits, accept_unsynced: bool) -> Self {
+    /// directories is taken as it is. `boot` is the run of the kernel.
+    pub fn new(root: F::Dir, limits: Limits, accept_unsynced: bool, boot: BootId) -> Self {
         let synced = Mutex::default();
         Self {
             inner: Arc::new(Inner {
                 root,
                 limits,
                 accept_unsynced,
+                boot,
                 failed_sync: Arc::default(),
                 synced,
                 ignores_case: AtomicBool::new(false),
@@ -135,6 +137,7 @@ impl<F: Fs> Store<F> {
             self.open_dir(path).await?,
             self.inner.limits.clone(),
             self.inner.accept_unsynced,
+            self.inner.boot,
         );
         let Ok(mut inner) = Arc::try_unwrap(store.inner) else {
             return Err(ServiceError::Internal);
@@ -365,7 +368,14 @@ impl<F: Fs> Store<F> {
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) && self.inner.accept_unsynced => {
                 Ok(())
             }
-            Err(error) => Err(self.sync_failed("sync the directory", &error)),
+            // The file system can't, and says so at the first of them.
+            Err(error) if is_any(&error, &[Errno::INVAL]) => Err(ServiceError::io("sync the directory", &error)),
+            Err(error) => {
+                // Names in it may be missing on the disk without a word to a later process that syncs it again: so that is told until the
+                // kernel starts anew. What can't be marked is most likely not written to any more.
+                dir.create(&names::unsynced(&self.inner.boot)).await.ok();
+                Err(self.sync_failed("sync the directory", &error))
+            }
         }
     }
 

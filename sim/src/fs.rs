@@ -17,7 +17,7 @@
 use std::{future::Future, io, path::Path, sync::Arc};
 
 use realize::{
-    fs::{Dir, File, Fs, JobLost, Lock, Metadata, Place, Rename},
+    fs::{BootId, Dir, File, Fs, JobLost, Lock, Metadata, Place, Rename},
     model::{Name, RelPath, Timestamp, Uncarried},
 };
 use rustix::io::Errno;
@@ -102,6 +102,10 @@ impl SimFs {
 impl Fs for SimFs {
     type Dir = SimDir;
     type File = SimFile;
+
+    fn boot(&self) -> BootId {
+        u128::from(self.disk.machine().boots()).to_be_bytes()
+    }
 
     async fn open_root(&self, path: &Path) -> io::Result<SimDir> {
         let path = path.as_os_str().as_encoded_bytes();

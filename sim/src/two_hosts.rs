@@ -131,8 +131,8 @@ pub struct TwoHosts {
     /// Whether the mover starts anew when it has died, and runs once more in the end. Otherwise only what is left of it is looked
     /// at, once the daemon has given it up.
     pub comes_back: bool,
-    /// Whether the daemon is started anew before the last run: one that saw a sync fail confirms nothing any more.
-    pub renews_daemon: bool,
+    /// Whether both hosts are started anew before the last run: where a sync has failed nothing is confirmed before that.
+    pub reboots: bool,
     /// Sizes and counts of both sides.
     pub limits: Limits,
 }
@@ -591,7 +591,7 @@ impl TwoHosts {
             daemon_faults: Vec::new(),
             profile: Profile::PosixWorst,
             comes_back: true,
-            renews_daemon: false,
+            reboots: false,
             limits: crate::world::limits(),
         }
     }
@@ -650,7 +650,7 @@ impl TwoHosts {
             comes_back: self.comes_back,
             unpowered: Arc::default(),
         };
-        let disks = [mover_disk, daemon_disk.clone()];
+        let disks = [mover_disk, daemon_disk];
         driver.watch();
         let faults = [(MOVER, self.mover_faults), (DAEMON, self.daemon_faults)];
         for (disk, (host, faults)) in disks.iter().zip(faults) {
@@ -676,9 +676,11 @@ impl TwoHosts {
         disks.iter().for_each(|disk| {
             disk.machine().heal();
         });
-        if self.renews_daemon {
+        if self.reboots {
+            driver.sim.crash(MOVER);
             driver.sim.crash(DAEMON);
-            daemon_disk.machine().restart();
+            disks.iter().for_each(|disk| disk.machine().reboot());
+            driver.world.rebase();
             driver.sim.bounce(DAEMON);
         }
         // Whoever still waits for a lost connection finds out.

@@ -12,7 +12,7 @@ use std::{
 use realize::{
     algo::{Event, Failure, MoveError, MoveOptions, MoveReport, ServiceStub, Source, Target, move_files},
     digest::CHUNK_BYTES,
-    fs::{Fs, JobLost},
+    fs::{BootId, Fs, JobLost},
     limits::Limits,
     model::RelPath,
     server::{RealizeServer, Roots},
@@ -249,6 +249,13 @@ impl World {
         self.truth.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a sync of a directory has failed at the target: what it lost shows after a reboot, and nothing goes on before.
+    pub fn is_doubtful(&self) -> bool {
+        let nodes = self.target.nodes();
+        let mut names = nodes.keys().filter_map(|path| Some(path.split()?.1));
+        names.any(|name| names::classify(&name) == names::NameKind::Unsynced)
+    }
+
     /// What the target has now counts as what it had before too: a crash may have torn what somebody left unsynced.
     pub fn rebase(&self) {
         let nodes = self.target.nodes();
@@ -411,6 +418,10 @@ pub struct Disks {
 impl Fs for Disks {
     type Dir = SimDir;
     type File = SimFile;
+
+    fn boot(&self) -> BootId {
+        self.source.boot()
+    }
 
     async fn open_root(&self, path: &Path) -> io::Result<SimDir> {
         let disk = if path.starts_with("/target") {

@@ -13,7 +13,7 @@ use std::{
     io,
     os::fd::BorrowedFd,
     path::Path,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{Arc, LazyLock, atomic::AtomicBool},
 };
 
 use futures::FutureExt;
@@ -23,7 +23,7 @@ use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 
-use super::{Fs, JobLost, Lock, Metadata};
+use super::{BootId, Fs, JobLost, Lock, Metadata};
 use crate::model::{Kind, Timestamp, Version};
 
 mod dir;
@@ -60,6 +60,16 @@ impl OsFs {
 impl Fs for OsFs {
     type Dir = OsDir;
     type File = OsFile;
+
+    fn boot(&self) -> BootId {
+        static BOOT: LazyLock<BootId> = LazyLock::new(|| {
+            let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+            let number = u128::from_str_radix(&text.trim().replace('-', ""), 16);
+            // Where it can't be told, all runs of the kernel count as one.
+            number.unwrap_or_default().to_be_bytes()
+        });
+        *BOOT
+    }
 
     async fn open_root(&self, path: &Path) -> io::Result<OsDir> {
         let fd = openat(CWD, path, dir::OPEN_DIR, Mode::empty())?;

@@ -10,7 +10,7 @@ use super::{
     source::{Care, move_unless_there, sync_names},
 };
 use crate::{
-    fs::{Dir, File, Fs, Lock},
+    fs::{BootId, Dir, File, Fs, Lock},
     model::{Kind, Name, RelPath},
     service::{Answer, Cursor, Page, ServiceError},
 };
@@ -19,6 +19,7 @@ use crate::{
 pub struct Walk<F: Fs> {
     levels: Vec<Level<F>>,
     restore: bool,
+    boot: BootId,
     /// Where it stands; `None` before the first entry.
     at: Option<Cursor>,
 }
@@ -37,6 +38,7 @@ impl<F: Fs> Walk<F> {
         let mut walk = Walk {
             levels: Vec::new(),
             restore,
+            boot: store.inner.boot,
             at: from.cloned(),
         };
         let root = store.inner.root.clone();
@@ -140,7 +142,11 @@ impl<F: Fs> Walk<F> {
                     Err(error) => report_leftover(&path, name, &error, page),
                 },
                 NameKind::GoneDir if self.restore => restore_long_names(&dir, &path, &name, &mut plain, page).await?,
-                NameKind::Partial | NameKind::Swap(_) | NameKind::Gone(_) | NameKind::GoneDir => {
+                // Of an earlier run of the kernel: it has said what it had to say.
+                NameKind::Unsynced if self.restore && name != names::unsynced(&self.boot) => {
+                    super::ignore_missing(dir.unlink(&name).await)?;
+                }
+                NameKind::Partial | NameKind::Swap(_) | NameKind::Gone(_) | NameKind::GoneDir | NameKind::Unsynced => {
                     if let Ok(path) = path.join(&name) {
                         reserved.push(path);
                     }

@@ -8,10 +8,12 @@
 //! | `.NAME.realize-gone` | source | a file about to be deleted |
 //! | `.realize-gone/NAME` | source | the same, where NAME is too long for the suffix |
 //! | `.realize-token.RUN.END` | either root | the mark of a run |
+//! | `.realize-unsynced.BOOT` | target | a sync of this directory has failed since the kernel started |
 //!
 //! Where NAME is too long for a suffix, the first three have a hash in its place.
 
 use crate::{
+    fs::BootId,
     model::{NAME_BYTES_MAX, Name, Version},
     service::RunId,
 };
@@ -21,6 +23,7 @@ const LINK: &[u8] = b".realize-link";
 const SWAP: &[u8] = b".realize-swap-";
 const GONE: &[u8] = b".realize-gone";
 const TOKEN: &[u8] = b".realize-token.";
+const UNSYNCED: &[u8] = b".realize-unsynced.";
 
 /// Length in bytes of what follows [`SWAP`].
 const VERSION_BYTES: usize = 16;
@@ -40,6 +43,8 @@ pub enum NameKind {
     GoneDir,
     /// The mark of a run.
     Token,
+    /// Names of the directory may not be on the disk.
+    Unsynced,
 }
 
 /// What the name of a swapped file tells.
@@ -68,6 +73,9 @@ pub fn classify(name: &Name) -> NameKind {
     }
     if bytes.strip_prefix(TOKEN).is_some_and(is_run_and_end) {
         return NameKind::Token;
+    }
+    if bytes.strip_prefix(UNSYNCED).is_some_and(is_hex_number) {
+        return NameKind::Unsynced;
     }
     let Some(inner) = bytes.strip_prefix(b".") else {
         return NameKind::Plain;
@@ -133,6 +141,11 @@ pub fn token(run: RunId, at_source: bool) -> Name {
     valid([TOKEN, format!("{run}.{end}").as_bytes()].concat())
 }
 
+/// Tells that a sync of the directory it is in has failed in this run of the kernel.
+pub fn unsynced(boot: &BootId) -> Name {
+    valid([UNSYNCED, format!("{:032x}", u128::from_be_bytes(*boot)).as_bytes()].concat())
+}
+
 /// Sixteen characters for what of a file or link survives a rename and a reboot.
 pub type Tag = [u8; VERSION_BYTES];
 
@@ -166,7 +179,12 @@ fn tag(hasher: &blake3::Hasher) -> Tag {
 /// Whether `rest` of a token's name is what [`token`] makes: anything else is a user's file.
 fn is_run_and_end(rest: &[u8]) -> bool {
     let run = rest.strip_suffix(b".source").or(rest.strip_suffix(b".target"));
-    run.is_some_and(|run| run.len() == 32 && run.iter().all(u8::is_ascii_hexdigit))
+    run.is_some_and(is_hex_number)
+}
+
+/// Whether `text` is sixteen bytes as they are written in names.
+fn is_hex_number(text: &[u8]) -> bool {
+    text.len() == 32 && text.iter().all(u8::is_ascii_hexdigit)
 }
 
 const HASHED: &[u8] = b"realize-long-";
@@ -243,6 +261,7 @@ mod tests {
         }
         assert_eq!(classify(&token(RunId([1; 16]), true)), NameKind::Token);
         assert_eq!(classify(&gone_dir()), NameKind::GoneDir);
+        assert_eq!(classify(&unsynced(&[7; 16])), NameKind::Unsynced);
     }
 
     #[test]

@@ -37,6 +37,7 @@ impl<F: Fs> Store<F> {
             match names::classify(&name) {
                 NameKind::Token => swept.tokens.push(name),
                 NameKind::Partial => swept.partials += 1,
+                NameKind::Unsynced => self.heed_unsynced(&dir, path, &name).await?,
                 NameKind::Swap(swap) => match self.resolve_swap(&dir, &name, &swap).await {
                     // It may have become one.
                     Ok(true) => swept.partials += 1,
@@ -51,6 +52,23 @@ impl<F: Fs> Store<F> {
             names.truncate(NAMES_MAX);
         }
         Ok(swept)
+    }
+
+    /// Nothing more is confirmed on this root when a sync of the directory has failed since the kernel started: what this process syncs
+    /// again may be missing on the disk all the same.
+    async fn heed_unsynced(&self, dir: &F::Dir, path: &RelPath, mark: &Name) -> Answer<()> {
+        if *mark != names::unsynced(&self.inner.boot) {
+            // What was missing is seen to be missing by now.
+            return ignore_missing(dir.unlink(mark).await).map_err(|e| ServiceError::io("remove", &e));
+        }
+        let mark = path.join(mark).unwrap_or_default();
+        let text = format!(
+            "in an earlier run, so what is seen there may not be on the disk: unmount and mount that file system again, or reboot, and then \
+             remove {mark}"
+        );
+        // Only the first failure is kept.
+        let _first = self.inner.failed_sync.get_or_init(|| text);
+        self.ensure_safe()
     }
 
     /// Puts right what a crash left of a replacement. False when the file may be somebody's and is left alone.

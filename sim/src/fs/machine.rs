@@ -52,6 +52,7 @@ pub(super) struct State {
     log: Option<Vec<Call>>,
     faults: Vec<(Fault, u64)>,
     struck: Vec<(Kind, Call)>,
+    boots: u64,
     off: Option<Off>,
     /// How calls of dead handles behave.
     dead: Off,
@@ -101,6 +102,7 @@ impl Machine {
             log: None,
             faults: Vec::new(),
             struck: Vec::new(),
+            boots: 1,
             off: None,
             dead: Off::Fail,
             power: watch::Sender::new(true),
@@ -140,6 +142,17 @@ impl Machine {
             .into_iter()
             .map(|(fault, _)| fault)
             .collect()
+    }
+
+    /// How often it was started: more after each [`crash`](Self::crash).
+    pub fn boots(&self) -> u64 {
+        self.lock().boots
+    }
+
+    /// Nothing is lost but what a failed sync has lost already: all else is written back, and the machine starts anew.
+    pub fn reboot(&self) {
+        self.disks().iter().for_each(Disk::write_back);
+        self.crash(Profile::Ordered, &mut Random::new(0));
     }
 
     /// The faults that have struck, and which calls they met.
@@ -194,6 +207,7 @@ impl Machine {
             let image = tree.crash_image(profile, random);
             tree.reset(image.inodes, image.names);
         }
+        state.boots += 1;
         state.switch_on();
     }
 

@@ -73,7 +73,16 @@ impl Plan {
         self.prepare(&world, &Theirs::default());
         let mut plan = TwoHosts::new(world, direction, self.seed);
         plan.profile = self.profile;
-        plan.renews_daemon = self.loses_syncs();
+        let fails = |step: &Step| {
+            matches!(
+                step,
+                Step::Fault {
+                    kind: FaultPlan::Error(_),
+                    ..
+                }
+            )
+        };
+        plan.reboots = self.loses_syncs() || self.steps.iter().any(fails);
         let lines = self.steps.iter().filter_map(|step| match step {
             Step::Line(line) => Some(line.clone()),
             _ => None,
@@ -128,6 +137,11 @@ impl Plan {
         }
         machine.heal();
         machine.restart();
+        if self.loses_syncs() || world.is_doubtful() {
+            // As the error says: what a failed sync has lost shows then.
+            machine.reboot();
+            world.rebase();
+        }
         lock(&notes).say(is_told, || "nothing goes wrong any more".into());
         let last = world.move_all();
         lock(&notes).say(is_told, || format!("ended: {last:?}"));
@@ -245,6 +259,10 @@ impl Plan {
 fn somebody_acts(world: &World, path: &RelPath, act: Act, first: u8, theirs: &Theirs) {
     let mut truths = world.truth();
     let Some(truth) = truths.get_mut(path) else { return };
+    // What is of another kind than what is there stays, as it should, and the move does not converge.
+    if matches!(truth.new, Body::Link(_)) {
+        return;
+    }
     let there = at_source(path);
     let text = format!("somebody's {first}");
     let now = |disk: &Disk| Body::File(disk.content(there.as_bytes()).expect("it is there"));
