@@ -25,7 +25,7 @@ use std::{
 };
 
 use tarpc::client::stub::Stub;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 
 pub use self::report::{Event, Failure, How, MoveError, MoveReport, Side, Stop, Why, is_unanswered};
 use self::{
@@ -129,7 +129,9 @@ struct Shared<'a, S, T> {
     /// How many large files are being sent: they share the window.
     sending: Cell<u64>,
     /// Whether directories are being made at the target.
-    making: watch::Sender<bool>,
+    making: Cell<bool>,
+    /// Told when they are made. (Not a `watch` channel: that wakes who waits in an order by chance.)
+    made: Notify,
     /// Those that could not be made.
     unmade: RefCell<BTreeSet<RelPath>>,
 }
@@ -178,7 +180,8 @@ impl<'a, S, T> Shared<'a, S, T> {
             notices,
             window,
             sending: Cell::new(0),
-            making: watch::Sender::new(false),
+            making: Cell::new(false),
+            made: Notify::new(),
             unmade: RefCell::default(),
         }
     }

@@ -300,7 +300,7 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
                 if let Ok(refused) = Encoded::new(ToClient::Refused { why: why.clone() }) {
                     refused.write(&mut writing).await.map_err(TlsError::Io)?;
                 }
-                Err(TlsError::Protocol(why))
+                Err(TlsError::Io(io::Error::other(why)))
             }
         }
     }

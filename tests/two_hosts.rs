@@ -301,7 +301,7 @@ fn each_right_is_asked_for_at_each_call() {
         // Only what is to be replaced is not known beforehand.
         let is_before = !rights.contains("write\", ");
         let section = format!("in the section with the key {}", hosts.public("mover"));
-        for text in ["nas::a: ", &section, "this takes: rights.\"a\" = ["] {
+        for text in ["nas::a: ", &section, "add to rights.\"a\" what is missing of ["] {
             assert_eq!(
                 outcome.stderr().contains(text),
                 is_before,

@@ -115,12 +115,22 @@ impl Checker {
             if !truth.is_removed && !target.get(&there).is_some_and(|node| is(node, &truth.new)) {
                 self.violated(Property::Convergence, path, &at_end);
             }
+            if let (true, Some((dir, name))) = (truth.is_removed, there.split()) {
+                // Nobody comes to continue it: it goes after a week.
+                expected.extend(dir.join(&names::partial(&name)));
+            }
             expected.extend(std::iter::successors(Some(there), RelPath::parent));
         }
+        // What was swapped out while somebody put theirs there may be theirs: it is left to them.
+        let has_theirs = world.truth().values().any(|truth| !truth.theirs.is_empty());
+        let may_be_theirs = |path: &RelPath| {
+            let is_swap = |name| matches!(names::classify(&name), names::NameKind::Swap(_));
+            has_theirs && path.split().is_some_and(|(_, name)| is_swap(name))
+        };
         for path in target
             .keys()
             .chain(source.keys())
-            .filter(|path| !expected.contains(path))
+            .filter(|path| !expected.contains(path) && !may_be_theirs(path))
         {
             if path.is_within(&known("target")) || path.is_within(&known("source")) {
                 self.violated(Property::Convergence, path, &at_end);

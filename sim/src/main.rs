@@ -37,6 +37,14 @@ enum Command {
         #[arg(long, default_value_t = 2)]
         jobs: u64,
     },
+    /// Tells the plan of a seed
+    Show {
+        /// Which seed
+        seed: u64,
+        /// Which scenario
+        #[arg(long, value_parser = scenario)]
+        scenario: Scenario,
+    },
     /// Runs one plan, and tells all that happens
     Replay {
         /// As a failure prints it
@@ -96,6 +104,10 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
         },
+        Command::Show { seed, scenario } => {
+            println!("{}", plan_of(scenario, seed).current().text());
+            ExitCode::SUCCESS
+        }
         Command::Trace { seeds, scenario } => {
             for seed in seeds {
                 println!("{seed} {:016x}", plan_of(scenario, seed).current().run(false).trace);
@@ -115,8 +127,12 @@ fn replay(plan: &Plan) -> ExitCode {
 }
 
 fn tell(verdict: &Verdict) {
-    for violation in &verdict.violations {
+    const TOLD: usize = 4;
+    for violation in verdict.violations.iter().take(TOLD) {
         println!("violated: {violation:?}");
+    }
+    if verdict.violations.len() > TOLD {
+        println!("and {} times more", verdict.violations.len() - TOLD);
     }
     for problem in &verdict.problems {
         println!("problem: {problem}");

@@ -42,13 +42,16 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
                 self.unmade.borrow_mut().insert(path);
             }
         }
-        self.making.send_replace(false);
+        self.making.set(false);
+        self.made.notify_waiters();
     }
 
     /// Waits until the directories being made are there, or known to fail.
     pub(super) async fn dirs_made(&self) {
         // The other end is in `self`: it is never closed.
-        self.making.subscribe().wait_for(|making| !making).await.ok();
+        while self.making.get() {
+            self.made.notified().await;
+        }
     }
 
     /// Whether `path` is in a directory of the target that could not be made.

@@ -239,11 +239,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         if files.is_empty() {
             return Ok(Vec::new());
         }
-        let kept = if *self.making.borrow() {
-            files.clone()
-        } else {
-            Vec::new()
-        };
+        let kept = if self.making.get() { files.clone() } else { Vec::new() };
         let mut put = flat(self.target.service.put(calls::context(), dir.clone(), files.into())).await?;
         self.dirs_made().await;
         let is_early = |(file, put): &(NewFile, &mut Answer<()>)| {

@@ -191,7 +191,7 @@ impl<'a, S: ServiceStub, T: ServiceStub> Work<'a, S, T> {
 
     /// Begins to make directories at the target. Files may be sent right behind them.
     pub fn begin_make_dirs(&mut self, dirs: Vec<DirMeta>) {
-        self.shared.making.send_replace(true);
+        self.shared.making.set(true);
         let shared = self.shared.clone();
         let task = async move {
             shared.make_dirs(dirs).await;

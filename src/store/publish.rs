@@ -137,6 +137,8 @@ impl<F: Fs> Store<F> {
         dir.rename(&swap, dir, name, Rename::Exchange)
             .await
             .map_err(|_| ServiceError::Leftover(swap.clone()))?;
+        // Before ours is written to again: a crash could leave the first exchange alone.
+        self.sync_one(dir).await?;
         if !is_ours(dir, &swap, ours).await? {
             // Somebody was quicker once more. Which of theirs is the newer only they know: both stay.
             return Err(ServiceError::Leftover(swap.clone()));

@@ -53,6 +53,7 @@ pub(super) struct State {
     faults: Vec<(Fault, u64)>,
     struck: Vec<(Kind, Call)>,
     boots: u64,
+    is_untold: bool,
     off: Option<Off>,
     /// How calls of dead handles behave.
     dead: Off,
@@ -103,6 +104,7 @@ impl Machine {
             faults: Vec::new(),
             struck: Vec::new(),
             boots: 1,
+            is_untold: false,
             off: None,
             dead: Off::Fail,
             power: watch::Sender::new(true),
@@ -440,6 +442,23 @@ impl State {
             self.struck.push((fault.kind.clone(), call.clone()));
             false
         });
+        // A process that is killed before it could tell of a failed sync of a directory has nobody to tell it: documented, and left out.
+        self.is_untold |= strike.sync_lost.is_some() && call.op == Op::DirSync;
+        if self.is_untold
+            && matches!(
+                &strike.off,
+                Some((
+                    Fault {
+                        kind: Kind::Kill(_),
+                        ..
+                    },
+                    _
+                ))
+            )
+        {
+            strike.off = None;
+        }
+        self.is_untold &= call.op != Op::Create;
         strike
     }
 }

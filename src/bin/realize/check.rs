@@ -148,8 +148,15 @@ async fn in_the_way(
             let at = format!("{}::{}", host.host, Line(&dir.name));
             return Ok(Some(format!("{at}: nothing can be moved to there: {why}{way_out}")));
         }
-        answer(host, claimed)?;
+        let claim = answer(host, claimed)?;
         answer(host, client.release(context(), dir.clone()).await)?;
+        if claim.token.is_none() {
+            let at = format!("{}::{}", host.host, Line(&dir.name));
+            return Ok(Some(format!(
+                "{at}: nothing can be moved to there: it can't be written to; make it writable there for the user that realized runs as, or \
+                 mount it for writing"
+            )));
+        }
     }
     if rights != Rights::ALL {
         say!(

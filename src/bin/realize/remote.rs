@@ -163,7 +163,7 @@ impl Identity {
                 }
                 TlsError::WrongHostKey { expected, .. } if *expected == self.public() => {
                     return anyhow!(NotAuthenticated(format!(
-                        "{host} is down in {} with the key {expected}, which is this host's own. Write there the one that \
+                        "{} gives {host} the key {expected}, which is this host's own. Write there the one that \
                          \"realize keygen\" printed on {host}",
                         shown(&self.hosts_path)
                     )));
@@ -207,7 +207,7 @@ impl Identity {
         let (host, name) = (&host.host, Line(name));
         format!(
             "{host}::{name}: {why}; in the configuration of realized there ({DAEMON_CONFIG}), in the section with the key {}, \
-             this takes: rights.\"{name}\" = [{wanted}]; then start realized anew",
+             add to rights.\"{name}\" what is missing of [{wanted}]; then start realized anew",
             self.public()
         )
     }

@@ -1,0 +1,117 @@
+//! A bounded share of what the long run does: plans by seed, none of which may fail; plans that failed once; and that a failing plan becomes a small
+//! one.
+
+use std::process::Command;
+
+use realize_sim::plan::{Plan, Scenario, plan_of};
+
+/// Set in the process that only tells its traces: the seeds.
+const TRACED: &str = "REALIZE_SIM_TRACED";
+
+fn expect_good(scenario: Scenario, seeds: std::ops::Range<u64>) {
+    let mut struck = 0;
+    for seed in seeds {
+        let plan = plan_of(scenario, seed).current();
+        let verdict = plan.run(false);
+        assert!(
+            verdict.is_good(),
+            "seed {seed}: {:?} {:?}\ncargo run -p realize-sim --profile sim -- replay '{}'",
+            verdict.violations.first(),
+            verdict.problems,
+            plan.text()
+        );
+        struck += verdict.struck.len();
+    }
+    assert!(struck > 100, "only {struck} faults have struck");
+}
+
+#[test]
+fn plans_on_one_disk_lose_nothing() {
+    expect_good(Scenario::OneDisk, 0..3000);
+}
+
+#[test]
+fn plans_on_two_disks_lose_nothing() {
+    expect_good(Scenario::TwoDisks, 0..3000);
+}
+
+#[test]
+fn plans_of_sending_lose_nothing() {
+    expect_good(Scenario::Send, 0..600);
+}
+
+#[test]
+fn plans_of_fetching_lose_nothing() {
+    expect_good(Scenario::Fetch, 0..600);
+}
+
+/// Each showed a fault of the mover once.
+#[test]
+fn plans_that_failed_once_do_not_any_more() {
+    for text in [
+        // A source that was replaced, set aside by a link and an unlink: a crash could leave the unlink alone.
+        r#"{"seed":14914665856617321551,"scenario":"TwoDisks","files":[{"name":2,"new":{"File":["Small",0]},"there":"Nothing"},{"name":5,"new":{"File":["Small",0]},"there":"Nothing"}],"steps":[{"Act":{"effect":4,"act":{"ReplaceSource":[0,0]}}},{"Lacks":"Renames"}],"profile":"Ordered"}"#,
+        // A directory whose sync had failed, trusted by the next process.
+        r#"{"seed":13009390004158444814,"scenario":"TwoDisks","files":[{"name":8,"new":{"File":["Small",0]},"there":{"Other":{"File":["Small",1]}}}],"steps":[{"Fault":{"at_target":false,"effect":143,"kind":{"SyncLost":"Kept"}}}],"profile":"Ordered"}"#,
+        // A partial that had the final name for a moment was written to again before the names were durable.
+        r#"{"seed":12471029331385501385,"scenario":"TwoDisks","files":[{"name":2,"new":{"File":["Large",0]},"there":{"Other":{"File":["Small",0]}}},{"name":6,"new":{"File":["Small",0]},"there":"Equal"},{"name":0,"new":{"File":["Large",0]},"there":{"Other":{"File":["Small",0]}}},{"name":5,"new":{"File":["Small",0]},"there":"Nothing"}],"steps":[{"Fault":{"at_target":false,"effect":4,"kind":{"Error":"NoSpace"}}},{"Act":{"effect":0,"act":{"AppearAtTarget":[0,0]}}}],"profile":"Ordered"}"#,
+    ] {
+        let verdict = Plan::parse(text).unwrap().run(false);
+        assert!(
+            verdict.is_good(),
+            "{:?} {:?}\n{text}",
+            verdict.violations,
+            verdict.problems
+        );
+    }
+}
+
+#[test]
+fn the_text_of_a_plan_says_it_again() {
+    for seed in 0..50 {
+        for scenario in Scenario::ALL {
+            let plan = plan_of(scenario, seed).current();
+            assert_eq!(Plan::parse(&plan.text()), Ok(plan));
+        }
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_trace_in_another_process() {
+    const SEEDS: u64 = 60;
+    let traces = || -> Vec<String> {
+        let seeds = (0..SEEDS).flat_map(|seed| Scenario::ALL.map(|scenario| (scenario, seed)));
+        seeds
+            .map(|(scenario, seed)| format!("{:016x}", plan_of(scenario, seed).current().run(false).trace))
+            .collect()
+    };
+    if std::env::var_os(TRACED).is_some() {
+        for trace in traces() {
+            println!("trace {trace}");
+        }
+        return;
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "a_seed_gives_the_same_trace_in_another_process",
+            "--nocapture",
+        ])
+        .env(TRACED, "yes")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let there: Vec<_> = text
+        .lines()
+        .filter_map(|line| Some(line.split_once("trace ")?.1.to_owned()))
+        .collect();
+    assert_eq!(traces(), there);
+    let different: std::collections::BTreeSet<_> = there.iter().collect();
+    assert!(
+        different.len() > there.len() / 2,
+        "{} traces of {}",
+        different.len(),
+        there.len()
+    );
+}
