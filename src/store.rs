@@ -371,10 +371,12 @@ impl<F: Fs> Store<F> {
             // The file system can't, and says so at the first of them.
             Err(error) if is_any(&error, &[Errno::INVAL]) => Err(ServiceError::io("sync the directory", &error)),
             Err(error) => {
+                // Before anything is awaited: others may be about to confirm what is in it.
+                let failed = self.sync_failed("sync the directory", &error);
                 // Names in it may be missing on the disk without a word to a later process that syncs it again: so that is told until the
                 // kernel starts anew. What can't be marked is most likely not written to any more.
                 dir.create(&names::unsynced(&self.inner.boot)).await.ok();
-                Err(self.sync_failed("sync the directory", &error))
+                Err(failed)
             }
         }
     }

@@ -10,13 +10,13 @@ use std::{
 };
 
 use realize::{
-    algo::{Event, Failure, MoveError, MoveOptions, MoveReport, ServiceStub, Source, Target, move_files},
+    algo::{Event, Failure, MoveError, MoveOptions, MoveReport, ServiceStub, Source, Target, Why, move_files},
     digest::CHUNK_BYTES,
     fs::{BootId, Fs, JobLost},
     limits::Limits,
     model::RelPath,
     server::{RealizeServer, Roots},
-    service::{DirId, RealizeService, RealizeServiceClient, RunId},
+    service::{DirId, RealizeService, RealizeServiceClient, RunId, ServiceError},
     store::names,
 };
 
@@ -247,6 +247,12 @@ impl World {
     pub fn truth(&self) -> MutexGuard<'_, BTreeMap<RelPath, Truth>> {
         // A panic under the lock fails the test anyway.
         self.truth.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether all that `stays` may be what somebody put under a final name while that was replaced: it is left to them.
+    pub fn is_left_to_others(&self, stays: &[Failure]) -> bool {
+        let is_leftover = |failure: &Failure| matches!(failure.why, Why::Target(ServiceError::Leftover(_)));
+        stays.iter().all(is_leftover) && self.truth().values().any(|truth| !truth.theirs.is_empty())
     }
 
     /// Whether a sync of a directory has failed at the target: what it lost shows after a reboot, and nothing goes on before.

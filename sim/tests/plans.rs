@@ -55,6 +55,8 @@ fn plans_that_failed_once_do_not_any_more() {
         r#"{"seed":13009390004158444814,"scenario":"TwoDisks","files":[{"name":8,"new":{"File":["Small",0]},"there":{"Other":{"File":["Small",1]}}}],"steps":[{"Fault":{"at_target":false,"effect":143,"kind":{"SyncLost":"Kept"}}}],"profile":"Ordered"}"#,
         // A partial that had the final name for a moment was written to again before the names were durable.
         r#"{"seed":12471029331385501385,"scenario":"TwoDisks","files":[{"name":2,"new":{"File":["Large",0]},"there":{"Other":{"File":["Small",0]}}},{"name":6,"new":{"File":["Small",0]},"there":"Equal"},{"name":0,"new":{"File":["Large",0]},"there":{"Other":{"File":["Small",0]}}},{"name":5,"new":{"File":["Small",0]},"there":"Nothing"}],"steps":[{"Fault":{"at_target":false,"effect":4,"kind":{"Error":"NoSpace"}}},{"Act":{"effect":0,"act":{"AppearAtTarget":[0,0]}}}],"profile":"Ordered"}"#,
+        // Others confirmed what was in a directory while it was being marked that its sync had failed.
+        r#"{"seed":16727994448262197709,"scenario":"TwoDisks","files":[{"name":4,"new":{"File":["Large",0]},"there":{"Other":{"File":["Small",0]}}},{"name":0,"new":{"File":["Large",0]},"there":"Nothing"}],"steps":[{"Fault":{"at_target":false,"effect":137,"kind":{"SyncLost":"Kept"}}},{"Act":{"effect":10,"act":{"WriteSource":[1,0]}}},{"Fault":{"at_target":false,"effect":6,"kind":{"PowerCut":"Hang"}}}],"profile":"Writeback"}"#,
     ] {
         let verdict = Plan::parse(text).unwrap().run(false);
         assert!(

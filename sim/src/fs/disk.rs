@@ -216,14 +216,17 @@ impl Disk {
         })
     }
 
-    /// Somebody else makes the file or link at `path` durable, and its name.
+    /// Somebody else makes the file or link at `path` durable, and its name and those of the directories above it.
     pub fn sync(&self, path: impl AsRef<[u8]>) -> io::Result<()> {
         self.act(|tree| {
-            let ((dir, _), ino) = (at(tree, &path)?, find(tree, &path)?);
+            let ino = find(tree, &path)?;
             if tree.inode(ino).file().is_some() {
                 tree.sync_file(ino)?;
             }
-            tree.sync_dir(dir)
+            for above in std::iter::successors(rel(&path)?.parent(), RelPath::parent) {
+                tree.sync_dir(find(tree, &above.as_bytes())?)?;
+            }
+            Ok(())
         })
     }
 

@@ -2,19 +2,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use realize::{
-    algo::{Failure, Why},
-    model::RelPath,
-    service::ServiceError,
-    store::names,
-};
+use realize::{model::RelPath, store::names};
 
 use super::{Act, Errno, FaultPlan, Lack, NAMES, Plan, Scenario, Step};
 use crate::{
     check::{Checker, Property, Violation},
     fs::{self, At, Call, Disk, Fault, Kind, Machine, Moment, Off, Op, Refusals},
     random::Random,
-    two_hosts::{Direction, TwoHosts},
+    two_hosts::{Direction, Ending, TwoHosts},
     world::{Body, SOURCE, TARGET, World, at_source, at_target, put},
 };
 
@@ -76,7 +71,7 @@ impl Plan {
         let [source, target] = [0, 1].map(|nth| Machine::new(self.seed.wrapping_mul(2).wrapping_add(nth)));
         let world = World::on(source.disk(SOURCE), target.disk(TARGET), self.files());
         self.prepare(&world, &Theirs::default());
-        let mut plan = TwoHosts::new(world, direction, self.seed);
+        let mut plan = TwoHosts::new(world.clone(), direction, self.seed);
         plan.profile = self.profile;
         let fails = |step: &Step| {
             matches!(
@@ -95,7 +90,7 @@ impl Plan {
         plan.lines = lines.collect();
         let outcome = plan.run();
         let mut problems = outcome.left;
-        if !outcome.last.as_ref().is_some_and(crate::two_hosts::Ending::is_complete) {
+        if !outcome.last.as_ref().is_some_and(Ending::is_complete) && !world.is_left_to_others(&outcome.stays) {
             problems.push(format!("the last run: {:?} {:?}", outcome.last, outcome.stays));
         }
         Verdict {
@@ -151,7 +146,6 @@ impl Plan {
         let last = world.move_all();
         lock(&notes).say(is_told, || format!("ended: {last:?}"));
         let is_complete = matches!(&last.result, Some(Ok(report)) if report.is_complete());
-        let is_leftover = |failure: &Failure| matches!(failure.why, Why::Target(ServiceError::Leftover(_)));
         if is_complete {
             checker.check_end(&world);
             let again = world.move_all();
@@ -159,9 +153,7 @@ impl Plan {
             {
                 problems.push(format!("one run more: {again:?}"));
             }
-        } else if world.truth().values().any(|truth| !truth.theirs.is_empty()) && last.stays.iter().all(is_leftover) {
-            // What was swapped out just then may be somebody's: it is left to them.
-        } else {
+        } else if !world.is_left_to_others(&last.stays) {
             problems.push(format!("the last run: {last:?}"));
         }
         let notes = std::mem::take(&mut *lock(&notes));
@@ -204,10 +196,8 @@ impl Plan {
 
     /// Sets up what goes wrong on the machines.
     fn prepare(&self, world: &World, theirs: &Theirs) {
-        if self.loses_syncs() {
-            // What somebody else left unsynced, and a disk then loses, is not the move's to answer for.
-            world.target.settle();
-        }
+        // What somebody else left unsynced, and a disk then loses, is not the move's to answer for.
+        world.target.settle();
         for disk in [&world.source, &world.target] {
             let renames = self.lacks(Lack::Renames).then_some(rustix::io::Errno::INVAL);
             disk.refuse(Refusals {
