@@ -19,16 +19,40 @@ pub enum Bug {
     SkipDigest,
     /// The source is deleted without a look at whether it is still what was read.
     NoSourceCheck,
+    /// What was set aside is not looked at once more before it goes.
+    NoLookAside,
+    /// An equal file is not synced before the source goes.
+    EqualUnsynced,
+    /// A directory is synced, those above it are not.
+    AncestorUnsynced,
+    /// A failed sync is forgotten, and may be tried again.
+    FailedSyncForgotten,
+    /// A later process is not told of a directory whose sync failed.
+    FailedSyncUntold,
+    /// What appeared under the final name is overwritten.
+    OverwriteAppeared,
+    /// The chunks of a partial that is found are taken for right.
+    ResumeUnchecked,
+    /// A write that found no space is called a success.
+    NoSpaceIsSuccess,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 5] = [
+    pub const ALL: [Bug; 13] = [
         Bug::DeleteBeforeSync,
         Bug::NoDirectorySync,
         Bug::AcknowledgeBeforeRename,
         Bug::SkipDigest,
         Bug::NoSourceCheck,
+        Bug::NoLookAside,
+        Bug::EqualUnsynced,
+        Bug::AncestorUnsynced,
+        Bug::FailedSyncForgotten,
+        Bug::FailedSyncUntold,
+        Bug::OverwriteAppeared,
+        Bug::ResumeUnchecked,
+        Bug::NoSpaceIsSuccess,
     ];
 }
 

@@ -351,7 +351,11 @@ impl<F: Fs> Store<F> {
             self.sync_one(&dir).await?;
             let inode = (version.dev, version.ino);
             let known = self.synced().get(&path) == Some(&inode);
-            next = if known { None } else { path.parent() };
+            next = if known || planted(Bug::AncestorUnsynced) {
+                None
+            } else {
+                path.parent()
+            };
             proven.push((path, inode));
         }
         let mut synced = self.synced();
@@ -375,7 +379,9 @@ impl<F: Fs> Store<F> {
                 let failed = self.sync_failed("sync the directory", &error);
                 // Names in it may be missing on the disk without a word to a later process that syncs it again: so that is told until the
                 // kernel starts anew. What can't be marked is most likely not written to any more.
-                dir.create(&names::unsynced(&self.inner.boot)).await.ok();
+                if !planted(Bug::FailedSyncUntold) {
+                    dir.create(&names::unsynced(&self.inner.boot)).await.ok();
+                }
                 Err(failed)
             }
         }
@@ -398,6 +404,9 @@ impl<F: Fs> Store<F> {
 
     /// Marks the root: a sync failed, and what it was to cover may be lost without a further word.
     fn sync_failed(&self, doing: &str, error: &io::Error) -> ServiceError {
+        if planted(Bug::FailedSyncForgotten) {
+            return ServiceError::io(doing, error);
+        }
         // Only the first failure is kept; later ones say nothing more.
         let _first = self.inner.failed_sync.get_or_init(|| error.to_string());
         ServiceError::io(doing, error)

@@ -231,6 +231,9 @@ impl FilePlan {
             path: self.path(),
             new,
             old,
+            // What somebody wrote a moment ago and is to be replaced, and a crash takes away, is nobody's loss; what is equal and not on the disk
+            // must not be trusted.
+            old_is_durable: self.there != There::Equal,
             partial,
         }
     }

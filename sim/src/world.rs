@@ -55,6 +55,8 @@ pub struct FileAt {
     pub new: Body,
     /// What the target has under its name.
     pub old: Option<Body>,
+    /// Whether that is on the disk, or was written just before and never synced.
+    pub old_is_durable: bool,
     /// What the target has of it as a partial.
     pub partial: Option<Vec<u8>>,
 }
@@ -124,6 +126,7 @@ fn files_of(truth: Vec<(&str, Body, Option<Body>)>) -> Vec<FileAt> {
         path: path(at),
         new,
         old,
+        old_is_durable: false,
         partial: (at == "large").then(|| vec![7; 5000]),
     };
     truth.into_iter().map(file).collect()
@@ -232,15 +235,18 @@ impl World {
         }
         self.source.create("outside", b"not to be touched")?;
         self.target.create("target/unrelated", b"somebody's")?;
+        let put_olds = |durable: bool| {
+            let mut olds = files.iter().filter(|file| file.old_is_durable == durable);
+            olds.try_for_each(|file| {
+                file.old
+                    .iter()
+                    .try_for_each(|old| put(&self.target, &at_target(&file.path), old))
+            })
+        };
+        put_olds(true)?;
         self.source.settle();
         self.target.settle();
-        // Written by somebody just before: nothing of it is on the disk.
-        for file in files {
-            if let Some(old) = &file.old {
-                put(&self.target, &at_target(&file.path), old)?;
-            }
-        }
-        Ok(())
+        put_olds(false)
     }
 
     /// The files and links, by their path below both roots.

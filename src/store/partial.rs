@@ -163,7 +163,8 @@ pub(super) async fn compare_chunks(
 ) -> Answer<Vec<bool>> {
     let mut equal = Vec::with_capacity(theirs.len());
     for (index, theirs) in (first..).zip(theirs) {
-        let same = read_chunk_hash(file, hashes.size, index).await? == Some(*theirs);
+        let read = read_chunk_hash(file, hashes.size, index).await?;
+        let same = read == Some(*theirs) || (planted(Bug::ResumeUnchecked) && read.is_some());
         if same {
             hashes.add(index, *theirs)?;
         }
@@ -215,7 +216,10 @@ impl<F: Fs> Partial<F> {
             write_all(&self.file, start, data).await
         };
         drop(turn);
-        written.map_err(|e| ServiceError::io("write", &e))?;
+        match written {
+            Err(error) if planted(Bug::NoSpaceIsSuccess) && is_any(&error, &[Errno::NOSPC]) => {}
+            written => written.map_err(|e| ServiceError::io("write", &e))?,
+        }
         self.hashes.add(index, hash_chunk(self.size, index, data))?;
         let unsynced_bytes = self.unsynced_bytes.fetch_add(data.len() as u64, Ordering::Relaxed) + data.len() as u64;
         if unsynced_bytes >= store.inner.limits.sync_every_bytes {

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     fs::{Dir, File, Fs, Metadata, Rename},
     model::{Kind, Name, RelPath, Version},
+    planted::{Bug, planted},
     service::{Answer, Expected, Meta, ServiceError},
 };
 
@@ -42,6 +43,10 @@ impl<F: Fs> Store<F> {
             return Err(somebody_else());
         }
         match expected {
+            Expected::Absent if planted(Bug::OverwriteAppeared) => dir
+                .rename(part, dir, name, Rename::Replace)
+                .await
+                .map_err(|e| ServiceError::io("rename", &e)),
             Expected::Absent => move_unless_there(dir, part, dir, name, Care::Ours)
                 .await
                 .map_err(|error| match error.kind() {

@@ -12,6 +12,7 @@ use crate::{
     digest::ChunkHash,
     fs::{Dir, File, Fs, Lock},
     model::{Digest, Kind, Name, RelPath, Version},
+    planted::{Bug, planted},
     service::{Answer, FileRef, Finish, Meta, Same, ServiceError},
 };
 
@@ -136,6 +137,9 @@ impl<F: Fs> Store<F> {
         // Older than the lock: what came in between shows when its name is looked at for the last time.
         if file.opened().version != *version {
             return Err(ServiceError::Changed);
+        }
+        if planted(Bug::EqualUnsynced) {
+            return Ok(file);
         }
         file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
         file.drop_cache()

@@ -49,7 +49,8 @@ fn file() -> impl Strategy<Value = FilePlan> {
         3 => Just(There::Nothing),
         1 => Just(There::Equal),
         2 => body().prop_map(There::Other),
-        1 => (0..1001u16, any::<bool>()).prop_map(|(thousandths, is_right)| There::Partial(thousandths, is_right)),
+        // Wholly there is a boundary, so not left to chance.
+        1 => (prop_oneof![0..1001u16, Just(1000)], any::<bool>()).prop_map(|(thousandths, is_right)| There::Partial(thousandths, is_right)),
     ];
     (0..NAMES.len(), body(), there).prop_map(|(name, new, there)| FilePlan { name, new, there })
 }

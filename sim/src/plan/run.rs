@@ -196,8 +196,10 @@ impl Plan {
 
     /// Sets up what goes wrong on the machines.
     fn prepare(&self, world: &World, theirs: &Theirs) {
-        // What somebody else left unsynced, and a disk then loses, is not the move's to answer for.
-        world.target.settle();
+        if self.loses_syncs() {
+            // What somebody else left unsynced, and a disk then loses, is not the move's to answer for.
+            world.target.settle();
+        }
         for disk in [&world.source, &world.target] {
             let renames = self.lacks(Lack::Renames).then_some(rustix::io::Errno::INVAL);
             disk.refuse(Refusals {
