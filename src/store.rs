@@ -379,10 +379,22 @@ impl<F: Fs> Store<F> {
                 let failed = self.sync_failed("sync the directory", &error);
                 // Names in it may be missing on the disk without a word to a later process that syncs it again: so that is told until the
                 // kernel starts anew. What can't be marked is most likely not written to any more.
-                if !planted(Bug::FailedSyncUntold) {
-                    dir.create(&names::unsynced(&self.inner.boot)).await.ok();
-                }
+                self.mark_unsynced(dir).await;
                 Err(failed)
+            }
+        }
+    }
+
+    /// Tells later processes that a sync of `dir` has failed.
+    async fn mark_unsynced(&self, dir: &F::Dir) {
+        const TRIES: usize = 3;
+        if planted(Bug::FailedSyncUntold) {
+            return;
+        }
+        for _ in 0..TRIES {
+            match dir.create(&names::unsynced(&self.inner.boot)).await {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {}
+                _ => return,
             }
         }
     }

@@ -119,8 +119,10 @@ impl Plan {
         });
         let mut random = Random::new(self.seed ^ 0x6372_6173_6800);
         let mut problems = Vec::new();
+        // Who sees a sync fail may run it again at once, before anybody has looked at the disk.
+        let mut runs_again = self.loses_syncs();
         // Each fault strikes once, so that is as often as it can die.
-        for _ in 0..=self.steps.len() {
+        for _ in 0..=self.steps.len() + usize::from(runs_again) {
             let ended = world.move_all();
             lock(&notes).say(is_told, || format!("ended: {ended:?}"));
             let off = lock(&went_off).take();
@@ -131,7 +133,7 @@ impl Plan {
             }
             self.expect_theirs(&world, &theirs, &mut problems);
             world.rebase();
-            if off.is_none() {
+            if off.is_none() && !std::mem::take(&mut runs_again) {
                 break;
             }
         }
