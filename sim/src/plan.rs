@@ -233,7 +233,7 @@ impl FilePlan {
             old,
             // What somebody wrote a moment ago and is to be replaced, and a crash takes away, is nobody's loss; what is equal and not on the disk
             // must not be trusted.
-            old_is_durable: self.there != There::Equal,
+            old_is_durable: self.there != There::Equal || matches!(self.new, BodyPlan::Link(_)),
             partial,
         }
     }

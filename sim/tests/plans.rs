@@ -57,6 +57,10 @@ fn plans_that_failed_once_do_not_any_more() {
         r#"{"seed":12471029331385501385,"scenario":"TwoDisks","files":[{"name":2,"new":{"File":["Large",0]},"there":{"Other":{"File":["Small",0]}}},{"name":6,"new":{"File":["Small",0]},"there":"Equal"},{"name":0,"new":{"File":["Large",0]},"there":{"Other":{"File":["Small",0]}}},{"name":5,"new":{"File":["Small",0]},"there":"Nothing"}],"steps":[{"Fault":{"at_target":false,"effect":4,"kind":{"Error":"NoSpace"}}},{"Act":{"effect":0,"act":{"AppearAtTarget":[0,0]}}}],"profile":"Ordered"}"#,
         // Others confirmed what was in a directory while it was being marked that its sync had failed.
         r#"{"seed":16727994448262197709,"scenario":"TwoDisks","files":[{"name":4,"new":{"File":["Large",0]},"there":{"Other":{"File":["Small",0]}}},{"name":0,"new":{"File":["Large",0]},"there":"Nothing"}],"steps":[{"Fault":{"at_target":false,"effect":137,"kind":{"SyncLost":"Kept"}}},{"Act":{"effect":10,"act":{"WriteSource":[1,0]}}},{"Fault":{"at_target":false,"effect":6,"kind":{"PowerCut":"Hang"}}}],"profile":"Writeback"}"#,
+        // A link that was renamed left the partial of an earlier try.
+        r#"{"seed":1405172054244087761,"scenario":"OneDisk","files":[{"name":0,"new":{"Link":0},"there":"Equal"},{"name":6,"new":{"File":["Small",0]},"there":{"Partial":[0,false]}},{"name":3,"new":{"Link":0},"there":"Equal"}],"steps":[{"Fault":{"at_target":false,"effect":11,"kind":{"PowerCut":"Hang"}}}],"profile":"PosixWorst"}"#,
+        // The mark of a failed sync could not be made at once.
+        r#"{"seed":8548562647473258545,"scenario":"TwoDisks","files":[{"name":3,"new":{"File":["Small",0]},"there":{"Other":{"File":["Small",1]}}},{"name":9,"new":{"File":["Small",0]},"there":"Nothing"},{"name":8,"new":{"File":["Small",0]},"there":{"Other":{"File":["Small",1]}}}],"steps":[{"Fault":{"at_target":false,"effect":133,"kind":{"SyncLost":"Kept"}}},{"Fault":{"at_target":false,"effect":32,"kind":{"Error":"Io"}}}],"profile":"Ordered"}"#,
     ] {
         let verdict = Plan::parse(text).unwrap().run(false);
         assert!(

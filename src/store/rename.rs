@@ -27,7 +27,11 @@ impl<F: Fs> Store<F> {
         let (from_dir, from_name) = self.parent_of(&file.from.path).await?;
         let (to_dir, to_name) = to.parent_of(&file.to).await?;
         let to_parent = file.to.parent().unwrap_or_default();
-        match to_dir.stat(&names::partial(&to_name)).await {
+        let part = match &source {
+            Source::Link { .. } => names::link_partial(&to_name),
+            Source::File(_) => names::partial(&to_name),
+        };
+        match to_dir.stat(&part).await {
             // An earlier run went the ordinary way: this one goes on there, and nothing of it is left over.
             Ok(_) => return Ok(Renamed::Impossible),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
