@@ -15,6 +15,9 @@ use std::{
     },
 };
 
+use bytes::Bytes;
+use tarpc::context::Context;
+
 pub use self::jobs::Turns;
 use self::open::{Open, OpenTarget, as_file};
 use crate::{
@@ -31,8 +34,6 @@ use crate::{
     },
     store::{Prepared, Source, Store, Walk},
 };
-use bytes::Bytes;
-use tarpc::context::Context;
 
 /// The roots that a server serves. Shared by its sessions.
 pub struct Roots<F: Fs, C: Clock> {
@@ -169,8 +170,9 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         self.session.is_stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Ends the session: closes what is open and gives back what is claimed, once no job is at it.
+    /// Ends the session: begins no more jobs, closes what is open and gives back what is claimed, once no job is at it.
     pub async fn end(&self) {
+        self.stop();
         let (open, claims) = {
             let mut state = self.state();
             state.walks.clear();

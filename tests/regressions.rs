@@ -439,3 +439,21 @@ fn a_partial_below_a_root_that_cannot_be_written_to_is_continued() {
     assert_eq!(fs::read(target.join("dir/large")).unwrap(), content);
     assert_eq!(inode(target.join("dir/large")), partial, "begun anew\n{outcome}");
 }
+
+#[test]
+fn the_mark_of_a_failed_sync_goes_after_a_reboot_and_a_file_of_its_name_stays() {
+    let disk = Scratch::on_disk();
+    let (source, target) = (disk.dir("source"), disk.dir("target"));
+    let [old, mine] = ["1", "2"].map(|nth| format!(".realize-unsynced.{}", nth.repeat(32)));
+    for dir in [&source, &target] {
+        fs::write(dir.join(&old), "").unwrap();
+        fs::write(dir.join(&mine), "somebody's").unwrap();
+    }
+    fs::write(source.join("file"), "text").unwrap();
+    realize().args([&source, &target]).run();
+    assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "text");
+    for dir in [&source, &target] {
+        assert!(!dir.join(&old).exists());
+        assert_eq!(fs::read_to_string(dir.join(&mine)).unwrap(), "somebody's");
+    }
+}

@@ -48,7 +48,6 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
 
     /// Waits until the directories being made are there, or known to fail.
     pub(super) async fn dirs_made(&self) {
-        // The other end is in `self`: it is never closed.
         while self.making.get() {
             self.made.notified().await;
         }

@@ -8,6 +8,7 @@ use super::{
     Store, entry, is_any, names,
     names::NameKind,
     source::{Care, move_unless_there, sync_names},
+    sweep::remove_mark,
 };
 use crate::{
     fs::{BootId, Dir, File, Fs, Lock},
@@ -144,7 +145,7 @@ impl<F: Fs> Walk<F> {
                 NameKind::GoneDir if self.restore => restore_long_names(&dir, &path, &name, &mut plain, page).await?,
                 // Of an earlier run of the kernel: it has said what it had to say.
                 NameKind::Unsynced if self.restore && name != names::unsynced(&self.boot) => {
-                    super::ignore_missing(dir.unlink(&name).await)?;
+                    remove_mark(&dir, &name).await?;
                 }
                 NameKind::Partial | NameKind::Swap(_) | NameKind::Gone(_) | NameKind::GoneDir | NameKind::Unsynced => {
                     if let Ok(path) = path.join(&name) {

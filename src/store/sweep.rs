@@ -59,7 +59,7 @@ impl<F: Fs> Store<F> {
     async fn heed_unsynced(&self, dir: &F::Dir, path: &RelPath, mark: &Name) -> Answer<()> {
         if *mark != names::unsynced(&self.inner.boot) {
             // What was missing is seen to be missing by now.
-            return ignore_missing(dir.unlink(mark).await).map_err(|e| ServiceError::io("remove", &e));
+            return remove_mark(dir, mark).await.map_err(|e| ServiceError::io("remove", &e));
         }
         let mark = path.join(mark).unwrap_or_default();
         let text = format!(
@@ -169,6 +169,14 @@ async fn tag_of<D: Dir>(dir: &D, name: &Name, found: &io::Result<Metadata>) -> O
     match found {
         Ok(found) => tag(dir, name, found).await.ok(),
         Err(_) => None,
+    }
+}
+
+/// Removes the mark of a failed sync, which is empty: whatever else has such a name is somebody's.
+pub(super) async fn remove_mark<D: Dir>(dir: &D, mark: &Name) -> io::Result<()> {
+    match dir.stat(mark).await {
+        Ok(found) if found.kind == Kind::File && found.version.size == 0 => ignore_missing(dir.unlink(mark).await),
+        looked => ignore_missing(looked.map(drop)),
     }
 }
 
