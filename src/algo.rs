@@ -17,6 +17,7 @@ mod large;
 mod mover;
 mod report;
 mod small;
+mod tries;
 mod work;
 
 use std::{
@@ -27,11 +28,14 @@ use std::{
 use tarpc::client::stub::Stub;
 use tokio::sync::{Notify, Semaphore};
 
-pub use self::report::{Event, Failure, How, MoveError, MoveReport, Side, Stop, Why, is_unanswered};
 use self::{
     claims::{Claims, Ground},
     mover::Mover,
     report::Notices,
+};
+pub use self::{
+    report::{Event, Failure, How, MoveError, MoveReport, Side, Stop, Why, is_unanswered},
+    tries::{Next, Tries, TryLimits},
 };
 use crate::{
     filter::Filter,

@@ -6,6 +6,11 @@
 #[cfg(all(realize_planted, not(debug_assertions)))]
 compile_error!("planted bugs lose files: they are for tests with debug assertions, never for a release");
 
+/// Is in every program that bugs can be planted in, and in no other: `tests/planted` looks for it.
+#[cfg(realize_planted)]
+#[used]
+static MARKER: [u8; 36] = *b"realize was built with planted bugs\n";
+
 /// A way of breaking the law.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
@@ -35,11 +40,34 @@ pub enum Bug {
     ResumeUnchecked,
     /// A write that found no space is called a success.
     NoSpaceIsSuccess,
+    /// A move whose other side is lost begins again without end.
+    UnboundedTries,
+    /// A file of the same size and mtime is taken for equal.
+    TrustSizeAndMtime,
+    /// Files count as arrived when there is no answer.
+    NoAnswerIsSuccess,
+    /// A daemon keeps a connection on which nothing is heard.
+    HalfOpenKept,
+    /// A mover keeps a connection on which nothing is heard.
+    SilenceKept,
+    /// Nobody asks whether somebody has the source open for writing.
+    WriterIgnored,
+    /// What is cached of a partial is trusted, whether or not its sync has failed.
+    ResumeFromCache,
+    /// What a partial has not got of a chunk counts as right.
+    ResumePastHole,
+    /// A call of a dead connection writes to what is final by now.
+    LateWrite,
 }
 
 impl Bug {
+    /// The one of this name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|bug| format!("{bug:?}") == name)
+    }
+
     /// All of them.
-    pub const ALL: [Bug; 13] = [
+    pub const ALL: [Bug; 22] = [
         Bug::DeleteBeforeSync,
         Bug::NoDirectorySync,
         Bug::AcknowledgeBeforeRename,
@@ -53,6 +81,15 @@ impl Bug {
         Bug::OverwriteAppeared,
         Bug::ResumeUnchecked,
         Bug::NoSpaceIsSuccess,
+        Bug::UnboundedTries,
+        Bug::TrustSizeAndMtime,
+        Bug::NoAnswerIsSuccess,
+        Bug::HalfOpenKept,
+        Bug::SilenceKept,
+        Bug::WriterIgnored,
+        Bug::ResumeFromCache,
+        Bug::ResumePastHole,
+        Bug::LateWrite,
     ];
 }
 
@@ -61,10 +98,21 @@ thread_local! {
     static ON: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
 }
 
+#[cfg(realize_planted)]
+static ON_EVERYWHERE: std::sync::OnceLock<Bug> = std::sync::OnceLock::new();
+
 /// Whether `bug` is on.
 #[cfg(realize_planted)]
 pub fn planted(bug: Bug) -> bool {
-    ON.get() == Some(bug)
+    ON.get() == Some(bug) || ON_EVERYWHERE.get() == Some(&bug)
+}
+
+/// Turns `bug` on for all threads, for good.
+#[cfg(realize_planted)]
+pub fn plant_everywhere(bug: Option<Bug>) {
+    if let Some(bug) = bug {
+        ON_EVERYWHERE.get_or_init(|| bug);
+    }
 }
 
 /// Whether `bug` is on.

@@ -35,7 +35,7 @@ pub use self::{
 use crate::{
     fs::{BootId, Dir, File, Fs, Lock, Metadata},
     limits::Limits,
-    model::{Entry, Kind, Name, RelPath, Timestamp},
+    model::{Entry, Kind, Name, RelPath, Timestamp, Version},
     planted::{Bug, planted},
     service::{Answer, Claim, Meta, Role, RunId, ServiceError, Swept},
 };
@@ -73,6 +73,8 @@ struct Inner<F: Fs> {
     failed_sync: Arc<OnceLock<String>>,
     /// Directories whose own names are durable, with device and inode.
     synced: Mutex<BTreeMap<RelPath, (u64, u64)>>,
+    /// Files that had a partial as a second name, by device and inode: what they were before this process removed it, and since.
+    untwinned: Mutex<BTreeMap<(u64, u64), [Version; 2]>>,
     /// Whether a name of the root is found under another case too; told by the token of a claim.
     ignores_case: AtomicBool,
     /// Owner of the files that this process makes there; told by the token of a claim.
@@ -102,6 +104,7 @@ impl<F: Fs> Store<F> {
                 boot,
                 failed_sync: Arc::default(),
                 synced,
+                untwinned: Mutex::default(),
                 ignores_case: AtomicBool::new(false),
                 owner: OnceLock::new(),
             }),
@@ -233,7 +236,7 @@ impl<F: Fs> Store<F> {
         };
         if restore {
             // Usually there is none; and what does not go back is found by the next listing.
-            listing::restore(&dir, &name).await.ok();
+            self.restore(&dir, &name).await.ok();
         }
         match dir.stat(&name).await {
             Ok(metadata) => {
@@ -374,15 +377,29 @@ impl<F: Fs> Store<F> {
             }
             // The file system can't, and says so at the first of them.
             Err(error) if is_any(&error, &[Errno::INVAL]) => Err(ServiceError::io("sync the directory", &error)),
-            Err(error) => {
-                // Before anything is awaited: others may be about to confirm what is in it.
-                let failed = self.sync_failed("sync the directory", &error);
-                // Names in it may be missing on the disk without a word to a later process that syncs it again: so that is told until the
-                // kernel starts anew. What can't be marked is most likely not written to any more.
-                self.mark_unsynced(dir).await;
-                Err(failed)
-            }
+            Err(error) => Err(self.dir_sync_failed(dir, &error).await),
         }
+    }
+
+    /// As [`sync_one`](Self::sync_one), where that can be had.
+    async fn sync_names(&self, dir: &F::Dir) -> io::Result<()> {
+        match dir.sync().await {
+            Err(error) if is_any(&error, &[Errno::INVAL]) => Ok(()),
+            Err(error) => {
+                let _told = self.dir_sync_failed(dir, &error).await;
+                Err(error)
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    async fn dir_sync_failed(&self, dir: &F::Dir, error: &io::Error) -> ServiceError {
+        // Before anything is awaited: others may be about to confirm what is in it.
+        let failed = self.sync_failed("sync the directory", error);
+        // Names in it may be missing on the disk without a word to a later process that syncs it again: so that is told until the
+        // kernel starts anew. What can't be marked is most likely not written to any more.
+        self.mark_unsynced(dir).await;
+        failed
     }
 
     /// Tells later processes that a sync of `dir` has failed.
@@ -430,6 +447,28 @@ impl<F: Fs> Store<F> {
             None => Ok(()),
             Some(error) => Err(ServiceError::Unsafe(error.clone())),
         }
+    }
+
+    /// Removes `part`, open as `file` and `found` so, which is no partial of use. When it is a second name of a file, that is changed by it.
+    async fn remove_twin(&self, dir: &F::Dir, part: &Name, file: &F::File, found: &Metadata) -> io::Result<()> {
+        /// Few have any.
+        const TWINS_MAX: usize = 1000;
+        ignore_missing(dir.unlink(part).await)?;
+        if found.links > 1 {
+            let since = file.metadata().await?.version;
+            let mut untwinned = self.inner.untwinned.lock().unwrap_or_else(PoisonError::into_inner);
+            if untwinned.len() >= TWINS_MAX {
+                untwinned.clear();
+            }
+            untwinned.insert((since.dev, since.ino), [found.version, since]);
+        }
+        Ok(())
+    }
+
+    /// Whether `found` is what was `known`, but for a second name that this process has removed.
+    fn is_untwinned(&self, known: &Version, found: &Version) -> bool {
+        let untwinned = self.inner.untwinned.lock().unwrap_or_else(PoisonError::into_inner);
+        untwinned.get(&(known.dev, known.ino)) == Some(&[*known, *found])
     }
 
     fn synced(&self) -> std::sync::MutexGuard<'_, BTreeMap<RelPath, (u64, u64)>> {

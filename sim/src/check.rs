@@ -6,6 +6,7 @@ use std::{
 };
 
 use realize::{
+    fs::Fs,
     model::{Kind, RelPath},
     store::names,
 };
@@ -39,6 +40,12 @@ pub enum Property {
     NothingElse,
     /// 5: once nothing fails any more, a run moves everything and leaves nothing of its own.
     Convergence,
+    /// 7: what was sent is not sent again, but for what was under way when something went wrong.
+    SentOnce,
+    /// 9: calls under way and open files are bounded.
+    Bounded,
+    /// 10: every call is answered within its limit, and every run ends.
+    Answered,
 }
 
 /// How many effects lie between two at which every file is looked at.
@@ -121,16 +128,23 @@ impl Checker {
             }
             expected.extend(std::iter::successors(Some(there), RelPath::parent));
         }
-        // What was swapped out while somebody put theirs there may be theirs: it is left to them.
+        // What was swapped out while somebody put theirs there may be theirs: it is left to them. So is what could not be tidied up, when
+        // that was said.
         let has_theirs = world.truth().values().any(|truth| !truth.theirs.is_empty());
         let may_be_theirs = |path: &RelPath| {
             let is_swap = |name| matches!(names::classify(&name), names::NameKind::Swap(_));
-            has_theirs && path.split().is_some_and(|(_, name)| is_swap(name))
+            (has_theirs || world.is_told(path)) && path.split().is_some_and(|(_, name)| is_swap(name))
+        };
+        // A mark of an earlier run of the kernel says nothing any more: one that can't be removed stays until somebody comes by again.
+        let now = names::unsynced(&world.target.fs().boot());
+        let is_old_mark = |path: &RelPath| {
+            let name = path.split().map(|(_, name)| name);
+            name.is_some_and(|name| names::classify(&name) == names::NameKind::Unsynced && name != now)
         };
         for path in target
             .keys()
             .chain(source.keys())
-            .filter(|path| !expected.contains(path) && !may_be_theirs(path))
+            .filter(|path| !expected.contains(path) && !may_be_theirs(path) && !is_old_mark(path))
         {
             if path.is_within(&known("target")) || path.is_within(&known("source")) {
                 self.violated(Property::Convergence, path, &at_end);
@@ -153,16 +167,21 @@ impl Checker {
     /// A violation of the convergence that the move itself tells of.
     pub fn check_complete(&self, complete: bool, why: &str) {
         if !complete {
-            let violation = Violation {
-                property: Property::Convergence,
-                path: RelPath::root(),
-                at: why.into(),
-            };
-            self.violations
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(violation);
+            self.report(Property::Convergence, why);
         }
+    }
+
+    /// A violation that is not about one file.
+    pub fn report(&self, property: Property, why: &str) {
+        let violation = Violation {
+            property,
+            path: RelPath::root(),
+            at: why.into(),
+        };
+        self.violations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(violation);
     }
 
     /// A source is about to be unlinked.
@@ -195,11 +214,10 @@ impl Checker {
     }
 
     fn violated(&self, property: Property, path: &RelPath, call: &Call) {
-        let at = format!("effect {}: {:?} {:?} -> {:?}", call.index, call.op, call.path, call.to);
         let violation = Violation {
             property,
             path: path.clone(),
-            at,
+            at: call.to_string(),
         };
         self.violations
             .lock()
@@ -212,9 +230,13 @@ fn known(path: &str) -> RelPath {
     RelPath::new(path).expect("written here")
 }
 
-fn gone(path: &RelPath) -> Option<RelPath> {
+/// Where the source at `path` is while it is deleted.
+pub(crate) fn gone(path: &RelPath) -> Option<RelPath> {
     let (dir, name) = path.split()?;
-    dir.join(&names::gone(&name)?).ok()
+    match names::gone(&name) {
+        Some(gone) => dir.join(&gone).ok(),
+        None => dir.join(&names::gone_dir()).ok()?.join(&name).ok(),
+    }
 }
 
 /// What is seen of both disks at one moment.

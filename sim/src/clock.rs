@@ -6,6 +6,8 @@ use std::time::Duration;
 use realize::{clock::Clock, model::Timestamp};
 use tokio::time::{Instant, sleep_until};
 
+use crate::fs::Machine;
+
 /// The time of day when a program begins: an hour after the first files were made.
 const MORNING_SECS: i64 = 1_700_000_000 + 3600;
 
@@ -13,13 +15,16 @@ const MORNING_SECS: i64 = 1_700_000_000 + 3600;
 #[derive(Clone)]
 pub struct SimClock {
     start: Instant,
+    machine: Machine,
 }
 
 impl SimClock {
-    /// Begins now.
-    #[expect(clippy::new_without_default, reason = "reading the time is an effect")]
-    pub fn new() -> Self {
-        Self { start: Instant::now() }
+    /// Begins now, on `machine`, whose time of day may jump.
+    pub fn on(machine: &Machine) -> Self {
+        Self {
+            start: Instant::now(),
+            machine: machine.clone(),
+        }
     }
 }
 
@@ -31,7 +36,7 @@ impl Clock for SimClock {
     fn wall(&self) -> Timestamp {
         let now = self.now();
         Timestamp {
-            secs: MORNING_SECS + now.as_secs() as i64,
+            secs: MORNING_SECS + self.machine.jumped() + now.as_secs() as i64,
             nanos: now.subsec_nanos(),
         }
     }

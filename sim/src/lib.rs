@@ -7,6 +7,7 @@ pub mod fs;
 
 pub mod check;
 pub mod clock;
+pub mod exhaustive;
 pub mod net;
 pub mod plan;
 pub mod two_hosts;

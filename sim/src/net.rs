@@ -4,20 +4,25 @@
 //! happen at the end that called, the other end sees of them what it would see of a real line. Offsets count from the
 //! first byte of the connection in that direction.
 //!
-//! Left out: bandwidth, and reordering below TCP.
+//! Left out: reordering below TCP.
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    future::Future,
     io,
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use realize::net::{Listener, Network};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep},
+};
 use turmoil::net::{TcpListener, TcpStream};
 
 use crate::random::Random;
@@ -55,6 +60,19 @@ pub enum Trouble {
     },
 }
 
+impl Trouble {
+    /// Its name, whatever bit it is about.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reset => "Reset",
+            Self::Close => "Close",
+            Self::Stall => "Stall",
+            Self::Swallow => "Swallow",
+            Self::Flip { .. } => "Flip",
+        }
+    }
+}
+
 /// Trouble at one byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireFault {
@@ -71,6 +89,8 @@ pub struct WireFault {
 pub enum LinePlan {
     /// It is made, and these faults strike.
     Made(Vec<WireFault>),
+    /// As that, and so many bytes a second go over it each way.
+    Slow(u64, Vec<WireFault>),
     /// Nobody answers, and nobody says so.
     Hangs,
     /// It is refused.
@@ -103,7 +123,11 @@ struct State {
     struck: u64,
     streams: usize,
     bytes: [u64; 2],
+    on_strike: Option<Hook>,
 }
+
+/// What is told of each fault that strikes.
+type Hook = Arc<dyn Fn(&'static str) + Send + Sync>;
 
 /// What both ends of a connection share.
 #[derive(Default)]
@@ -123,6 +147,7 @@ impl SimNetwork {
             struck: 0,
             streams: 0,
             bytes: [0; 2],
+            on_strike: None,
         })))
     }
 
@@ -151,12 +176,30 @@ impl SimNetwork {
         self.state().bytes[way as usize]
     }
 
+    /// Calls `hook` with the name of each fault that strikes.
+    pub fn on_strike(&self, hook: impl Fn(&'static str) + Send + Sync + 'static) {
+        self.state().on_strike = Some(Arc::new(hook));
+    }
+
+    fn struck_by(&self, name: &'static str) {
+        let hook = {
+            let mut state = self.state();
+            state.struck += 1;
+            state.on_strike.clone()
+        };
+        if let Some(hook) = hook {
+            hook(name);
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic under the lock fails the test anyway.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stream(&self, inner: TcpStream, caller: SocketAddr, faults: Option<Vec<WireFault>>) -> SimStream {
+    fn stream(&self, inner: TcpStream, caller: SocketAddr, plan: Option<(Option<u64>, Vec<WireFault>)>) -> SimStream {
+        let is_caller = plan.is_some();
+        let (rate, faults) = plan.unwrap_or_default();
         let mut state = self.state();
         state.streams += 1;
         let random = Random::new(state.random.next_u64());
@@ -167,8 +210,9 @@ impl SimNetwork {
             wire,
             network: self.clone(),
             random,
-            is_caller: faults.is_some(),
-            faults: faults.unwrap_or_default(),
+            is_caller,
+            faults,
+            pace: rate.map(|rate| [Pace::new(rate), Pace::new(rate)]),
             bytes: [0; 2],
             lasting: [None; 2],
             ended: None,
@@ -184,18 +228,23 @@ impl Network for SimNetwork {
         let plan = {
             let mut state = self.state();
             state.connections += 1;
-            let plan = state.plans.pop_front().unwrap_or_else(LinePlan::clean);
-            state.struck += u64::from(!matches!(plan, LinePlan::Made(_)));
-            plan
+            state.plans.pop_front().unwrap_or_else(LinePlan::clean)
         };
-        let faults = match plan {
-            LinePlan::Made(faults) => faults,
-            LinePlan::Hangs => std::future::pending().await,
-            LinePlan::Refused => return Err(io::ErrorKind::ConnectionRefused.into()),
+        let plan = match plan {
+            LinePlan::Made(faults) => (None, faults),
+            LinePlan::Slow(rate, faults) => (Some(rate), faults),
+            LinePlan::Hangs => {
+                self.struck_by("Hangs");
+                std::future::pending().await
+            }
+            LinePlan::Refused => {
+                self.struck_by("Refused");
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
         };
         let inner = TcpStream::connect((host, port)).await?;
         let caller = inner.local_addr()?;
-        Ok(self.stream(inner, caller, Some(faults)))
+        Ok(self.stream(inner, caller, Some(plan)))
     }
 
     async fn bind(&self, address: SocketAddr) -> io::Result<SimListener> {
@@ -232,11 +281,36 @@ pub struct SimStream {
     random: Random,
     is_caller: bool,
     faults: Vec<WireFault>,
+    /// How slow it is, each way; only at the end that called.
+    pace: Option<[Pace; 2]>,
     bytes: [u64; 2],
     /// What has struck and lasts, on each way.
     lasting: [Option<Trouble>; 2],
     /// Cut, and whether by a reset.
     ended: Option<bool>,
+}
+
+/// One way of a slow line.
+struct Pace {
+    bytes_per_second: u64,
+    /// Ends when the next byte may go.
+    sleep: Pin<Box<Sleep>>,
+}
+
+#[expect(clippy::disallowed_methods, reason = "below the seam: the line itself takes time")]
+impl Pace {
+    fn new(bytes_per_second: u64) -> Self {
+        Self {
+            bytes_per_second,
+            sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        }
+    }
+
+    fn went(&mut self, bytes: u64) {
+        let took = Duration::from_micros(bytes * 1_000_000 / self.bytes_per_second.max(1));
+        let from = self.sleep.deadline().max(Instant::now());
+        self.sleep.as_mut().reset(from + took);
+    }
 }
 
 /// What the plan says of the next bytes.
@@ -276,6 +350,17 @@ impl SimStream {
         if self.is_caller {
             self.network.state().bytes[way as usize] += count as u64;
         }
+        if let Some(pace) = &mut self.pace {
+            pace[way as usize].went(count as u64);
+        }
+    }
+
+    /// Waits until a byte may go that way.
+    fn poll_pace(&mut self, way: Way, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.pace {
+            Some(pace) => pace[way as usize].sleep.as_mut().poll(cx),
+            None => Poll::Ready(()),
+        }
     }
 
     /// A fault that is not passed by strikes.
@@ -294,7 +379,7 @@ impl SimStream {
                 }
             }
         }
-        self.network.state().struck += 1;
+        self.network.struck_by(trouble.name());
     }
 
     /// Ends this end. The other is not told where nothing reaches it any more.
@@ -361,6 +446,9 @@ impl AsyncRead for SimStream {
             None if buf.remaining() == 0 => return Poll::Ready(Ok(())),
             None => {}
         }
+        if stream.is_caller {
+            std::task::ready!(stream.poll_pace(Way::Down, cx));
+        }
         let next = if stream.is_caller {
             stream.next(Way::Down)
         } else {
@@ -403,6 +491,9 @@ impl AsyncWrite for SimStream {
         }
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
+        }
+        if stream.is_caller {
+            std::task::ready!(stream.poll_pace(Way::Up, cx));
         }
         let next = if stream.is_caller {
             stream.next(Way::Up)

@@ -1,6 +1,7 @@
 //! Plans: what is to be moved, and all that goes wrong, as data. A seed makes one; proptest makes a failing one smaller; its text
 //! says it again.
 
+mod coverage;
 mod generate;
 mod run;
 mod shrink;
@@ -11,6 +12,7 @@ use realize::{digest::CHUNK_BYTES, model::RelPath};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    coverage::Coverage,
     generate::{plan_of, plans},
     run::Verdict,
     shrink::shrink,
@@ -101,6 +103,8 @@ pub enum There {
     Equal,
     /// Something else.
     Other(BodyPlan),
+    /// As many other bytes, of the same mtime.
+    Lookalike,
     /// A partial: so many thousandths of it, right or wrong.
     Partial(u16, bool),
 }
@@ -145,6 +149,10 @@ pub enum FaultPlan {
     WriteBackLost(Cache),
     /// A write is short.
     Short(u8),
+    /// The disks answer nothing for so many hundredths of a second.
+    Stall(u8),
+    /// The time of day jumps by so many hours.
+    Clock(i16),
 }
 
 /// Errors of a disk.
@@ -165,6 +173,8 @@ pub enum Act {
     ReplaceSource(usize, u8),
     /// Writes to a source in place, and syncs it.
     WriteSource(usize, u8),
+    /// Writes to a source through a mapping, which changes no times, and syncs it.
+    MapSource(usize, u8),
     /// Removes a source.
     RemoveSource(usize),
     /// Puts a file under the final name just before the move gives it one.
@@ -207,7 +217,7 @@ impl Plan {
     }
 
     /// The files, each name once.
-    fn files(&self) -> Vec<FileAt> {
+    pub(crate) fn files(&self) -> Vec<FileAt> {
         let mut seen = BTreeSet::new();
         let files = self.files.iter().filter(|file| seen.insert(file.name % NAMES.len()));
         files.map(FilePlan::file).collect()
@@ -225,6 +235,7 @@ impl FilePlan {
             There::Nothing => (None, None),
             There::Equal => (Some(new.clone()), None),
             There::Other(other) => (Some(other.body()).filter(|other| same_kind(other, &new)), None),
+            There::Lookalike => (lookalike(&new), None),
             There::Partial(thousandths, is_right) => (None, partial(&new, thousandths, is_right)),
         };
         FileAt {
@@ -234,6 +245,7 @@ impl FilePlan {
             // What somebody wrote a moment ago and is to be replaced, and a crash takes away, is nobody's loss; what is equal and not on the disk
             // must not be trusted.
             old_is_durable: self.there != There::Equal || matches!(self.new, BodyPlan::Link(_)),
+            has_same_mtime: self.there == There::Lookalike,
             partial,
         }
     }
@@ -242,6 +254,16 @@ impl FilePlan {
 /// What is of another kind stays, and the move does not converge.
 fn same_kind(one: &Body, other: &Body) -> bool {
     matches!(one, Body::File(_)) == matches!(other, Body::File(_))
+}
+
+fn lookalike(new: &Body) -> Option<Body> {
+    let Body::File(content) = new else { return None };
+    let mut other = content.clone();
+    let last = content.size().checked_sub(1)?;
+    let mut byte = [0];
+    content.read(last, &mut byte);
+    other.write(last, &[!byte[0]]);
+    Some(Body::File(other))
 }
 
 fn partial(new: &Body, thousandths: u16, is_right: bool) -> Option<Vec<u8>> {

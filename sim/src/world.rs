@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     io,
     path::Path,
@@ -57,6 +57,8 @@ pub struct FileAt {
     pub old: Option<Body>,
     /// Whether that is on the disk, or was written just before and never synced.
     pub old_is_durable: bool,
+    /// Whether that has the mtime of the source.
+    pub has_same_mtime: bool,
     /// What the target has of it as a partial.
     pub partial: Option<Vec<u8>>,
 }
@@ -89,6 +91,8 @@ pub struct World {
     /// The target's disk, which may be the same; everything is below `target`.
     pub target: Disk,
     truth: Arc<Mutex<BTreeMap<RelPath, Truth>>>,
+    /// What runs have said of that stays, by its path at the target.
+    told: Arc<Mutex<BTreeSet<RelPath>>>,
 }
 
 /// How a move in a [`World`] ended.
@@ -127,6 +131,7 @@ fn files_of(truth: Vec<(&str, Body, Option<Body>)>) -> Vec<FileAt> {
         new,
         old,
         old_is_durable: false,
+        has_same_mtime: false,
         partial: (at == "large").then(|| vec![7; 5000]),
     };
     truth.into_iter().map(file).collect()
@@ -205,10 +210,24 @@ impl World {
         let world = Self {
             machine: source.machine().clone(),
             truth: Arc::new(Mutex::new(truth.collect())),
+            told: Arc::default(),
             source,
             target,
         };
         world.make(&files).expect("the disks are empty and have room");
+        world.rebase();
+        world
+    }
+
+    /// What a crash left of a world: its disks, on machines that start anew, and its `truth` of before.
+    pub fn left(source: Disk, target: Disk, truth: BTreeMap<RelPath, Truth>) -> Self {
+        let world = Self {
+            machine: source.machine().clone(),
+            truth: Arc::new(Mutex::new(truth)),
+            told: Arc::default(),
+            source,
+            target,
+        };
         world.rebase();
         world
     }
@@ -238,9 +257,14 @@ impl World {
         let put_olds = |durable: bool| {
             let mut olds = files.iter().filter(|file| file.old_is_durable == durable);
             olds.try_for_each(|file| {
-                file.old
-                    .iter()
-                    .try_for_each(|old| put(&self.target, &at_target(&file.path), old))
+                let Some(old) = &file.old else { return Ok(()) };
+                let there = at_target(&file.path);
+                put(&self.target, &there, old)?;
+                if file.has_same_mtime {
+                    let mtime = self.source.stat(at_source(&file.path).as_bytes())?.version.mtime;
+                    self.target.set_meta(there.as_bytes(), 0o644, mtime)?;
+                }
+                Ok(())
             })
         };
         put_olds(true)?;
@@ -253,6 +277,17 @@ impl World {
     pub fn truth(&self) -> MutexGuard<'_, BTreeMap<RelPath, Truth>> {
         // A panic under the lock fails the test anyway.
         self.truth.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A run has said of these that they stay.
+    pub fn tell<'a>(&self, stays: impl IntoIterator<Item = &'a Failure>) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.extend(stays.into_iter().map(|failure| at_target(&failure.path)));
+    }
+
+    /// Whether a run has said that this stays.
+    pub fn is_told(&self, path: &RelPath) -> bool {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).contains(path)
     }
 
     /// Whether all that `stays` may be what somebody put under a final name while that was replaced: it is left to them.
@@ -307,10 +342,9 @@ impl World {
                 futures::future::Either::Right(((), _)) => None,
             }
         });
-        Ended {
-            result,
-            stays: stays.into_inner(),
-        }
+        let stays = stays.into_inner();
+        self.tell(&stays);
+        Ended { result, stays }
     }
 
     async fn move_once<T: ServiceStub>(
@@ -318,7 +352,7 @@ impl World {
         wire: impl FnOnce(SimService) -> T,
         stays: &RefCell<Vec<Failure>>,
     ) -> Result<MoveReport, MoveError> {
-        let clock = SimClock::new();
+        let clock = SimClock::on(&self.machine);
         let fs = Disks {
             source: self.source.fs(),
             target: self.target.fs(),

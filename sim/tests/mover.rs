@@ -63,7 +63,7 @@ impl Stub for Wire {
                 self.way.slow.acquire().await.unwrap().forget();
             }
             self.way.sent.lock().unwrap().push(*handle);
-            realize::clock::Clock::sleep(&SimClock::new(), Duration::from_millis(10)).await;
+            realize::clock::Clock::sleep(&SimClock::on(&Machine::new(0)), Duration::from_millis(10)).await;
         }
         let is_slow = matches!(&request, Request::Open { path, open_for: OpenFor::Write { .. }, .. }
             if path.as_bytes() == self.way.slow_name.as_bytes());
@@ -112,7 +112,7 @@ impl Ends {
         self.settle();
         let way = Arc::new(self.way);
         let result = process(async {
-            let clock = SimClock::new();
+            let clock = SimClock::on(&Machine::new(0));
             let (sources, targets) = (self.source.fs(), self.target.fs());
             let serve = async |fs, name: &str| {
                 let mut roots = Roots::new(fs, clock.clone(), limits.clone(), [name.len() as u8; 16]);

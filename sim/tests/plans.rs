@@ -20,7 +20,7 @@ fn expect_good(scenario: Scenario, seeds: std::ops::Range<u64>) {
             verdict.problems,
             plan.text()
         );
-        struck += verdict.struck.len();
+        struck += verdict.struck;
     }
     assert!(struck > 100, "only {struck} faults have struck");
 }
@@ -61,6 +61,14 @@ fn plans_that_failed_once_do_not_any_more() {
         r#"{"seed":1405172054244087761,"scenario":"OneDisk","files":[{"name":0,"new":{"Link":0},"there":"Equal"},{"name":6,"new":{"File":["Small",0]},"there":{"Partial":[0,false]}},{"name":3,"new":{"Link":0},"there":"Equal"}],"steps":[{"Fault":{"at_target":false,"effect":11,"kind":{"PowerCut":"Hang"}}}],"profile":"PosixWorst"}"#,
         // The mark of a failed sync could not be made at once.
         r#"{"seed":8548562647473258545,"scenario":"TwoDisks","files":[{"name":3,"new":{"File":["Small",0]},"there":{"Other":{"File":["Small",1]}}},{"name":9,"new":{"File":["Small",0]},"there":"Nothing"},{"name":8,"new":{"File":["Small",0]},"there":{"Other":{"File":["Small",1]}}}],"steps":[{"Fault":{"at_target":false,"effect":133,"kind":{"SyncLost":"Kept"}}},{"Fault":{"at_target":false,"effect":32,"kind":{"Error":"Io"}}}],"profile":"Ordered"}"#,
+        // Written to through a mapping before it was set aside by a link and an unlink: a crash could leave the unlink alone.
+        r#"{"seed":13873968478091387178,"scenario":"TwoDisks","files":[{"name":7,"new":{"File":["Small",0]},"there":"Nothing"},{"name":1,"new":{"File":["Small",0]},"there":"Nothing"},{"name":0,"new":{"File":["Small",0]},"there":"Nothing"},{"name":2,"new":{"File":["Small",0]},"there":"Equal"}],"steps":[{"Lacks":"Renames"},{"Act":{"effect":10,"act":{"MapSource":[1,0]}}}],"profile":"Ordered"}"#,
+        // The sync of a name that was given back had failed, and was forgotten.
+        r#"{"seed":15701735260972366606,"scenario":"OneDisk","files":[{"name":0,"new":{"File":["Large",0]},"there":"Equal"},{"name":9,"new":{"File":["Small",0]},"there":{"Other":{"File":["Small",1]}}},{"name":3,"new":{"File":["Small",0]},"there":"Nothing"}],"steps":[{"Fault":{"at_target":false,"effect":9,"kind":{"SyncLost":"Kept"}}},{"Fault":{"at_target":false,"effect":19,"kind":"Kill"}},{"Lacks":"Renames"}],"profile":"Ordered"}"#,
+        // A partial that was a second name of the final: removing it was taken for a change by somebody.
+        r#"{"seed":12291205422950178520,"scenario":"TwoDisks","files":[{"name":4,"new":{"File":["Small",0]},"there":{"Other":{"Link":0}}},{"name":6,"new":{"File":["Sparse",0]},"there":"Nothing"},{"name":2,"new":{"File":["Small",0]},"there":"Nothing"},{"name":3,"new":{"File":["Large",0]},"there":"Equal"},{"name":0,"new":{"File":["Small",0]},"there":"Nothing"}],"steps":[{"Lacks":"Renames"},{"Act":{"effect":33,"act":{"ReplaceSource":[0,0]}}},{"Fault":{"at_target":false,"effect":29,"kind":"Kill"}}],"profile":"Ordered"}"#,
+        // An old version that could not be removed, and was said to stay.
+        r#"{"seed":10231708861704707085,"scenario":"OneDisk","files":[{"name":7,"new":{"File":["Small",0]},"there":{"Other":{"File":["Small",1]}}},{"name":2,"new":{"File":["Small",0]},"there":"Equal"},{"name":6,"new":{"Link":0},"there":{"Other":{"File":["Small",0]}}},{"name":3,"new":{"File":["Small",0]},"there":"Nothing"}],"steps":[{"Fault":{"at_target":false,"effect":32,"kind":{"Error":"Io"}}},{"Fault":{"at_target":false,"effect":28,"kind":{"PowerCut":"Hang"}}}],"profile":"Ordered"}"#,
     ] {
         let verdict = Plan::parse(text).unwrap().run(false);
         assert!(

@@ -3,7 +3,8 @@
 #![allow(clippy::disallowed_methods, reason = "how long it takes is told in real time")]
 
 use std::{
-    sync::Arc,
+    process::Command,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -13,7 +14,7 @@ use realize::{
     service::{Content, RealizeServiceRequest, RealizeServiceResponse},
 };
 use realize_sim::{
-    check::{Checker, Property},
+    check::{Checker, Property, Violation},
     fs::{Act, At, Fault, Kind, Op, Refusals},
     plan::{Plan, Scenario, plan_of, shrink},
     world::{Large, SimService, World, at_source},
@@ -158,12 +159,100 @@ fn plans_by_seed_find_each_bug() {
         (Bug::OverwriteAppeared, Scenario::TwoDisks),
         (Bug::ResumeUnchecked, Scenario::TwoDisks),
         (Bug::NoSpaceIsSuccess, Scenario::TwoDisks),
+        (Bug::TrustSizeAndMtime, Scenario::TwoDisks),
+        (Bug::WriterIgnored, Scenario::TwoDisks),
+        (Bug::ResumeFromCache, Scenario::TwoDisks),
+        (Bug::ResumePastHole, Scenario::TwoDisks),
         (Bug::DeleteBeforeSync, Scenario::Send),
         (Bug::NoDirectorySync, Scenario::Fetch),
+        (Bug::NoAnswerIsSuccess, Scenario::Send),
+        (Bug::HalfOpenKept, Scenario::Send),
+        (Bug::SilenceKept, Scenario::Fetch),
+        (Bug::UnboundedTries, Scenario::Send),
     ] {
         plant(Some(bug));
         let (seeds, properties) = seeds_to_find(bug, scenario);
         plant(None);
         println!("{bug:?} in {scenario:?}: {seeds} seeds, by {properties:?}");
     }
+}
+
+/// A wire on which a call of a dead connection arrives once what it writes to is final.
+#[derive(Clone)]
+struct LateWire(SimService, Arc<Mutex<Option<RealizeServiceRequest>>>);
+
+impl Stub for LateWire {
+    type Req = RealizeServiceRequest;
+    type Resp = RealizeServiceResponse;
+
+    async fn call(&self, context: tarpc::context::Context, request: Self::Req) -> Result<Self::Resp, RpcError> {
+        if let RealizeServiceRequest::Send {
+            handle,
+            chunk,
+            data,
+            sparse,
+        } = &request
+        {
+            *self.1.lock().unwrap() = Some(RealizeServiceRequest::Send {
+                handle: *handle,
+                chunk: *chunk,
+                data: Bytes::from(vec![b'!'; data.len()]),
+                sparse: *sparse,
+            });
+        }
+        let is_finish = matches!(request, RealizeServiceRequest::Finish { .. });
+        let answer = self.0.call(context, request).await;
+        let late = self.1.lock().unwrap().take_if(|_| is_finish);
+        if let Some(late) = late {
+            self.0.call(context, late).await.ok();
+        }
+        answer
+    }
+}
+
+#[test]
+fn a_late_write_is_caught() {
+    for (bug, expected) in [(None, false), (Some(Bug::LateWrite), true)] {
+        plant(bug);
+        let (world, checker) = (World::small(1, false, Large::OneChunk), Arc::new(Checker::default()));
+        world.watch(&checker);
+        world.move_through(|service| LateWire(service, Arc::default()));
+        plant(None);
+        let is_torn = |violation: &Violation| violation.property == Property::WholeFinals;
+        assert_eq!(checker.violations().iter().any(is_torn), expected, "{bug:?}");
+    }
+}
+
+/// The long run itself, with a bug that is always on: it fails, and says by which command to see that again.
+#[test]
+fn the_long_run_tells_of_a_canary() {
+    let run = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_realize-sim"))
+            .args(args)
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, told) = run(&[
+        "--plant",
+        "DeleteBeforeSync",
+        "run",
+        "--scenario",
+        "two-disks",
+        "--seeds",
+        "0..1000",
+    ]);
+    assert_eq!(code, Some(1), "{told}");
+    let plan = told
+        .split_once("replay '")
+        .and_then(|(_, rest)| rest.split_once('\''))
+        .unwrap()
+        .0;
+    let (code, told) = run(&["--plant", "DeleteBeforeSync", "replay", plan]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("violated: Violation { property: Survivorship"), "{told}");
+    let (code, told) = run(&["replay", plan]);
+    assert_eq!(code, Some(0), "{told}");
+    let (code, told) = run(&["--plant", "DeleteBeforeSync", "exhaust", "--jobs", "1"]);
+    assert_eq!(code, Some(1), "{told}");
 }

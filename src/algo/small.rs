@@ -7,6 +7,7 @@ use super::{
 use crate::{
     model::{Digest, Kind, RelPath},
     plan::{self, Outcome},
+    planted::{Bug, planted},
     service::{
         Answer, Content, Delete, Expected, FileRef, Got, Handle, NewFile, RenameFile, Renamed, Same, ServiceError,
     },
@@ -79,7 +80,10 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
             }
         }
         self.close(source, refused).await;
-        let put = self.put(files).await;
+        let mut put = self.put(files).await;
+        if planted(Bug::NoAnswerIsSuccess) && matches!(put, Err(ServiceError::NoAnswer(_))) {
+            put = Ok(vec![Ok(()); held.len()]);
+        }
         let mut safe = Vec::new();
         let mut failed = Vec::new();
         let count = held.len();

@@ -19,6 +19,7 @@ use crate::{
     clock::{Clock, timeout},
     fs::Fs,
     keys::PublicKey,
+    planted::{Bug, planted},
     server::{Access, RealizeServer, Roots, Turns},
     service::{Handle, RealizeService, RealizeServiceRequest, RealizeServiceResponse, context},
     wire::{CallId, DATA_BYTES_MAX, Encoded, HEAD_BYTES_MAX, LinkId, Outbox, ToClient},
@@ -127,7 +128,8 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
             if known.1.run != link.run {
                 let is_entering = session.is_new() && unheard < self.limits.handshake;
                 let is_live = session.is_connected() || is_entering;
-                return !is_live || unheard > self.limits.idle / 3 + self.limits.idle / 6;
+                let is_unheard = unheard > self.limits.idle / 3 + self.limits.idle / 6;
+                return !is_live || (is_unheard && !planted(Bug::HalfOpenKept));
             }
             // The very same is there when the answer to its first connection was lost.
             known.1.attempt < link.attempt || known.1 == link

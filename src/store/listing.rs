@@ -4,14 +4,9 @@ use std::io;
 
 use rustix::io::Errno;
 
-use super::{
-    Store, entry, is_any, names,
-    names::NameKind,
-    source::{Care, move_unless_there, sync_names},
-    sweep::remove_mark,
-};
+use super::{Store, entry, is_any, names, names::NameKind, source::Care, sweep::remove_mark};
 use crate::{
-    fs::{BootId, Dir, File, Fs, Lock},
+    fs::{Dir, File, Fs, Lock},
     model::{Kind, Name, RelPath},
     service::{Answer, Cursor, Page, ServiceError},
 };
@@ -20,7 +15,7 @@ use crate::{
 pub struct Walk<F: Fs> {
     levels: Vec<Level<F>>,
     restore: bool,
-    boot: BootId,
+    store: Store<F>,
     /// Where it stands; `None` before the first entry.
     at: Option<Cursor>,
 }
@@ -39,7 +34,7 @@ impl<F: Fs> Walk<F> {
         let mut walk = Walk {
             levels: Vec::new(),
             restore,
-            boot: store.inner.boot,
+            store: store.clone(),
             at: from.cloned(),
         };
         let root = store.inner.root.clone();
@@ -138,13 +133,19 @@ impl<F: Fs> Walk<F> {
             match names::classify(&name) {
                 NameKind::Plain => plain.push(name),
                 NameKind::Token => tokens.push(name),
-                NameKind::Gone(original) if self.restore => match give_back(&dir, &name, &dir, &original).await {
-                    Ok(()) => plain.push(original),
-                    Err(error) => report_leftover(&path, name, &error, page),
-                },
-                NameKind::GoneDir if self.restore => restore_long_names(&dir, &path, &name, &mut plain, page).await?,
+                NameKind::Gone(original) if self.restore => {
+                    match self.store.give_back(&dir, &name, &dir, &original).await {
+                        Ok(()) => plain.push(original),
+                        Err(error) => report_leftover(&path, name, &error, page),
+                    }
+                }
+                NameKind::GoneDir if self.restore => {
+                    self.store
+                        .restore_long_names(&dir, &path, &name, &mut plain, page)
+                        .await?
+                }
                 // Of an earlier run of the kernel: it has said what it had to say.
-                NameKind::Unsynced if self.restore && name != names::unsynced(&self.boot) => {
+                NameKind::Unsynced if self.restore && name != names::unsynced(&self.store.inner.boot) => {
                     remove_mark(&dir, &name).await?;
                 }
                 NameKind::Partial | NameKind::Swap(_) | NameKind::Gone(_) | NameKind::GoneDir | NameKind::Unsynced => {
@@ -197,69 +198,72 @@ fn bytes_of_others(page: &Page) -> usize {
     paths.chain(tokens).sum()
 }
 
-/// Gives the files in `.realize-gone` their places back and removes it.
-async fn restore_long_names<D: Dir>(
-    dir: &D,
-    path: &RelPath,
-    gone: &Name,
-    plain: &mut Vec<Name>,
-    page: &mut Page,
-) -> io::Result<()> {
-    let Ok(gone_dir) = dir.open_dir(&gone.clone().into()).await else {
-        report_leftover(path, gone.clone(), &Errno::EXIST.into(), page);
-        return Ok(());
-    };
-    let mut is_busy = false;
-    for name in gone_dir.names().await? {
-        match give_back(&gone_dir, &name, dir, &name).await {
-            Ok(()) => plain.push(name),
-            Err(error) => is_busy |= is_any(&error, &[Errno::AGAIN]),
-        }
-    }
-    if dir.rmdir(gone).await.is_err() {
-        let error = if is_busy { Errno::AGAIN } else { Errno::EXIST };
-        report_leftover(path, gone.clone(), &error.into(), page);
-    }
-    Ok(())
-}
-
-/// Gives `name` back what was set aside of it, if anything was.
-pub(super) async fn restore<D: Dir>(dir: &D, name: &Name) -> io::Result<()> {
-    match names::gone(name) {
-        Some(gone) => give_back(dir, &gone, dir, name).await,
-        None => {
-            let long = names::gone_dir();
-            let gone_dir = dir.open_dir(&long.clone().into()).await?;
-            give_back(&gone_dir, name, dir, name).await?;
-            dir.rmdir(&long).await
-        }
-    }
-}
-
-/// Gives what a dead run set aside its name back. `EAGAIN` when a run is just deleting it: once that had looked at it for the
-/// last time, nothing else may get the name. (A link can't be locked.)
-async fn give_back<D: Dir>(gone_dir: &D, gone: &Name, dir: &D, name: &Name) -> io::Result<()> {
-    if let Ok(file) = gone_dir.open(gone).await
-        && let Err(error) = file.try_lock(Lock::Exclusive).await
-        && is_any(&error, &[Errno::AGAIN])
-    {
-        return Err(error);
-    }
-    put_back(gone_dir, gone, dir, name).await
-}
-
-/// Gives what was set aside its name back. Where that took a link and an unlink, a crash may have left both names.
-pub(super) async fn put_back<D: Dir>(gone_dir: &D, gone: &Name, dir: &D, name: &Name) -> io::Result<()> {
-    match move_unless_there(gone_dir, gone, dir, name, Care::Somebodys).await {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let (aside, named) = (gone_dir.stat(gone).await?, dir.stat(name).await?);
-            if !aside.version.is_same_inode(&named.version) {
-                return Err(error);
+impl<F: Fs> Store<F> {
+    /// Gives the files in `.realize-gone` their places back and removes it.
+    async fn restore_long_names(
+        &self,
+        dir: &F::Dir,
+        path: &RelPath,
+        gone: &Name,
+        plain: &mut Vec<Name>,
+        page: &mut Page,
+    ) -> io::Result<()> {
+        let Ok(gone_dir) = dir.open_dir(&gone.clone().into()).await else {
+            report_leftover(path, gone.clone(), &Errno::EXIST.into(), page);
+            return Ok(());
+        };
+        let mut is_busy = false;
+        for name in gone_dir.names().await? {
+            match self.give_back(&gone_dir, &name, dir, &name).await {
+                Ok(()) => plain.push(name),
+                Err(error) => is_busy |= is_any(&error, &[Errno::AGAIN]),
             }
-            sync_names(dir).await?;
-            gone_dir.unlink(gone).await
         }
-        result => result,
+        if dir.rmdir(gone).await.is_err() {
+            let error = if is_busy { Errno::AGAIN } else { Errno::EXIST };
+            report_leftover(path, gone.clone(), &error.into(), page);
+        }
+        Ok(())
+    }
+
+    /// Gives `name` back what was set aside of it, if anything was.
+    pub(super) async fn restore(&self, dir: &F::Dir, name: &Name) -> io::Result<()> {
+        match names::gone(name) {
+            Some(gone) => self.give_back(dir, &gone, dir, name).await,
+            None => {
+                let long = names::gone_dir();
+                let gone_dir = dir.open_dir(&long.clone().into()).await?;
+                self.give_back(&gone_dir, name, dir, name).await?;
+                dir.rmdir(&long).await
+            }
+        }
+    }
+
+    /// Gives what a dead run set aside its name back. `EAGAIN` when a run is just deleting it: once that had looked at it for the
+    /// last time, nothing else may get the name. (A link can't be locked.)
+    async fn give_back(&self, gone_dir: &F::Dir, gone: &Name, dir: &F::Dir, name: &Name) -> io::Result<()> {
+        if let Ok(file) = gone_dir.open(gone).await
+            && let Err(error) = file.try_lock(Lock::Exclusive).await
+            && is_any(&error, &[Errno::AGAIN])
+        {
+            return Err(error);
+        }
+        self.put_back(gone_dir, gone, dir, name).await
+    }
+
+    /// Gives what was set aside its name back. Where that took a link and an unlink, a crash may have left both names.
+    pub(super) async fn put_back(&self, gone_dir: &F::Dir, gone: &Name, dir: &F::Dir, name: &Name) -> io::Result<()> {
+        match self.move_unless_there(gone_dir, gone, dir, name, Care::Somebodys).await {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let (aside, named) = (gone_dir.stat(gone).await?, dir.stat(name).await?);
+                if !aside.version.is_same_inode(&named.version) {
+                    return Err(error);
+                }
+                self.sync_names(dir).await?;
+                gone_dir.unlink(gone).await
+            }
+            result => result,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::{
     Store, ignore_missing, is_any, is_unsupported, names,
     partial::somebody_else,
-    source::{Care, being_written, move_unless_there},
+    source::{Care, being_written},
 };
 use crate::{
     fs::{Dir, File, Fs, Metadata, Rename},
@@ -47,7 +47,8 @@ impl<F: Fs> Store<F> {
                 .rename(part, dir, name, Rename::Replace)
                 .await
                 .map_err(|e| ServiceError::io("rename", &e)),
-            Expected::Absent => move_unless_there(dir, part, dir, name, Care::Ours)
+            Expected::Absent => self
+                .move_unless_there(dir, part, dir, name, Care::Ours)
                 .await
                 .map_err(|error| match error.kind() {
                     io::ErrorKind::AlreadyExists => ServiceError::Changed,
@@ -92,14 +93,14 @@ impl<F: Fs> Store<F> {
             Err(_) => None,
         };
         let swap = names::swap(name, &tag(dir, name, &found).await?);
-        move_unless_there(dir, part, dir, &swap, Care::Ours)
+        self.move_unless_there(dir, part, dir, &swap, Care::Ours)
             .await
             .map_err(|error| match error.kind() {
                 io::ErrorKind::AlreadyExists => ServiceError::Leftover(swap.clone()),
                 _ => ServiceError::io("rename", &error),
             })?;
         let back_to_partial = async {
-            move_unless_there(dir, &swap, dir, part, Care::Ours)
+            self.move_unless_there(dir, &swap, dir, part, Care::Ours)
                 .await
                 .map_err(|_| ServiceError::Leftover(swap.clone()))
         };
@@ -154,7 +155,7 @@ impl<F: Fs> Store<F> {
 
     async fn ensure_final_is(&self, dir: &F::Dir, name: &Name, version: &Version) -> Answer<Metadata> {
         match dir.stat(name).await {
-            Ok(found) if found.version == *version => Ok(found),
+            Ok(found) if found.version == *version || self.is_untwinned(version, &found.version) => Ok(found),
             // A link's text can't change; its ctime does when the second name that a crash left it goes.
             Ok(found) if found.kind == Kind::Symlink && found.version.same_but_ctime(version) => Ok(found),
             Ok(_) => Err(ServiceError::Changed),

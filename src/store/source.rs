@@ -189,6 +189,7 @@ impl<F: Fs> SourceFile<F> {
 
     async fn prove_leased(&self) -> Answer<()> {
         if !self.leased
+            || planted(Bug::WriterIgnored)
             || self
                 .file
                 .lease_held()
@@ -318,18 +319,18 @@ impl<F: Fs> Store<F> {
     /// Deletes a source, whose content `read_as` is safe at the target: set aside, looked at once more, unlinked.
     /// One that is gone already is fine; one that has another name by now is not.
     pub async fn delete_source(&self, source: &Source<F>, read_as: Option<Digest>) -> Answer<()> {
-        let (path, version) = match source {
-            Source::Link { path, version, .. } => (path, version),
-            Source::File(file) => {
-                file.prove_unchanged(read_as).await?;
-                (&file.path, &file.version)
+        let (path, version, leased) = match source {
+            Source::Link { path, version, .. } => (path, version, None),
+            Source::File(source) => {
+                source.prove_unchanged(read_as).await?;
+                (&source.path, &source.version, source.leased.then_some(&source.file))
             }
         };
         let (dir, name) = match self.parent_of(path).await {
             Err(ServiceError::NotFound) => return source.prove_gone().await,
             found => found?,
         };
-        let aside = match SetAside::take(&dir, name, version).await {
+        let aside = match SetAside::take(self, &dir, name, version, leased).await {
             Err(ServiceError::NotFound) => return source.prove_gone().await,
             taken => taken?,
         };
@@ -350,7 +351,7 @@ impl<F: Fs> Store<F> {
         if planted(Bug::NoSourceCheck) { Ok(()) } else { deleted }
     }
 
-    async fn prove_aside(&self, source: &Source<F>, aside: &SetAside<'_, F::Dir>, version: &Version) -> Answer<()> {
+    async fn prove_aside(&self, source: &Source<F>, aside: &SetAside<'_, F>, version: &Version) -> Answer<()> {
         if planted(Bug::NoLookAside) {
             return Ok(());
         }
@@ -389,16 +390,24 @@ async fn read_link<F: Fs>(dir: &F::Dir, name: &Name, wanted: &FileRef) -> Answer
 const SET_ASIDE_TRIES: usize = 64;
 
 /// A source under the name it has while it is deleted.
-struct SetAside<'a, D> {
-    dir: &'a D,
+struct SetAside<'a, F: Fs> {
+    store: &'a Store<F>,
+    dir: &'a F::Dir,
     name: Name,
-    gone_dir: D,
+    gone_dir: F::Dir,
     gone: Name,
 }
 
-impl<'a, D: Dir> SetAside<'a, D> {
+impl<'a, F: Fs> SetAside<'a, F> {
     /// Sets `name` aside, which should be `version`. `NotFound` when there is nothing of that name, `Leftover` when something was set aside before.
-    async fn take(dir: &'a D, name: Name, version: &Version) -> Answer<Self> {
+    /// `leased` is its file, where a lease protects that.
+    async fn take(
+        store: &'a Store<F>,
+        dir: &'a F::Dir,
+        name: Name,
+        version: &Version,
+        leased: Option<&F::File>,
+    ) -> Answer<Self> {
         for _ in 0..SET_ASIDE_TRIES {
             let (gone_dir, gone) = match names::gone(&name) {
                 Some(gone) => (dir.clone(), gone),
@@ -411,12 +420,16 @@ impl<'a, D: Dir> SetAside<'a, D> {
                 },
             };
             let aside = Self {
+                store,
                 dir,
                 name: name.clone(),
                 gone_dir,
                 gone,
             };
-            match move_unless_there(dir, &name, &aside.gone_dir, &aside.gone, Care::Only(version)).await {
+            match store
+                .move_unless_there(dir, &name, &aside.gone_dir, &aside.gone, Care::Only(version, leased))
+                .await
+            {
                 Ok(()) => return Ok(aside),
                 Err(error) if is_any(&error, &[Errno::STALE]) => return Err(ServiceError::Changed),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -440,7 +453,7 @@ impl<'a, D: Dir> SetAside<'a, D> {
         ))
     }
 
-    async fn long_names(dir: &D) -> io::Result<D> {
+    async fn long_names(dir: &F::Dir) -> io::Result<F::Dir> {
         let long = names::gone_dir();
         match dir.mkdir(&long).await {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -450,7 +463,16 @@ impl<'a, D: Dir> SetAside<'a, D> {
     }
 
     async fn put_back(&self) -> io::Result<()> {
-        move_unless_there(&self.gone_dir, &self.gone, self.dir, &self.name, Care::Somebodys).await
+        let Self {
+            dir,
+            name,
+            gone_dir,
+            gone,
+            ..
+        } = self;
+        self.store
+            .move_unless_there(gone_dir, gone, dir, name, Care::Somebodys)
+            .await
     }
 
     /// Removes the directory for long names, unless something is left in it.
@@ -469,64 +491,65 @@ impl<'a, D: Dir> SetAside<'a, D> {
 
 /// What is to be minded of a file that gets another name by a link and an unlink: a crash may leave the unlink alone.
 #[derive(Clone, Copy)]
-pub(super) enum Care<'a> {
+pub(super) enum Care<'a, F> {
     /// It can be made again.
     Ours,
-    /// If it is this version, it is safe elsewhere; nothing else loses its name (`ESTALE`).
-    Only(&'a Version),
+    /// If it is this version, and the lease of the file holds where there is one, it is safe elsewhere; nothing else loses its name
+    /// (`ESTALE`).
+    Only(&'a Version, Option<&'a F>),
     /// It may be somebody's only copy: the new name is durable first.
     Somebodys,
 }
 
-/// Renames without replacing anything; where the file system does not know how, by a link and an unlink, with `care`.
-pub(super) async fn move_unless_there<D: Dir>(
-    from_dir: &D,
-    from: &Name,
-    to_dir: &D,
-    to: &Name,
-    care: Care<'_>,
-) -> io::Result<()> {
-    match from_dir.rename(from, to_dir, to, Rename::NoReplace).await {
-        Err(error) if is_unsupported(&error) => {}
-        result => return result,
-    }
-    match from_dir.link(from, to_dir, to).await {
-        Ok(()) => {
-            // Who replaced `from` since keeps what they put there; a gap of one call is left.
-            let (named, linked) = (from_dir.stat(from).await?, to_dir.stat(to).await?);
-            if !named.version.is_same_inode(&linked.version) {
-                return Err(Errno::EXIST.into());
-            }
-            match care {
-                Care::Ours => {}
-                Care::Only(version) if linked.version.same_but_ctime(version) => {}
-                Care::Only(_) => {
-                    to_dir.unlink(to).await?;
-                    return Err(Errno::STALE.into());
-                }
-                Care::Somebodys => sync_names(to_dir).await?,
-            }
-            from_dir.unlink(from).await
+impl<F: Fs> Store<F> {
+    /// Renames without replacing anything; where the file system does not know how, by a link and an unlink, with `care`.
+    pub(super) async fn move_unless_there(
+        &self,
+        from_dir: &F::Dir,
+        from: &Name,
+        to_dir: &F::Dir,
+        to: &Name,
+        care: Care<'_, F::File>,
+    ) -> io::Result<()> {
+        match from_dir.rename(from, to_dir, to, Rename::NoReplace).await {
+            Err(error) if is_unsupported(&error) => {}
+            result => return result,
         }
-        // No links either (FAT): look, then rename. Who makes the name in between is overwritten; documented.
-        Err(error) if is_any(&error, &[Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS, Errno::MLINK]) => {
-            match to_dir.stat(to).await {
-                Ok(_) => Err(Errno::EXIST.into()),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    from_dir.rename(from, to_dir, to, Rename::Replace).await
+        match from_dir.link(from, to_dir, to).await {
+            Ok(()) => {
+                // Who replaced `from` since keeps what they put there; a gap of one call is left.
+                let (named, linked) = (from_dir.stat(from).await?, to_dir.stat(to).await?);
+                if !named.version.is_same_inode(&linked.version) {
+                    return Err(Errno::EXIST.into());
                 }
-                Err(error) => Err(error),
+                match care {
+                    Care::Ours => {}
+                    Care::Only(version, leased) => {
+                        let is_held = match leased {
+                            Some(file) => planted(Bug::WriterIgnored) || file.lease_held().await?,
+                            None => true,
+                        };
+                        if !is_held || !linked.version.same_but_ctime(version) {
+                            to_dir.unlink(to).await?;
+                            return Err(Errno::STALE.into());
+                        }
+                    }
+                    Care::Somebodys => self.sync_names(to_dir).await?,
+                }
+                from_dir.unlink(from).await
             }
+            // No links either (FAT): look, then rename. Who makes the name in between is overwritten; documented.
+            Err(error) if is_any(&error, &[Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS, Errno::MLINK]) => {
+                match to_dir.stat(to).await {
+                    Ok(_) => Err(Errno::EXIST.into()),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        from_dir.rename(from, to_dir, to, Rename::Replace).await
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+            Err(error) => Err(error),
         }
-        Err(error) => Err(error),
-    }
-}
-
-/// Makes the names in `dir` durable, where that can be had.
-pub(super) async fn sync_names<D: Dir>(dir: &D) -> io::Result<()> {
-    match dir.sync().await {
-        Err(error) if is_any(&error, &[Errno::INVAL]) => Ok(()),
-        synced => synced,
     }
 }
 

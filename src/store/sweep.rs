@@ -5,9 +5,7 @@ use std::{io, time::Duration};
 use rustix::io::Errno;
 
 use super::{
-    Store, ignore_missing, is_any,
-    listing::put_back,
-    names,
+    Store, ignore_missing, is_any, names,
     names::NameKind,
     partial::{Locked, lock_named},
     publish::tag,
@@ -111,7 +109,7 @@ impl<F: Fs> Store<F> {
             let part = names::partial(name);
             // A run that took this one for a live one's may have begun another.
             self.remove_partial(dir, name, None).await?;
-            if put_back(dir, left, dir, &part).await.is_err() {
+            if self.put_back(dir, left, dir, &part).await.is_err() {
                 return Ok(false);
             }
             let moved = dir.stat(&part).await;
@@ -119,7 +117,7 @@ impl<F: Fs> Store<F> {
                 && !aside.version.is_same_inode(&moved.version)
             {
                 // A run with a link, which can't be locked, has swapped somebody's file out just now.
-                put_back(dir, &part, dir, left).await.ok();
+                self.put_back(dir, &part, dir, left).await.ok();
                 return Ok(false);
             }
             return Ok(true);

@@ -188,8 +188,14 @@ impl Tree {
                 let mut image = self.image(names, |_, _| Data::Prefix(0), random);
                 for ((ino, choices), choice) in there.iter().zip(&turn) {
                     let inode = self.after(self.inode(*ino), choices[*choice], random);
-                    let names = std::mem::take(&mut image.inodes.get_mut(ino).expect("it is there").names);
-                    image.inodes.insert(*ino, Inode { names, ..inode });
+                    let before = image.inodes.get_mut(ino).expect("it is there");
+                    let (names, stable_names) = (std::mem::take(&mut before.names), before.stable_names);
+                    let inode = Inode {
+                        names,
+                        stable_names,
+                        ..inode
+                    };
+                    image.inodes.insert(*ino, inode);
                 }
                 if !add(image) {
                     return images;

@@ -268,6 +268,11 @@ impl Disk {
         self.with(|tree| tree.handles.len())
     }
 
+    /// The most handles that were open at once.
+    pub fn most_open_handles(&self) -> usize {
+        self.with(|tree| tree.most_handles)
+    }
+
     // ---- crashing
 
     /// This disk alone loses its power and gets it back; see [`Machine::crash`].

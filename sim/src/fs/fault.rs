@@ -1,6 +1,6 @@
 //! What can go wrong on a machine, as data.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use realize::model::RelPath;
 use rustix::io::Errno;
@@ -143,6 +143,10 @@ pub enum Kind {
         /// At which byte.
         offset: u64,
     },
+    /// The machine's disks answer nothing for so long, this call included.
+    Stall(Duration),
+    /// The time of day jumps by so many seconds, until the faults are healed.
+    Clock(i64),
     /// Somebody else acts just before the call.
     Act(Act),
 }
@@ -175,6 +179,19 @@ pub struct Refusals {
     pub link: Option<Errno>,
     /// Not an error: names that differ in ASCII case or in dots at their end are one name, as on FAT.
     pub folds: bool,
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "effect {}: {:?}", self.index, self.op)?;
+        if let Some(path) = &self.path {
+            write!(f, " {path:?}")?;
+        }
+        match &self.to {
+            Some(to) => write!(f, " to {to:?}"),
+            None => Ok(()),
+        }
+    }
 }
 
 impl fmt::Debug for Act {

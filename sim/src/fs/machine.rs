@@ -9,11 +9,11 @@ use std::{
 
 use realize::model::{RelPath, Timestamp};
 use rustix::io::Errno;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     Disk,
-    crash::Profile,
+    crash::{Image, Profile},
     fault::{At, Cache, Call, Fault, Kind, Off, Op},
     tree::Tree,
 };
@@ -63,6 +63,9 @@ pub(super) struct State {
     on_off: Option<Hook>,
     wall: Option<Wall>,
     ticks: u64,
+    /// By how many seconds the time of day has jumped.
+    jumped: i64,
+    stalled_until: Option<Instant>,
 }
 
 /// What the faults do to one call.
@@ -113,6 +116,8 @@ impl Machine {
             on_off: None,
             wall: None,
             ticks: 0,
+            jumped: 0,
+            stalled_until: None,
         })))
     }
 
@@ -122,6 +127,22 @@ impl Machine {
         let now = state.tick();
         state.trees.entry(device).or_insert_with(|| Tree::new(device, now));
         Disk::new(self.clone(), device)
+    }
+
+    /// A machine that has the past of this one, and whose disks (by device number) a power loss left so.
+    pub fn after(&self, seed: u64, disks: impl IntoIterator<Item = (u64, Image)>) -> Self {
+        let after = Self::new(seed);
+        {
+            let (before, mut state) = (self.lock(), after.lock());
+            (state.ticks, state.boots) = (before.ticks, before.boots + 1);
+            for (device, image) in disks {
+                let mut tree = Tree::new(device, state.tick());
+                tree.refusals = before.trees[&device].refusals;
+                tree.reset(image.inodes, image.names);
+                state.trees.insert(device, tree);
+            }
+        }
+        after
     }
 
     /// All its disks.
@@ -138,9 +159,11 @@ impl Machine {
         self.lock().faults.push((fault, 0));
     }
 
-    /// Takes away the faults that have not struck; what they were.
+    /// Takes away the faults that have not struck, and what lasts of those that have; what they were.
     pub fn heal(&self) -> Vec<Fault> {
-        std::mem::take(&mut self.lock().faults)
+        let mut state = self.lock();
+        (state.jumped, state.stalled_until) = (0, None);
+        std::mem::take(&mut state.faults)
             .into_iter()
             .map(|(fault, _)| fault)
             .collect()
@@ -181,6 +204,13 @@ impl Machine {
     /// Calls `hook` at the moment a power cut or a kill strikes, before anything else runs.
     pub fn on_off(&self, hook: impl Fn(&Fault) + Send + Sync + 'static) {
         self.lock().on_off = Some(Arc::new(hook));
+    }
+
+    /// Nobody watches any more: who does holds the machine as long as that holds them.
+    pub fn unwatch(&self) {
+        let mut state = self.lock();
+        (state.watch, state.on_off) = (None, None);
+        state.faults.clear();
     }
 
     /// Ends once the machine is off.
@@ -255,7 +285,13 @@ impl Machine {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// By how many seconds the time of day has jumped.
+    pub fn jumped(&self) -> i64 {
+        self.lock().jumped
+    }
+
     /// The yield point of every call.
+    #[expect(clippy::disallowed_methods, reason = "below the seam: the disk itself takes time")]
     async fn step(&self) {
         let stalls = {
             let mut state = self.lock();
@@ -263,8 +299,17 @@ impl Machine {
             state.stalls.one_in(one_in)
         };
         if stalls {
-            #[expect(clippy::disallowed_methods, reason = "below the seam: the disk itself takes time")]
             tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        self.wait_out().await;
+    }
+
+    /// Waits for the end of a stall.
+    #[expect(clippy::disallowed_methods, reason = "below the seam: the disk itself takes time")]
+    async fn wait_out(&self) {
+        let until = self.lock().stalled_until;
+        if let Some(until) = until {
+            tokio::time::sleep_until(until).await;
         }
     }
 
@@ -276,7 +321,10 @@ impl Machine {
     ) -> io::Result<T> {
         self.step().await;
         match self.call_now(request, work) {
-            Ok(result) => result.map_err(io::Error::from),
+            Ok(result) => {
+                self.wait_out().await;
+                result.map_err(io::Error::from)
+            }
             Err(Off::Fail) => Err(Errno::IO.into()),
             Err(Off::Hang) => std::future::pending().await,
         }
@@ -376,7 +424,7 @@ impl State {
         match &self.wall {
             Some(wall) => wall(),
             None => Timestamp {
-                secs: EPOCH_SECS + (self.ticks / 1_000_000) as i64,
+                secs: EPOCH_SECS + self.jumped + (self.ticks / 1_000_000) as i64,
                 nanos: (self.ticks % 1_000_000) as u32 * 1000,
             },
         }
@@ -437,6 +485,9 @@ impl State {
                 Kind::WriteBackLost(errno, cache) => strike.write_back_lost = Some((errno, cache)),
                 Kind::Short(bytes) => strike.short = Some(bytes),
                 Kind::BitRot { device, path, offset } => strike.rot.push((device, path, offset)),
+                #[expect(clippy::disallowed_methods, reason = "below the seam: the disk itself takes time")]
+                Kind::Stall(duration) => self.stalled_until = Some(Instant::now() + duration),
+                Kind::Clock(seconds) => self.jumped += seconds,
                 Kind::Act(act) => strike.acts.push(act),
             }
             self.struck.push((fault.kind.clone(), call.clone()));

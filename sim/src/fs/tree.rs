@@ -67,6 +67,8 @@ pub(super) struct Tree {
     /// Number of the last change when a sync last succeeded: a journalling file system has committed up to here.
     pub committed: u64,
     pub capacity: Option<u64>,
+    /// The most that were open at once.
+    pub most_handles: usize,
     pub refusals: Refusals,
     next_ino: Ino,
     free: BTreeSet<Ino>,
@@ -86,6 +88,7 @@ impl Tree {
             seq: 0,
             committed: 0,
             capacity: None,
+            most_handles: 0,
             refusals: Refusals::default(),
             next_ino: ROOT + 9,
             free: BTreeSet::new(),
@@ -96,6 +99,7 @@ impl Tree {
     /// Takes over what a crash left: every inode and name durable, no handles.
     pub fn reset(&mut self, inodes: BTreeMap<Ino, Inode>, stable: BTreeMap<Ino, BTreeMap<Name, Ino>>) {
         self.generation += 1;
+        self.next_ino = self.next_ino.max(inodes.keys().next_back().map_or(0, |last| last + 1));
         self.free = (ROOT + 9..self.next_ino)
             .filter(|ino| !inodes.contains_key(ino))
             .collect();
@@ -125,6 +129,7 @@ impl Tree {
     pub fn open_handle(&mut self, ino: Ino, write: bool, foreign: bool) -> HandleId {
         let id = self.next_handle;
         self.next_handle += 1;
+        self.most_handles = self.most_handles.max(self.handles.len() + 1);
         self.handles.insert(
             id,
             Handle {

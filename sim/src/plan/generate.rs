@@ -48,6 +48,7 @@ fn file() -> impl Strategy<Value = FilePlan> {
     let there = prop_oneof![
         3 => Just(There::Nothing),
         1 => Just(There::Equal),
+        1 => Just(There::Lookalike),
         2 => body().prop_map(There::Other),
         // Wholly there is a boundary, so not left to chance.
         1 => (prop_oneof![0..1001u16, Just(1000)], any::<bool>()).prop_map(|(thousandths, is_right)| There::Partial(thousandths, is_right)),
@@ -108,15 +109,18 @@ fn fault(scenario: Scenario) -> impl Strategy<Value = FaultPlan> {
         2 => cache().prop_map(FaultPlan::SyncLost),
         1 => cache().prop_map(FaultPlan::WriteBackLost),
         1 => any::<u8>().prop_map(FaultPlan::Short),
+        1 => any::<u8>().prop_map(FaultPlan::Stall),
+        1 => (-400..400i16).prop_map(FaultPlan::Clock),
     ]
 }
 
 fn act() -> impl Strategy<Value = Act> {
     let (file, first) = (0..8usize, any::<u8>());
-    (0..4u8, file, first).prop_map(|(kind, file, first)| match kind {
+    (0..5u8, file, first).prop_map(|(kind, file, first)| match kind {
         0 => Act::ReplaceSource(file, first),
         1 => Act::WriteSource(file, first),
         2 => Act::RemoveSource(file),
+        3 => Act::MapSource(file, first),
         _ => Act::AppearAtTarget(file, first),
     })
 }
@@ -129,13 +133,12 @@ fn line() -> impl Strategy<Value = LinePlan> {
         Just(Trouble::Swallow),
         (0..8u8).prop_map(|bit| Trouble::Flip { bit }),
     ];
-    let fault = (select(&[Way::Up, Way::Down][..]), 0..BYTES, trouble).prop_map(|(way, at, trouble)| WireFault {
-        way,
-        at,
-        trouble,
-    });
+    let ways = select(&[Way::Up, Way::Down][..]);
+    let fault = (ways, 0..BYTES, trouble).prop_map(|(way, at, trouble)| WireFault { way, at, trouble });
+    let faults = || prop::collection::vec(fault.clone(), 0..3);
     prop_oneof![
-        8 => prop::collection::vec(fault, 0..3).prop_map(LinePlan::Made),
+        8 => faults().prop_map(LinePlan::Made),
+        1 => (10_000..1_000_000u64, faults()).prop_map(|(rate, faults)| LinePlan::Slow(rate, faults)),
         1 => Just(LinePlan::Hangs),
         1 => Just(LinePlan::Refused),
     ]

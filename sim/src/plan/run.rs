@@ -1,12 +1,15 @@
 //! Carries a plan out: at first things go wrong, then nothing does any more, and a last run must complete.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use realize::{model::RelPath, store::names};
+use realize::model::RelPath;
 
-use super::{Act, Errno, FaultPlan, Lack, NAMES, Plan, Scenario, Step};
+use super::{Act, Coverage, Errno, FaultPlan, FilePlan, Lack, NAMES, Plan, Scenario, Step, There};
 use crate::{
-    check::{Checker, Property, Violation},
+    check::{Checker, Property, Violation, gone},
     fs::{self, At, Call, Disk, Fault, Kind, Machine, Moment, Off, Op, Refusals},
     random::Random,
     two_hosts::{Direction, Ending, TwoHosts},
@@ -22,8 +25,10 @@ pub struct Verdict {
     pub problems: Vec<String>,
     /// How many moments were checked.
     pub checks: u64,
-    /// What struck, and which step of the move it met.
-    pub struck: Vec<(Kind, Call)>,
+    /// How many faults struck.
+    pub struck: usize,
+    /// Which steps of the move they met.
+    pub coverage: Coverage,
     /// The hash of everything that happened.
     pub trace: u64,
     /// What happened, in virtual time.
@@ -93,11 +98,16 @@ impl Plan {
         if !outcome.last.as_ref().is_some_and(Ending::is_complete) && !world.is_left_to_others(&outcome.stays) {
             problems.push(format!("the last run: {:?} {:?}", outcome.last, outcome.stays));
         }
+        let mut coverage = covered(&[&source, &target]);
+        for (trouble, call) in &outcome.met {
+            coverage.add_met(trouble, call);
+        }
         Verdict {
             violations: outcome.violations,
             problems,
             checks: outcome.checks,
-            struck: [source.struck(), target.struck()].concat(),
+            struck: source.struck().len() + target.struck().len() + outcome.met.len(),
+            coverage,
             trace: outcome.trace,
             log: outcome.log,
         }
@@ -158,12 +168,14 @@ impl Plan {
         } else if !world.is_left_to_others(&last.stays) {
             problems.push(format!("the last run: {last:?}"));
         }
+        machine.unwatch();
         let notes = std::mem::take(&mut *lock(&notes));
         Verdict {
             violations: checker.violations(),
             problems,
             checks: checker.checks(),
-            struck: machine.struck(),
+            struck: machine.struck().len(),
+            coverage: covered(&[&machine]),
             trace: notes.hash,
             log: notes.log,
         }
@@ -202,6 +214,29 @@ impl Plan {
             // What somebody else left unsynced, and a disk then loses, is not the move's to answer for.
             world.target.settle();
         }
+        self.take_abilities(world);
+        for step in &self.steps {
+            match step {
+                Step::Line(_) | Step::Lacks(_) => {}
+                Step::Fault {
+                    at_target,
+                    effect,
+                    kind,
+                } => {
+                    // Without leases a file of the future stays until then.
+                    if matches!(kind, FaultPlan::Clock(_)) && self.lacks(Lack::Leases) {
+                        continue;
+                    }
+                    let disk = if *at_target { &world.target } else { &world.source };
+                    disk.machine().inject(kind.fault(*effect));
+                }
+                Step::Act { effect, act } => self.inject(world, *effect, *act, theirs),
+            }
+        }
+    }
+
+    /// Takes from the disks what they lack.
+    pub(crate) fn take_abilities(&self, world: &World) {
         for disk in [&world.source, &world.target] {
             let renames = self.lacks(Lack::Renames).then_some(rustix::io::Errno::INVAL);
             disk.refuse(Refusals {
@@ -211,37 +246,35 @@ impl Plan {
                 ..Refusals::default()
             });
         }
-        for step in &self.steps {
-            match step {
-                Step::Line(_) | Step::Lacks(_) => {}
-                Step::Fault {
-                    at_target,
-                    effect,
-                    kind,
-                } => {
-                    let disk = if *at_target { &world.target } else { &world.source };
-                    disk.machine().inject(kind.fault(*effect));
-                }
-                Step::Act { effect, act } => self.inject(world, *effect, *act, theirs),
-            }
-        }
     }
 
     fn inject(&self, world: &World, effect: u64, act: Act, theirs: &Theirs) {
         let (nth, first, at_target_disk) = match act {
-            Act::ReplaceSource(nth, first) | Act::WriteSource(nth, first) => (nth, first, false),
+            Act::ReplaceSource(nth, first) | Act::WriteSource(nth, first) | Act::MapSource(nth, first) => {
+                (nth, first, false)
+            }
             Act::RemoveSource(nth) => (nth, 0, false),
             Act::AppearAtTarget(nth, first) => (nth, first, true),
         };
-        let Some(file) = self.files.get(nth % self.files.len().max(1)) else {
+        let name = |file: &FilePlan| file.name % NAMES.len();
+        // Of two of one name only the first is there.
+        let Some(file) = self
+            .files
+            .get(nth % self.files.len().max(1))
+            .and_then(|acted_on| self.files.iter().find(|file| name(file) == name(acted_on)))
+        else {
             return;
         };
         let lacks_renames = self.lacks(Lack::Renames);
         // Without leases a writer that comes between the last look and the deletion is not seen: documented.
-        if matches!(act, Act::WriteSource(..)) && self.lacks(Lack::Leases) {
+        if matches!(act, Act::WriteSource(..) | Act::MapSource(..)) && self.lacks(Lack::Leases) {
             return;
         }
-        let path = RelPath::new(NAMES[file.name % NAMES.len()]).expect("written here");
+        // The new one may get the inode of the old, and then nothing tells them apart: documented.
+        if matches!(act, Act::AppearAtTarget(..)) && file.there == There::Lookalike {
+            return;
+        }
+        let path = RelPath::new(NAMES[name(file)]).expect("written here");
         let (disk, at) = match at_target_disk {
             false => (&world.source, At::Effect(effect)),
             true => {
@@ -252,8 +285,8 @@ impl Plan {
         let (world, theirs) = (world.clone(), theirs.clone());
         let act = move |_: &Machine| {
             // Between a link and an unlink that stand for a rename there is a gap: documented.
-            let gone = path.split().and_then(|(dir, name)| dir.join(&names::gone(&name)?).ok());
-            let in_gap = lacks_renames && gone.is_some_and(|gone| world.source.node(&at_source(&gone)).is_some());
+            let gone = gone(&at_source(&path));
+            let in_gap = lacks_renames && gone.is_some_and(|gone| world.source.node(&gone).is_some());
             if !in_gap {
                 somebody_acts(&world, &path, act, first, &theirs);
             }
@@ -306,15 +339,25 @@ fn somebody_acts(world: &World, path: &RelPath, act: Act, first: u8, theirs: &Th
                 world.source.sync(there.as_bytes()).expect("it is there");
             }
         }
-        Act::WriteSource(..) => {
-            if matches!(truth.new, Body::File(_)) && world.source.write_at(there.as_bytes(), 0, text.as_bytes()).is_ok()
-            {
+        Act::WriteSource(..) | Act::MapSource(..) => {
+            let written = match act {
+                Act::MapSource(..) => write_mapped(&world.source, &there, text.as_bytes()),
+                _ => world.source.write_at(there.as_bytes(), 0, text.as_bytes()),
+            };
+            if matches!(truth.new, Body::File(_)) && written.is_ok() {
                 let new = now(&world.source);
                 truth.before.push(std::mem::replace(&mut truth.new, new));
                 world.source.sync(there.as_bytes()).expect("it is there");
             }
         }
     }
+}
+
+/// Writes through a mapping as much of `text` as there is room for.
+fn write_mapped(disk: &Disk, path: &RelPath, text: &[u8]) -> std::io::Result<()> {
+    let size = disk.content(path.as_bytes())?.size();
+    let len = text.len().min(usize::try_from(size).unwrap_or(usize::MAX));
+    disk.open_writer(path.as_bytes())?.map().write(0, &text[..len])
 }
 
 impl FaultPlan {
@@ -336,6 +379,11 @@ impl FaultPlan {
                 (call(op, effect / 2 % 16), Kind::SyncLost(io, cache))
             }
             Self::WriteBackLost(cache) => (call(Op::Write, effect % 16), Kind::WriteBackLost(io, cache)),
+            Self::Stall(hundredths) => {
+                let stall = Duration::from_millis(10 * u64::from(hundredths));
+                (At::Effect(effect), Kind::Stall(stall))
+            }
+            Self::Clock(hours) => (At::Effect(effect), Kind::Clock(3600 * i64::from(hours))),
             Self::Short(bytes) => (call(Op::Write, effect % 16), Kind::Short(usize::from(bytes))),
         };
         Fault { at, kind }
@@ -353,6 +401,14 @@ impl Errno {
             Self::Interrupted => Number::INTR,
         }
     }
+}
+
+fn covered(machines: &[&Machine]) -> Coverage {
+    let mut coverage = Coverage::default();
+    for (kind, call) in machines.iter().flat_map(|machine| machine.struck()) {
+        coverage.add_struck(&kind, &call);
+    }
+    coverage
 }
 
 /// What happened on one host.
@@ -377,9 +433,7 @@ fn watch(world: &World, checker: &Arc<Checker>, notes: &Arc<Mutex<Notes>>, is_to
         if moment == Moment::After {
             let mut notes = lock(&notes);
             notes.hash = trace(notes.hash, call);
-            notes.say(is_told, || {
-                format!("effect {}: {:?} {:?} -> {:?}", call.index, call.op, call.path, call.to)
-            });
+            notes.say(is_told, || call.to_string());
         }
         checker.check(&watched, moment, call);
     });

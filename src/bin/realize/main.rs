@@ -15,11 +15,11 @@ mod remote;
 mod resolve;
 mod ui;
 
-use std::{process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use realize::{
-    algo::{MoveError, MoveOptions, MoveReport, is_unanswered, move_files},
+    algo::{MoveError, MoveOptions, MoveReport, Next, Tries, TryLimits, is_unanswered, move_files},
     clock::{Clock, TokioClock},
     filter::Filter,
     fs::os::raise_open_files,
@@ -41,19 +41,6 @@ const BLOCKING_THREADS: usize = 32;
 
 /// Open files with the default limits: for each small file under way its source, its partial and its directory.
 const OPEN_FILES_WANTED: u64 = 4096;
-
-/// How often in a row a move whose session was lost begins again without having sent anything.
-const TRIES_WITHOUT_PROGRESS: u32 = 5;
-
-/// How often in a row it begins again without having moved a file: a large one may arrive in parts.
-const TRIES_WITHOUT_A_FILE: u32 = 50;
-
-/// How long a source of another host that is in use is waited for: the run that has it may be an earlier one of this host, of whose end
-/// that host has not heard yet. Longer than it takes there to miss a ping.
-const HELD_WAIT: Duration = Duration::from_secs(45);
-
-/// Pause between tries.
-const TRY_PAUSE: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     tune_allocator();
@@ -102,9 +89,7 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
     };
     let run = RunId(random()?);
     let ui = Ui::new(clock.clone(), args.verbose, args.quiet, args.copy);
-    let mut moved_before = MoveReport::default();
-    let (mut tries, mut tries_without_file) = (0, 0);
-    let mut held_since = None;
+    let mut tries = Tries::new(TryLimits::default());
     let mut link = LinkId {
         run,
         attempt: 0,
@@ -120,24 +105,18 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
             is_held_elsewhere,
             advice,
         } = match connect_and_move(&mut ends, args, &clock, link, &options, &ui).await {
-            // It worked a moment ago: whoever was started anew is given time.
-            Err(error)
-                if tries > 0
-                    && tries < TRIES_WITHOUT_PROGRESS
-                    && !error.chain().any(|cause| cause.is::<NotAuthenticated>()) =>
-            {
-                ui.say(&format!("{error:#}; trying again in {} s", TRY_PAUSE.as_secs()));
-                tries += 1;
-                clock.sleep(TRY_PAUSE).await;
-                continue;
-            }
-            Err(error) if moved_before.did_something() => {
-                ui.say(&format!("{error:#}"));
-                ui.finish(&moved_before);
-                let is_about_keys = error.chain().any(|cause| cause.is::<NotAuthenticated>());
-                return Ok(ExitCode::from(if is_about_keys { 12 } else { 1 }));
-            }
             Err(error) => {
+                let is_about_keys = error.chain().any(|cause| cause.is::<NotAuthenticated>());
+                if let Next::Again(pause) = tries.not_connected(!is_about_keys) {
+                    ui.say(&format!("{error:#}; trying again in {} s", pause.as_secs()));
+                    clock.sleep(pause).await;
+                    continue;
+                }
+                if tries.moved().did_something() {
+                    ui.say(&format!("{error:#}"));
+                    ui.finish(tries.moved());
+                    return Ok(ExitCode::from(if is_about_keys { 12 } else { 1 }));
+                }
                 if let Some(ends) = &ends {
                     ends.unmake_target();
                 }
@@ -145,52 +124,39 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
             }
             Ok(tried) => tried,
         };
-        if is_held_elsewhere {
-            let since = *held_since.get_or_insert_with(|| {
-                let wait = HELD_WAIT.as_secs();
+        let next = match is_held_elsewhere {
+            true => tries.held(clock.now()),
+            false => tries.ended(&moved, has_links),
+        };
+        let pause = match next {
+            Next::Over => break moved.map(drop).map_err(|error| (error, advice)),
+            Next::WaitsForSource(pause) => {
+                let wait = TryLimits::default().held.as_secs();
                 ui.say(&format!(
                     "the source is in use; waiting up to {wait} s, in case that is a run which has just ended"
                 ));
-                clock.now()
-            });
-            if clock.now().saturating_sub(since) < HELD_WAIT {
-                clock.sleep(TRY_PAUSE).await;
-                continue;
+                pause
             }
-        }
-        let is_lost = has_links && is_unanswered(&moved);
-        if let Ok(report) = &moved {
-            let sent = report.did_something() || report.bytes_sent > 0;
-            tries = if sent { 1 } else { tries + 1 };
-            tries_without_file = if report.did_something() {
-                1
-            } else {
-                tries_without_file + 1
-            };
-            moved_before.add(report);
-        } else {
-            tries += 1;
-        }
-        if is_lost && tries <= TRIES_WITHOUT_PROGRESS && tries_without_file <= TRIES_WITHOUT_A_FILE {
-            ui.say("the other side was lost; beginning again with what is left");
-            ui.begin_again(&moved_before);
-            // So that a side that is lost again and again costs little.
-            clock.sleep(Duration::from_secs(1)).await;
-            continue;
-        }
-        break moved.map(drop).map_err(|error| (error, advice));
+            Next::Again(pause) => {
+                if !is_held_elsewhere {
+                    ui.say("the other side was lost; beginning again with what is left");
+                    ui.begin_again(tries.moved());
+                }
+                pause
+            }
+        };
+        clock.sleep(pause).await;
     };
     Ok(match ended {
         Ok(()) => {
-            let code = exit_code(&moved_before);
-            ui.finish(&moved_before);
-            code
+            ui.finish(tries.moved());
+            exit_code(tries.moved())
         }
         Err((error, advice)) => {
             ui.say(&advice.unwrap_or_else(|| error.to_string()));
-            let moved_some = moved_before.did_something();
+            let moved_some = tries.moved().did_something();
             if moved_some {
-                ui.finish(&moved_before);
+                ui.finish(tries.moved());
             } else if let Some(ends) = &ends {
                 ends.unmake_target();
             }

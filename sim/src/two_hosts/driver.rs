@@ -1,0 +1,112 @@
+//! Lets time pass, and hosts die and start anew.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use super::{DAEMON, DOWN, Direction, MOVER, PHASE, Shared};
+use crate::{
+    check::{Checker, Property},
+    fs::{Disk, Moment, Profile},
+    random::Random,
+    world::World,
+};
+
+/// A simulation under way.
+pub(super) struct Driver<'a> {
+    pub sim: turmoil::Sim<'a>,
+    pub shared: Arc<Shared>,
+    pub checker: Arc<Checker>,
+    pub world: World,
+    pub direction: Direction,
+    pub profile: Profile,
+    pub random: Random,
+    /// Hosts that are down, and when they start anew.
+    pub down: BTreeMap<&'static str, (Duration, bool)>,
+    pub deaths: u64,
+    pub comes_back: bool,
+    /// The hosts whose power went, and not only their program.
+    pub unpowered: Arc<Mutex<BTreeSet<&'static str>>>,
+}
+
+impl Driver<'_> {
+    /// Checks the law on both machines, and hashes their effects.
+    pub fn watch(&self) {
+        for machine in [self.world.source.machine(), self.world.target.machine()] {
+            let (world, checker, shared) = (self.world.clone(), self.checker.clone(), self.shared.clone());
+            machine.watch(move |moment, call| {
+                if moment == Moment::After {
+                    shared.effect(call);
+                }
+                checker.check(&world, moment, call);
+            });
+        }
+    }
+
+    fn disk(&self, host: &str) -> &Disk {
+        match (host == MOVER) == (self.direction == Direction::Send) {
+            true => &self.world.source,
+            false => &self.world.target,
+        }
+    }
+
+    /// Runs until the mover has ended, or died for good. One that does not end violates [`Property::Answered`].
+    pub fn until_ended(&mut self) {
+        let before = self.shared.state().ended.len();
+        let limit = self.sim.elapsed() + PHASE;
+        let is_dead = |driver: &Self| !driver.comes_back && driver.deaths > 0;
+        while (self.shared.state().ended.len() == before || !self.down.is_empty()) && !is_dead(self) {
+            if self.sim.elapsed() >= limit {
+                self.checker.report(Property::Answered, "the mover does not end");
+                return;
+            }
+            self.step();
+        }
+    }
+
+    pub fn pass(&mut self, duration: Duration) {
+        let end = self.sim.elapsed() + duration;
+        while self.sim.elapsed() < end {
+            self.step();
+        }
+    }
+
+    fn step(&mut self) {
+        self.sim.step().expect("a program of the simulation failed");
+        for host in [MOVER, DAEMON] {
+            if !self.disk(host).machine().is_on() {
+                self.die(host);
+            }
+            let back = self.down.get(host).filter(|(until, _)| self.sim.elapsed() >= *until);
+            if let Some((_, is_power)) = back.copied() {
+                self.down.remove(host);
+                self.sim.bounce(host);
+                if is_power {
+                    self.sim.repair(MOVER, DAEMON);
+                }
+            }
+        }
+    }
+
+    /// The host has died at a call: what is left of it goes.
+    fn die(&mut self, host: &'static str) {
+        self.deaths += 1;
+        let mut unpowered = self.unpowered.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_power = unpowered.remove(host);
+        drop(unpowered);
+        self.sim.crash(host);
+        let disk = self.disk(host).clone();
+        if is_power {
+            disk.machine().crash(self.profile, &mut self.random);
+            self.world.rebase();
+            self.watch();
+        } else {
+            disk.machine().restart();
+        }
+        if self.comes_back || host != MOVER {
+            self.down.insert(host, (self.sim.elapsed() + DOWN, is_power));
+        }
+    }
+}

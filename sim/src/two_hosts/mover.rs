@@ -1,0 +1,213 @@
+//! What `realize` does, on virtual time.
+
+use std::{path::Path, sync::Arc};
+
+use realize::{
+    algo::{Event, MoveError, MoveOptions, MoveReport, Next, Side, Source, Target, Tries, is_unanswered, move_files},
+    client::{ConnectError, Dial, LetIn, Link, LinkEvent},
+    clock::Clock,
+    limits::Limits,
+    net::Network,
+    server::{RealizeServer, Roots},
+    service::{DirId, RealizeServiceClient, RealizeServiceRequest, RealizeServiceResponse, RunId, ServiceError},
+    tls::Connector,
+    wire::LinkId,
+};
+use tarpc::{RequestName, client::stub::Stub};
+
+use super::{DAEMON, Direction, Ending, KEYS, MOVER, PORT, Shared, calls::UnderWay, key, link_limits, try_limits};
+use crate::{
+    clock::SimClock,
+    fs::{Disk, SimFs},
+    net::{SimNetwork, SimStream},
+    world::SimService,
+};
+
+/// Connections to the daemon.
+struct SimDial {
+    network: SimNetwork,
+    connector: Connector,
+}
+
+impl Dial for SimDial {
+    type Stream = tokio_rustls::client::TlsStream<SimStream>;
+
+    async fn dial(&self) -> Result<Self::Stream, ConnectError> {
+        let stream = self.network.connect(DAEMON, PORT).await.map_err(ConnectError::Tcp)?;
+        let expected = key(KEYS[1]).public();
+        self.connector
+            .connect(Some(&expected), stream)
+            .await
+            .map_err(ConnectError::Tls)
+    }
+}
+
+/// A service on this host or on the other.
+#[derive(Clone)]
+enum Service {
+    Local(SimService<SimFs>),
+    Remote(Link, Arc<Shared>),
+}
+
+impl Stub for Service {
+    type Req = RealizeServiceRequest;
+    type Resp = RealizeServiceResponse;
+
+    async fn call(
+        &self,
+        context: tarpc::context::Context,
+        request: Self::Req,
+    ) -> Result<Self::Resp, tarpc::client::RpcError> {
+        match self {
+            Self::Local(service) => service.call(context, request).await,
+            Self::Remote(link, shared) => {
+                let _under_way = UnderWay::new(shared, request.name());
+                link.call(context, request).await
+            }
+        }
+    }
+}
+
+/// What the mover is made of, each time it starts.
+#[derive(Clone)]
+pub(super) struct Mover {
+    pub shared: Arc<Shared>,
+    pub network: SimNetwork,
+    pub disk: Disk,
+    pub direction: Direction,
+    pub seed: u64,
+    pub limits: Limits,
+}
+
+impl Mover {
+    pub async fn run(self) -> turmoil::Result {
+        self.shared.seen(MOVER);
+        let number = {
+            let mut state = self.shared.state();
+            state.started += 1;
+            state.stays.clear();
+            state.started
+        };
+        self.shared.note(MOVER, &"starts");
+        let ending = self.realize(number).await;
+        self.shared.note(MOVER, &ending);
+        self.shared.state().ended.push(ending);
+        Ok(())
+    }
+
+    /// What `realize` does between its first look at the command line and its last word.
+    async fn realize(&self, number: u8) -> Ending {
+        let clock = SimClock::on(self.disk.machine());
+        let run = RunId([number; 16]);
+        let mut link = LinkId {
+            run,
+            attempt: 0,
+            number: 0,
+        };
+        // They outlive every try: a sync that failed is not forgotten.
+        let (path, name) = match self.direction {
+            Direction::Send => ("/source", "local"),
+            Direction::Fetch => ("/target", "local"),
+        };
+        let mut roots = Roots::new(self.disk.fs(), clock.clone(), self.limits.clone(), [1; 16]);
+        if let Err(error) = roots.add(name, Path::new(path), false).await {
+            return Ending::Failed(MoveError::Side(Side::Source(0), ServiceError::io("open", &error)));
+        }
+        let roots = Arc::new(roots);
+        let mut tries = Tries::new(try_limits());
+        loop {
+            link.attempt += 1;
+            let (next, ending) = match self.connect_and_move(&clock, link, &roots).await {
+                // Both hosts know each other: whatever it is, it may be better in a while.
+                Err(error) => (tries.not_connected(true), Ending::NotConnected(error.to_string())),
+                Ok(moved) => {
+                    if let Ok(report) = &moved {
+                        self.shared.state().bytes_sent += report.bytes_sent;
+                    }
+                    let is_held = self.direction == Direction::Fetch && matches!(moved, Err(MoveError::Locked(..)));
+                    let next = match is_held {
+                        true => tries.held(clock.now()),
+                        false => tries.ended(&moved, true),
+                    };
+                    let ending = match moved {
+                        Ok(_) => Ending::Report(tries.moved().clone()),
+                        Err(error) => Ending::Failed(error),
+                    };
+                    (next, ending)
+                }
+            };
+            match next {
+                Next::Over => return ending,
+                Next::Again(pause) | Next::WaitsForSource(pause) => clock.sleep(pause).await,
+            }
+        }
+    }
+
+    /// One move, if there is a connection.
+    async fn connect_and_move(
+        &self,
+        clock: &SimClock,
+        id: LinkId,
+        roots: &Arc<Roots<SimFs, SimClock>>,
+    ) -> Result<Result<MoveReport, MoveError>, ConnectError> {
+        let (link, let_in) = self.link(clock, id).await?;
+        let local = RealizeServer::new(roots.clone());
+        let moved = self.move_once(local.clone(), &link, id).await;
+        local.end().await;
+        link.close(clock).await;
+        if is_unanswered(&moved) {
+            let_in.wait().await?;
+        }
+        Ok(moved)
+    }
+
+    async fn link(&self, clock: &SimClock, id: LinkId) -> Result<(Link, LetIn), ConnectError> {
+        let dial = SimDial {
+            network: self.network.clone(),
+            connector: Connector::new(&key(KEYS[0])),
+        };
+        let shared = self.shared.clone();
+        let observer = move |event: LinkEvent| shared.note(MOVER, &event);
+        Link::connect(dial, clock.clone(), link_limits(), id, self.seed << 40, observer).await
+    }
+
+    async fn move_once(
+        &self,
+        local: RealizeServer<SimFs, SimClock>,
+        link: &Link,
+        id: LinkId,
+    ) -> Result<MoveReport, MoveError> {
+        let local = Service::Local(SimService(local));
+        let local = (RealizeServiceClient::from(local), DirId::new("local"));
+        let remote = Service::Remote(link.clone(), self.shared.clone());
+        let remote = (RealizeServiceClient::from(remote), DirId::new("remote"));
+        let (source, target) = match self.direction {
+            Direction::Send => (local, remote),
+            Direction::Fetch => (remote, local),
+        };
+        let sources = [Source {
+            service: source.0,
+            dir: source.1,
+            beside_target: false,
+            files: None,
+        }];
+        let target = Target {
+            service: target.0,
+            dir: Some(target.1),
+        };
+        let options = MoveOptions {
+            limits: self.limits.clone(),
+            is_again: id.attempt > 1,
+            ..MoveOptions::default()
+        };
+        let observer = |event: Event<'_>| {
+            self.shared.note(MOVER, &event);
+            if let Event::Stays(failure) = event {
+                let mut state = self.shared.state();
+                state.stays.push(failure.clone());
+                state.told.push(failure.clone());
+            }
+        };
+        move_files(&sources, &target, id.run, &options, &observer).await
+    }
+}
