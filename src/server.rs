@@ -589,7 +589,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             Open::Partial(target) => self.finish_target(target, finish).await,
             Open::Confirm(target) => self.finish_target(target, finish).await,
         };
-        if finished == Ok(Finished::Done) {
+        if finished == Ok(Finished::Done) && !planted(Bug::LateWrite) {
             // It is durable whatever becomes of its descriptor.
             self.close_handles(&[handle]).await.ok();
         }

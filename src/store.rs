@@ -381,8 +381,12 @@ impl<F: Fs> Store<F> {
         }
     }
 
-    /// As [`sync_one`](Self::sync_one), where that can be had.
+    /// As [`sync_one`](Self::sync_one), where that can be had. `EIO` where one has failed, in this process or an earlier one: it is not tried
+    /// again.
     async fn sync_names(&self, dir: &F::Dir) -> io::Result<()> {
+        if self.ensure_safe().is_err() || dir.stat(&names::unsynced(&self.inner.boot)).await.is_ok() {
+            return Err(Errno::IO.into());
+        }
         match dir.sync().await {
             Err(error) if is_any(&error, &[Errno::INVAL]) => Ok(()),
             Err(error) => {
@@ -454,8 +458,10 @@ impl<F: Fs> Store<F> {
         /// Few have any.
         const TWINS_MAX: usize = 1000;
         ignore_missing(dir.unlink(part).await)?;
-        if found.links > 1 {
-            let since = file.metadata().await?.version;
+        let since = file.metadata().await?;
+        // Whatever else has changed is somebody's doing.
+        if since.links + 1 == found.links && since.version.same_but_ctime(&found.version) {
+            let since = since.version;
             let mut untwinned = self.inner.untwinned.lock().unwrap_or_else(PoisonError::into_inner);
             if untwinned.len() >= TWINS_MAX {
                 untwinned.clear();

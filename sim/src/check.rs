@@ -6,7 +6,6 @@ use std::{
 };
 
 use realize::{
-    fs::Fs,
     model::{Kind, RelPath},
     store::names,
 };
@@ -40,10 +39,6 @@ pub enum Property {
     NothingElse,
     /// 5: once nothing fails any more, a run moves everything and leaves nothing of its own.
     Convergence,
-    /// 7: what was sent is not sent again, but for what was under way when something went wrong.
-    SentOnce,
-    /// 9: calls under way and open files are bounded.
-    Bounded,
     /// 10: every call is answered within its limit, and every run ends.
     Answered,
 }
@@ -128,18 +123,17 @@ impl Checker {
             }
             expected.extend(std::iter::successors(Some(there), RelPath::parent));
         }
-        // What was swapped out while somebody put theirs there may be theirs: it is left to them. So is what could not be tidied up, when
-        // that was said.
+        // What was swapped out while somebody put theirs there may be theirs: it is left to them. So is an old version that
+        // could not be removed.
         let has_theirs = world.truth().values().any(|truth| !truth.theirs.is_empty());
         let may_be_theirs = |path: &RelPath| {
             let is_swap = |name| matches!(names::classify(&name), names::NameKind::Swap(_));
-            (has_theirs || world.is_told(path)) && path.split().is_some_and(|(_, name)| is_swap(name))
+            (has_theirs || world.could_not_remove(path)) && path.split().is_some_and(|(_, name)| is_swap(name))
         };
         // A mark of an earlier run of the kernel says nothing any more: one that can't be removed stays until somebody comes by again.
-        let now = names::unsynced(&world.target.fs().boot());
         let is_old_mark = |path: &RelPath| {
             let name = path.split().map(|(_, name)| name);
-            name.is_some_and(|name| names::classify(&name) == names::NameKind::Unsynced && name != now)
+            name.is_some_and(|name| names::classify(&name) == names::NameKind::Unsynced) && world.could_not_remove(path)
         };
         for path in target
             .keys()

@@ -1,8 +1,9 @@
 //! Every effect of a small move, every state that a power loss just then may leave of either disk or of both, and a move from each
 //! that must complete, with a second power loss in it.
 //!
-//! The states of one disk are listed up to a bound ([`Disk::crash_states`]), those of two are all their pairs. That one of the two hosts
-//! dies alone is among them: a pair in which nothing of the other disk is lost. So is a kill: nothing of either is lost.
+//! The states of one disk are listed up to a bound ([`Disk::crash_states`]), those of two are all their pairs. That the power of one of two hosts
+//! goes is among them: a pair in which nothing of the other disk is lost. What is left is durable then; programs that die and leave a disk unsynced are
+//! for the plans by seed.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -14,7 +15,7 @@ use realize::model::RelPath;
 
 use crate::{
     check::{Checker, gone},
-    fs::{Disk, Fault, Image, Kind, Machine, Moment, Nodes, Off, Profile},
+    fs::{Disk, Image, Kind, Machine, Moment, Nodes, Off, Profile},
     plan::{BodyPlan, FilePlan, Lack, Plan, Scenario, Size, Step, There},
     random::Random,
     world::{Body, Ended, SOURCE, TARGET, Truth, World, at_source, at_target, cut, is},
@@ -34,6 +35,8 @@ pub struct Bounds {
 pub struct Tally {
     /// Effects at which states were listed.
     pub effects: u64,
+    /// How often there were more states of a disk than the bound, or as many.
+    pub bounded: u64,
     /// Distinct states of one disk that were looked at.
     pub disk_states: u64,
     /// Distinct states of all disks that were looked at.
@@ -50,6 +53,7 @@ impl Tally {
     /// Adds another's.
     pub fn add(&mut self, other: Self) {
         self.effects += other.effects;
+        self.bounded += other.bounded;
         self.disk_states += other.disk_states;
         self.states += other.states;
         self.recovered += other.recovered;
@@ -111,23 +115,27 @@ pub fn exhaust(plan: &Plan, bounds: Bounds) -> Tally {
     let mut random = Random::new(plan.seed);
     for left in lefts {
         let effect = left.effect;
-        let cut_at = Some(random.below(machine.effects().max(1)));
-        for cut_at in [None, cut_at] {
+        let mut cut_at = None;
+        for _ in 0..2 {
             match recover(plan, &machine, &world, &left, cut_at, &mut random) {
-                Ok(was_cut) => {
-                    tally.recovered += u64::from(cut_at.is_none());
-                    tally.recovered_twice += u64::from(was_cut);
+                Ok(effects) if cut_at.is_none() => {
+                    tally.recovered += 1;
+                    // Anywhere in what it took.
+                    cut_at = Some(random.below(effects.max(1)));
                 }
-                Err(why) => tally
-                    .failures
-                    .push(format!("after effect {effect}, cut again at {cut_at:?}: {why}")),
+                Ok(_) => tally.recovered_twice += 1,
+                Err(why) => {
+                    let text = format!("after effect {effect}, cut again at {cut_at:?}: {why}");
+                    tally.failures.push(text);
+                    break;
+                }
             }
         }
     }
     tally
 }
 
-/// Goes on from what was left, being cut again at an effect when there is one; whether it was.
+/// Goes on from what was left, being cut again at an effect when there is one; how many effects that took.
 fn recover(
     plan: &Plan,
     before: &Machine,
@@ -135,7 +143,7 @@ fn recover(
     left: &Left,
     cut_at: Option<u64>,
     random: &mut Random,
-) -> Result<bool, String> {
+) -> Result<u64, String> {
     let machine = before.after(random.next_u64(), left.images.iter().cloned());
     let (source, target) = (machine.disk(world.source.device()), machine.disk(world.target.device()));
     let world = World::left(source, target, world.truth().clone());
@@ -160,27 +168,23 @@ fn go_on(
     world: &World,
     cut_at: Option<u64>,
     random: &mut Random,
-) -> Result<bool, String> {
+) -> Result<u64, String> {
     let checker = Arc::new(Checker::default());
     world.watch(&checker);
-    let mut was_cut = false;
     if let Some(effect) = cut_at {
         machine.inject(cut(effect, Kind::PowerCut(Off::Hang)));
-        let struck = Arc::new(Mutex::new(false));
-        machine.on_off({
-            let struck = struck.clone();
-            move |_: &Fault| *lock(&struck) = true
-        });
         world.move_all();
-        was_cut = *lock(&struck);
-        if was_cut {
-            machine.crash(plan.profile, random);
-            world.rebase();
+        // Another order of the same may take fewer effects: the power goes at its end.
+        if machine.is_on() {
+            machine.power_off(Off::Hang);
         }
+        machine.crash(plan.profile, random);
+        world.rebase();
         machine.heal();
         machine.restart();
     }
     let last = world.move_all();
+    let effects = machine.effects();
     if !is_complete(&last) {
         return Err(format!("{last:?}"));
     }
@@ -191,7 +195,7 @@ fn go_on(
         return Err(format!("one run more: {again:?}"));
     }
     match checker.violations() {
-        none if none.is_empty() => Ok(was_cut),
+        none if none.is_empty() => Ok(effects),
         violations => Err(format!("{violations:?}")),
     }
 }
@@ -218,7 +222,8 @@ impl Search {
         let truths = world.truth();
         let devices: BTreeSet<u64> = [world.source.device(), world.target.device()].into();
         for device in &devices {
-            let states: Vec<_> = states(&world.machine.disk(*device), world, &truths, profile, bounds.states);
+            let states = states(&world.machine.disk(*device), world, &truths, profile, bounds.states);
+            self.tally.bounded += u64::from(states.len() > bounds.states);
             for state in &states {
                 if self.seen_of_disk.insert((*device, state.digest)) {
                     self.tally.disk_states += 1;
@@ -258,9 +263,10 @@ impl Search {
             }
             new.push((at_source, at_target));
         }
-        // Spread over all that is new: those in which most is lost come first, those in which most is kept last.
-        let stride = new.len().div_ceil(bounds.recoveries.max(1)).max(1);
-        for (at_source, at_target) in new.into_iter().step_by(stride) {
+        // Spread over all that is new, the first, in which most is lost, and the last, in which most is kept, among them.
+        let count = bounds.recoveries.min(new.len());
+        let chosen = (0..count).map(|nth| new[nth * (new.len() - 1) / (count - 1).max(1)]);
+        for (at_source, at_target) in chosen {
             let mut images = vec![(world.source.device(), sources[at_source].image.clone())];
             if devices.len() > 1 {
                 images.push((world.target.device(), targets[at_target].image.clone()));
@@ -279,7 +285,11 @@ fn pairs(sources: usize, targets: usize) -> Vec<(usize, usize)> {
 
 /// What a power loss now may leave of a disk.
 fn states(disk: &Disk, world: &World, truths: &BTreeMap<RelPath, Truth>, profile: Profile, bound: usize) -> Vec<State> {
-    let images = disk.crash_states(profile, bound).into_iter();
+    // Where the bound cuts the list short, that in which nothing is lost is there all the same.
+    let images = disk
+        .crash_states(profile, bound)
+        .into_iter()
+        .chain([disk.whole_state()]);
     images.map(|image| state(image, disk.device(), world, truths)).collect()
 }
 

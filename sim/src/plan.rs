@@ -20,7 +20,7 @@ pub use self::{
 use crate::{
     fs::{Cache, Content, Off, Profile},
     net::LinePlan,
-    world::{Body, FileAt},
+    world::{Body, FileAt, limits},
 };
 
 /// A move and everything that goes wrong with it.
@@ -92,6 +92,10 @@ pub enum Size {
     Large,
     /// In two chunks, the first of them a hole.
     Sparse,
+    /// As large as is sent in a batch, or a byte less or more.
+    AtBatch(u8),
+    /// One chunk, or a byte less or more, mostly a hole.
+    AtChunk(u8),
 }
 
 /// What the target has of a file.
@@ -297,12 +301,17 @@ fn content(size: Size, first: u8) -> Content {
             Size::Empty => 0,
             Size::Small => 10 + usize::from(first % 50),
             Size::Large => 3000 + usize::from(first),
-            Size::Sparse => 0,
+            Size::AtBatch(which) => limits().small_file_bytes as usize - 1 + usize::from(which % 3),
+            Size::Sparse | Size::AtChunk(_) => 0,
         })[..],
     );
-    if size == Size::Sparse {
-        content.set_len(CHUNK_BYTES + 5000);
-        content.write(CHUNK_BYTES + 4000, &fill(900));
-    }
+    let len = match size {
+        Size::Sparse => CHUNK_BYTES + 5000,
+        Size::AtChunk(which) => CHUNK_BYTES - 1 + u64::from(which % 3),
+        _ => return content,
+    };
+    content.set_len(len);
+    content.write(len - 1000, &fill(900));
+    content.write(len - 1, &[first]);
     content
 }

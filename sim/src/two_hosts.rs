@@ -239,8 +239,6 @@ struct State {
     started: u8,
     ended: Vec<Ending>,
     stays: Vec<Failure>,
-    /// What all runs have said of files that stay.
-    told: Vec<Failure>,
     bytes_sent: u64,
     handles: BTreeMap<&'static str, Handle>,
     calls: Calls,
@@ -427,7 +425,6 @@ impl TwoHosts {
         if let Some(last) = &last {
             let is_complete = last.is_complete() || driver.world.is_left_to_others(&state.stays);
             checker.check_complete(is_complete, "the last run");
-            driver.world.tell(&state.told);
             checker.check_end(&driver.world);
         }
         let mut trace = shared.trace.lock().unwrap_or_else(PoisonError::into_inner);

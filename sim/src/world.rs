@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     future::Future,
     io,
     path::Path,
@@ -23,7 +23,7 @@ use realize::{
 use crate::{
     check::Checker,
     clock::SimClock,
-    fs::{Content, Disk, Ino, Kind, Machine, SimDir, SimFile, SimFs},
+    fs::{Content, Disk, Ino, Kind, Machine, Op, SimDir, SimFile, SimFs},
 };
 
 /// Device number of the source's disk.
@@ -91,8 +91,6 @@ pub struct World {
     /// The target's disk, which may be the same; everything is below `target`.
     pub target: Disk,
     truth: Arc<Mutex<BTreeMap<RelPath, Truth>>>,
-    /// What runs have said of that stays, by its path at the target.
-    told: Arc<Mutex<BTreeSet<RelPath>>>,
 }
 
 /// How a move in a [`World`] ended.
@@ -210,7 +208,6 @@ impl World {
         let world = Self {
             machine: source.machine().clone(),
             truth: Arc::new(Mutex::new(truth.collect())),
-            told: Arc::default(),
             source,
             target,
         };
@@ -220,11 +217,12 @@ impl World {
     }
 
     /// What a crash left of a world: its disks, on machines that start anew, and its `truth` of before.
-    pub fn left(source: Disk, target: Disk, truth: BTreeMap<RelPath, Truth>) -> Self {
+    pub fn left(source: Disk, target: Disk, mut truth: BTreeMap<RelPath, Truth>) -> Self {
+        // Other files may get their inodes; what is there now counts as old in a moment.
+        truth.values_mut().for_each(|truth| truth.olds.clear());
         let world = Self {
             machine: source.machine().clone(),
             truth: Arc::new(Mutex::new(truth)),
-            told: Arc::default(),
             source,
             target,
         };
@@ -279,15 +277,14 @@ impl World {
         self.truth.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A run has said of these that they stay.
-    pub fn tell<'a>(&self, stays: impl IntoIterator<Item = &'a Failure>) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.extend(stays.into_iter().map(|failure| at_target(&failure.path)));
-    }
-
-    /// Whether a run has said that this stays.
-    pub fn is_told(&self, path: &RelPath) -> bool {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).contains(path)
+    /// Whether a run has failed to remove this: it says so, and nobody looks there again unless something moves there.
+    pub fn could_not_remove(&self, path: &RelPath) -> bool {
+        let struck = [self.source.machine(), self.target.machine()]
+            .map(Machine::struck)
+            .concat();
+        struck.iter().any(|(kind, call)| {
+            matches!(kind, Kind::Error(_)) && call.op == Op::Unlink && call.path.as_ref() == Some(path)
+        })
     }
 
     /// Whether all that `stays` may be what somebody put under a final name while that was replaced: it is left to them.
@@ -343,7 +340,6 @@ impl World {
             }
         });
         let stays = stays.into_inner();
-        self.tell(&stays);
         Ended { result, stays }
     }
 

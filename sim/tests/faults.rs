@@ -7,7 +7,7 @@ use realize::model::RelPath;
 use realize_sim::{
     check::Checker,
     fs::{Act, At, Cache, Fault, Kind, Machine, Op, Refusals},
-    world::{Large, SOURCE, TARGET, World, at_source, at_target, process},
+    world::{Body, Large, SOURCE, TARGET, World, at_source, at_target, process},
 };
 use rustix::io::Errno;
 
@@ -597,4 +597,72 @@ fn what_a_crash_left_of_asking_for_the_owner_is_in_nobodys_way() {
         .filter(|path| path.is_within(&self::path("target")))
         .collect();
     assert_eq!(left.len(), 2, "{left:?}");
+}
+
+/// A world of one file, on file systems without RENAME_NOREPLACE and RENAME_EXCHANGE.
+fn without_renames(old: Option<&str>) -> World {
+    let body = |text: &str| Body::File(text.as_bytes().into());
+    let world = World::of(1, false, vec![("a", body("the new one"), old.map(body))]);
+    for disk in [&world.source, &world.target] {
+        disk.refuse(Refusals {
+            no_replace: Some(Errno::INVAL),
+            exchange: Some(Errno::INVAL),
+            ..Refusals::default()
+        });
+    }
+    world
+}
+
+#[test]
+fn a_failed_sync_of_a_name_given_back_is_not_tried_again() {
+    let (world, checker) = (without_renames(None), Arc::new(Checker::default()));
+    world.source.rename("source/a", "source/.a.realize-gone").unwrap();
+    world.source.settle();
+    world.watch(&checker);
+    let source = RelPath::new("source").unwrap();
+    world.machine.inject(Fault {
+        at: At::Call {
+            op: Op::DirSync,
+            path: Some(source),
+            nth: 0,
+        },
+        kind: Kind::SyncLost(Errno::IO, Cache::Kept),
+    });
+    // The second is another process, which can know it only from the mark.
+    for _ in 0..2 {
+        world.move_all();
+    }
+    assert_eq!(checker.violations(), vec![]);
+    world.machine.reboot();
+    world.rebase();
+    let last = world.move_all();
+    let is_complete = matches!(&last.result, Some(Ok(report)) if report.is_complete());
+    assert!(is_complete, "{last:?}");
+    checker.check_end(&world);
+    assert_eq!(checker.violations(), vec![]);
+}
+
+#[test]
+fn who_writes_to_a_file_while_its_second_name_goes_is_not_overwritten() {
+    let world = without_renames(Some("old"));
+    let part = RelPath::new("target/.a.realize-part").unwrap();
+    world.target.link("target/a", part.as_bytes()).unwrap();
+    world.target.settle();
+    world.rebase();
+    let words = b"somebody's precious words";
+    let target = world.target.clone();
+    world.machine.inject(Fault {
+        at: At::Call {
+            op: Op::Unlink,
+            path: Some(part),
+            nth: 0,
+        },
+        kind: Kind::Act(Act(Arc::new(move |_| {
+            target.write_at("target/a", 0, words).unwrap();
+            target.sync("target/a").unwrap();
+        }))),
+    });
+    let ended = world.move_all();
+    assert_eq!(world.machine.struck().len(), 1);
+    assert_eq!(world.target.read("target/a").unwrap(), words, "{ended:?}");
 }

@@ -153,6 +153,27 @@ fn one_large_file_takes_few_round_trips() {
 }
 
 /// Any of `troubles` on any way at any byte of the conversation.
+#[test]
+fn calls_and_open_files_are_as_many_for_many_files_as_for_few() {
+    let most = |count: usize, direction| {
+        let names: Vec<String> = (0..count).map(|nth| format!("d{}/{nth}", nth % 7)).collect();
+        let content = |nth: usize| Body::File(noise(if nth % 5 == 0 { 3000 } else { 30 }, nth as u64));
+        let files = names
+            .iter()
+            .enumerate()
+            .map(|(nth, name)| (name.as_str(), content(nth), None));
+        let outcome = TwoHosts::new(World::on_two_machines(1, files.collect()), direction, 1).run();
+        outcome.expect_good(&(count, direction));
+        assert!(outcome.first_is_complete());
+        (outcome.calls.most, outcome.most_open)
+    };
+    for direction in BOTH {
+        let (few, many) = (most(60, direction), most(400, direction));
+        let is_bounded = many.0 <= few.0 + 2 && (0..2).all(|host| many.1[host] <= few.1[host] + 4);
+        assert!(is_bounded, "{direction:?}: {few:?} of 60 files, {many:?} of 400");
+    }
+}
+
 fn anywhere(random: &mut Random, lengths: [u64; 2], troubles: &[Trouble]) -> WireFault {
     let way = WAYS[random.below(2) as usize];
     let trouble = match troubles[random.below(troubles.len() as u64) as usize] {

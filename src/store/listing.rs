@@ -242,12 +242,14 @@ impl<F: Fs> Store<F> {
     /// Gives what a dead run set aside its name back. `EAGAIN` when a run is just deleting it: once that had looked at it for the
     /// last time, nothing else may get the name. (A link can't be locked.)
     async fn give_back(&self, gone_dir: &F::Dir, gone: &Name, dir: &F::Dir, name: &Name) -> io::Result<()> {
-        if let Ok(file) = gone_dir.open(gone).await
+        let file = gone_dir.open(gone).await;
+        if let Ok(file) = &file
             && let Err(error) = file.try_lock(Lock::Exclusive).await
             && is_any(&error, &[Errno::AGAIN])
         {
             return Err(error);
         }
+        // Locked until it has its name.
         self.put_back(gone_dir, gone, dir, name).await
     }
 

@@ -431,12 +431,14 @@ impl<'a, F: Fs> SetAside<'a, F> {
                 .await
             {
                 Ok(()) => return Ok(aside),
-                Err(error) if is_any(&error, &[Errno::STALE]) => return Err(ServiceError::Changed),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    return Err(ServiceError::Leftover(aside.gone));
-                }
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(ServiceError::io("rename it for its deletion", &error));
+                    aside.tidy().await?;
+                    return Err(match error.kind() {
+                        io::ErrorKind::AlreadyExists => ServiceError::Leftover(aside.gone),
+                        _ if is_any(&error, &[Errno::STALE]) => ServiceError::Changed,
+                        _ if is_any(&error, &[Errno::AGAIN]) => being_written(),
+                        _ => ServiceError::io("rename it for its deletion", &error),
+                    });
                 }
                 // Either the file has gone, or another job has just removed the directory for long names.
                 Err(_) => {
@@ -494,8 +496,8 @@ impl<'a, F: Fs> SetAside<'a, F> {
 pub(super) enum Care<'a, F> {
     /// It can be made again.
     Ours,
-    /// If it is this version, and the lease of the file holds where there is one, it is safe elsewhere; nothing else loses its name
-    /// (`ESTALE`).
+    /// If it is this version (else `ESTALE`), and the lease of the file holds where there is one (else `EAGAIN`), it is safe elsewhere;
+    /// nothing else loses its name.
     Only(&'a Version, Option<&'a F>),
     /// It may be somebody's only copy: the new name is durable first.
     Somebodys,
@@ -531,7 +533,8 @@ impl<F: Fs> Store<F> {
                         };
                         if !is_held || !linked.version.same_but_ctime(version) {
                             to_dir.unlink(to).await?;
-                            return Err(Errno::STALE.into());
+                            let errno = if is_held { Errno::STALE } else { Errno::AGAIN };
+                            return Err(errno.into());
                         }
                     }
                     Care::Somebodys => self.sync_names(to_dir).await?,

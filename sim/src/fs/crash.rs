@@ -131,6 +131,12 @@ impl Tree {
         )
     }
 
+    /// The state in which nothing is lost.
+    pub fn whole_image(&self) -> Image {
+        let all = vec![true; self.journal.len()];
+        self.image(&all, |file, _| Data::Prefix(file.pending.len()), &mut Random::new(0))
+    }
+
     /// Distinct legal states, at most `bound`; coarse for data. The first one has lost all that could be lost.
     pub fn crash_images(&self, profile: Profile, bound: usize) -> Vec<Image> {
         let (mut seen, mut images) = (BTreeSet::new(), Vec::new());

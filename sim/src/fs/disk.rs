@@ -296,6 +296,11 @@ impl Disk {
         self.with(|tree| tree.crash_images(profile, bound))
     }
 
+    /// The state in which nothing is lost that a sync could still save.
+    pub fn whole_state(&self) -> Image {
+        self.with(|tree| tree.whole_image())
+    }
+
     // ---- what every crash leaves, under `PosixWorst`
 
     /// Whether every directory above `path` is where it is after every crash.

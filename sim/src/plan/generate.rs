@@ -61,9 +61,11 @@ fn body() -> impl Strategy<Value = BodyPlan> {
         6 => Just(Size::Small),
         1 => Just(Size::Empty),
         3 => Just(Size::Large),
+        1 => (0..3u8).prop_map(Size::AtBatch),
     ];
     // Hashing a mebibyte takes as long as the rest of a small plan: rare.
-    let rare = prop_oneof![40 => size, 1 => Just(Size::Sparse)];
+    let large = prop_oneof![Just(Size::Sparse), (0..3u8).prop_map(Size::AtChunk)];
+    let rare = prop_oneof![40 => size, 1 => large];
     prop_oneof![
         5 => (rare, any::<u8>()).prop_map(|(size, first)| BodyPlan::File(size, first)),
         1 => (0..4u8).prop_map(BodyPlan::Link),

@@ -53,6 +53,10 @@ impl Verdict {
     }
 }
 
+/// Under any one fault every call is answered within that, or fails: the time to notice that nothing is heard, to connect again, and for a disk
+/// that stalls.
+const ANSWER: Duration = Duration::from_secs(6);
+
 /// What somebody else has put under a final name since the program started.
 type Theirs = Arc<Mutex<Vec<(RelPath, Body)>>>;
 
@@ -98,15 +102,24 @@ impl Plan {
         if !outcome.last.as_ref().is_some_and(Ending::is_complete) && !world.is_left_to_others(&outcome.stays) {
             problems.push(format!("the last run: {:?} {:?}", outcome.last, outcome.stays));
         }
+        let struck = source.struck().len() + target.struck().len() + outcome.met.len();
+        let mut violations = outcome.violations;
+        if let Some((took, call)) = outcome.calls.slowest.filter(|(took, _)| struck <= 1 && *took > ANSWER) {
+            violations.push(Violation {
+                property: Property::Answered,
+                path: RelPath::root(),
+                at: format!("{call} took {took:?}"),
+            });
+        }
         let mut coverage = covered(&[&source, &target]);
         for (trouble, call) in &outcome.met {
             coverage.add_met(trouble, call);
         }
         Verdict {
-            violations: outcome.violations,
+            violations,
             problems,
             checks: outcome.checks,
-            struck: source.struck().len() + target.struck().len() + outcome.met.len(),
+            struck,
             coverage,
             trace: outcome.trace,
             log: outcome.log,
@@ -369,6 +382,10 @@ impl FaultPlan {
             Self::Kill => (At::Effect(effect), Kind::Kill(Off::Hang)),
             // Only what waits is interrupted.
             Self::Error(Errno::Interrupted) => (call(Op::Write, effect % 16), Kind::Error(rustix::io::Errno::INTR)),
+            // A disk is full when something is written, more than anywhere else.
+            Self::Error(errno @ (Errno::NoSpace | Errno::Quota)) if effect.is_multiple_of(2) => {
+                (call(Op::Write, effect / 2 % 16), Kind::Error(errno.number()))
+            }
             Self::Error(errno) => (At::Effect(effect), Kind::Error(errno.number())),
             Self::SyncLost(cache) => {
                 let op = if effect.is_multiple_of(2) {

@@ -203,9 +203,7 @@ impl Mover {
         let observer = |event: Event<'_>| {
             self.shared.note(MOVER, &event);
             if let Event::Stays(failure) = event {
-                let mut state = self.shared.state();
-                state.stays.push(failure.clone());
-                state.told.push(failure.clone());
+                self.shared.state().stays.push(failure.clone());
             }
         };
         move_files(&sources, &target, id.run, &options, &observer).await

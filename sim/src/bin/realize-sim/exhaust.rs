@@ -53,8 +53,9 @@ pub fn run(plans: Vec<Plan>, bounds: Bounds, jobs: usize) -> ExitCode {
     });
     let total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
     println!(
-        "{} effects, {} states checked ({} of one disk), {} recovered, and {} once more with a second power loss; {:.0?}",
+        "{} effects ({} times more states than the bound), {} states checked ({} of one disk), {} recovered, and {} once more with a second power loss; {:.0?}",
         total.effects,
+        total.bounded,
         total.states,
         total.disk_states,
         total.recovered,
