@@ -6,7 +6,7 @@
 //! for the plans by seed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -208,8 +208,8 @@ fn is_complete(ended: &Ended) -> bool {
 #[derive(Default)]
 struct Search {
     tally: Tally,
-    seen: HashSet<u64>,
-    seen_of_disk: HashSet<(u64, u64)>,
+    seen: BTreeSet<u64>,
+    seen_of_disk: BTreeSet<(u64, u64)>,
     /// The states of each disk at the last effect, and how many effects it had seen.
     disks: BTreeMap<u64, Vec<State>>,
     lefts: Vec<Left>,

@@ -81,7 +81,7 @@ pub enum BodyPlan {
     Link(u8),
 }
 
-/// Sizes that take the mover's different ways; [`limits`](crate::world::limits) are small.
+/// Sizes that take the mover's different ways; [`limits`] are small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Size {
     /// Nothing in it.

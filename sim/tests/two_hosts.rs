@@ -157,7 +157,7 @@ fn one_large_file_takes_few_round_trips() {
 fn calls_and_open_files_are_as_many_for_many_files_as_for_few() {
     let most = |count: usize, direction| {
         let names: Vec<String> = (0..count).map(|nth| format!("d{}/{nth}", nth % 7)).collect();
-        let content = |nth: usize| Body::File(noise(if nth % 5 == 0 { 3000 } else { 30 }, nth as u64));
+        let content = |nth: usize| Body::File(noise(if nth.is_multiple_of(5) { 3000 } else { 30 }, nth as u64));
         let files = names
             .iter()
             .enumerate()
