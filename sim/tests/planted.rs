@@ -16,8 +16,10 @@ use realize::{
 use realize_sim::{
     check::{Checker, Property, Violation},
     fs::{Act, At, Fault, Kind, Op, Refusals},
+    net::{LinePlan, Trouble, Way},
     plan::{Plan, Scenario, plan_of, shrink},
-    world::{Large, SimService, World, at_source},
+    two_hosts::{Direction, TwoHosts},
+    world::{Large, SimService, World, at_source, small_tree},
 };
 use rustix::io::Errno;
 use tarpc::client::{RpcError, stub::Stub};
@@ -168,7 +170,6 @@ fn plans_by_seed_find_each_bug() {
         (Bug::NoAnswerIsSuccess, Scenario::Send),
         (Bug::HalfOpenKept, Scenario::Send),
         (Bug::SilenceKept, Scenario::Fetch),
-        (Bug::UnboundedTries, Scenario::Send),
     ] {
         plant(Some(bug));
         let (seeds, properties) = seeds_to_find(bug, scenario);
@@ -220,6 +221,24 @@ fn a_late_write_is_caught() {
         plant(None);
         let is_torn = |violation: &Violation| violation.property == Property::WholeFinals;
         assert_eq!(checker.violations().iter().any(is_torn), expected, "{bug:?}");
+    }
+}
+
+/// A daemon that is lost in the middle of a move and never comes back.
+#[test]
+fn tries_without_end_are_caught() {
+    for (bug, expected) in [(None, false), (Some(Bug::UnboundedTries), true)] {
+        plant(bug);
+        let world = World::on_two_machines(1, small_tree(Large::OneChunk));
+        let mut lost = TwoHosts::new(world, Direction::Send, 1);
+        lost.lines = vec![LinePlan::fault(Way::Up, 4000, Trouble::Reset)];
+        lost.lines.resize(2000, LinePlan::Refused);
+        let violations = lost.run().violations;
+        plant(None);
+        let does_not_end = violations
+            .iter()
+            .any(|violation| violation.property == Property::Answered);
+        assert_eq!(does_not_end, expected, "{bug:?}: {violations:?}");
     }
 }
 
