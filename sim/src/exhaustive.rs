@@ -210,7 +210,7 @@ struct Search {
     tally: Tally,
     seen: BTreeSet<u64>,
     seen_of_disk: BTreeSet<(u64, u64)>,
-    /// The states of each disk at the last effect, and how many effects it had seen.
+    /// The states of each disk at the last effect.
     disks: BTreeMap<u64, Vec<State>>,
     lefts: Vec<Left>,
 }
