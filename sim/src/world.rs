@@ -339,8 +339,10 @@ impl World {
                 futures::future::Either::Right(((), _)) => None,
             }
         });
-        let stays = stays.into_inner();
-        Ended { result, stays }
+        Ended {
+            result,
+            stays: stays.into_inner(),
+        }
     }
 
     async fn move_once<T: ServiceStub>(

@@ -1,4 +1,4 @@
-//! A bounded share of the exhaustive mode: every crash state of the smallest moves.
+//! A bounded share of the exhaustive mode: crash states of the smallest moves.
 
 use realize_sim::{
     exhaustive::{Bounds, Tally, corpus, exhaust},
@@ -6,7 +6,7 @@ use realize_sim::{
 };
 
 #[test]
-fn every_crash_state_of_a_small_move_is_gone_on_from() {
+fn crash_states_of_small_moves_keep_the_law_and_are_gone_on_from() {
     let bounds = Bounds {
         states: 64,
         recoveries: 2,

@@ -152,7 +152,6 @@ fn one_large_file_takes_few_round_trips() {
     expect_round_trips(&[("large".into(), noise(64 << 20, 1).to_vec())], 6.5);
 }
 
-/// Any of `troubles` on any way at any byte of the conversation.
 #[test]
 fn calls_and_open_files_are_as_many_for_many_files_as_for_few() {
     let most = |count: usize, direction| {
@@ -174,6 +173,7 @@ fn calls_and_open_files_are_as_many_for_many_files_as_for_few() {
     }
 }
 
+/// Any of `troubles` on any way at any byte of the conversation.
 fn anywhere(random: &mut Random, lengths: [u64; 2], troubles: &[Trouble]) -> WireFault {
     let way = WAYS[random.below(2) as usize];
     let trouble = match troubles[random.below(troubles.len() as u64) as usize] {

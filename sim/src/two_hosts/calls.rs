@@ -12,8 +12,6 @@ pub struct Calls {
     pub most: usize,
     /// The one that took longest, and for how long.
     pub slowest: Option<(Duration, String)>,
-    /// How many there were of each.
-    pub counts: BTreeMap<String, u64>,
 }
 
 /// A call under way.
@@ -40,7 +38,6 @@ impl UnderWay {
         let name = name.rsplit('.').next().unwrap_or(name).to_owned();
         let mut state = shared.state();
         *state.calls.under_way.entry(name.clone()).or_default() += 1;
-        *state.calls.counts.entry(name.clone()).or_default() += 1;
         state.calls.most = state.calls.most.max(state.calls.under_way.values().sum());
         drop(state);
         let (shared, began) = (shared.clone(), now());
