@@ -204,6 +204,9 @@ pub trait Dir: Clone + Send + Sync + 'static {
     /// nobody does or it can't be told.
     fn lock_holder(&self) -> impl Future<Output = Option<String>> + Send;
 
+    /// What of the directory itself a move does not carry: set-ID bits, attributes, access lists. The owner is not judged here.
+    fn uncarried(&self) -> impl Future<Output = io::Result<Uncarried>> + Send;
+
     /// Where the directory lies, whatever symbolic links and bind mounts lead to it: first its own
     /// place, then those of the mount points above it, innermost first. A directory is inside
     /// another exactly when the other's first place is one of these or above one of them.

@@ -328,7 +328,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// What of a file no move carries. Said before the first delete that it affects.
+/// What of a file or directory a move does not carry. Said before the first delete that it affects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Uncarried {
     /// The file has other names (hard links), which become files of their own.
@@ -337,7 +337,7 @@ pub struct Uncarried {
     pub xattrs: bool,
     /// An access control list.
     pub acl: bool,
-    /// Set-user-ID, set-group-ID or sticky bits.
+    /// Set-user-ID or set-group-ID bits; of a file the sticky bit, too.
     pub special_bits: bool,
     /// An owner or group other than the one that new files get.
     pub owner: bool,
@@ -347,6 +347,17 @@ impl Uncarried {
     /// Whether there is anything at all.
     pub fn any(&self) -> bool {
         *self != Self::default()
+    }
+
+    /// What is not carried of this or of `other`.
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            hard_links: self.hard_links || other.hard_links,
+            xattrs: self.xattrs || other.xattrs,
+            acl: self.acl || other.acl,
+            special_bits: self.special_bits || other.special_bits,
+            owner: self.owner || other.owner,
+        }
     }
 }
 

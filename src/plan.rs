@@ -117,10 +117,14 @@ pub fn step(source: &Entry, target: Option<&Entry>, one_host: bool) -> Step {
     }
 }
 
+/// Of the mode of a directory what is carried: the permission bits, and the sticky bit, without which others could remove what is in it.
+pub const DIR_MODE: u32 = 0o1777;
+
 /// Mode and mtime that a final gets from its source.
 pub fn meta(source: &Entry) -> Meta {
+    let carried = if source.kind == Kind::Dir { DIR_MODE } else { 0o777 };
     Meta {
-        mode: source.mode & 0o777,
+        mode: source.mode & carried,
         mtime: source.version.mtime,
     }
 }

@@ -298,6 +298,8 @@ pub struct Page {
     pub tokens: Vec<(RelPath, Name)>,
     /// What could not be read: a directory, or the metadata of an entry.
     pub failed: Vec<(RelPath, ServiceError)>,
+    /// What would be lost of directories among the entries; only those that would lose anything.
+    pub uncarried: Vec<(RelPath, Uncarried)>,
     /// Directories that hold an entry whose path is too long, once for each.
     pub too_long: Vec<RelPath>,
     /// Where the next page begins; `None` when this was the last.

@@ -36,6 +36,7 @@ use crate::{
     fs::{BootId, Dir, File, Fs, Lock, Metadata},
     limits::Limits,
     model::{Entry, Kind, Name, RelPath, Timestamp, Version},
+    plan,
     planted::{Bug, planted},
     service::{Answer, Claim, Meta, Role, RunId, ServiceError, Swept},
 };
@@ -265,7 +266,7 @@ impl<F: Fs> Store<F> {
                 let made = self.open_dir(path).await?;
                 let now = made.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
                 // A set-group-ID bit that the directory above passed on belongs to the target.
-                let mode = for_the_move(meta.mode) | (now.mode & 0o7000);
+                let mode = for_the_move(meta.mode) | (now.mode & SET_ID);
                 if mode == now.mode {
                     return Ok(());
                 }
@@ -293,12 +294,12 @@ impl<F: Fs> Store<F> {
         // One that `make_dir` made, in this run or an earlier one; the mode of any other is the target's own affair.
         let is_ours = for_the_move(now.mode) == for_the_move(meta.mode);
         let wanted = if is_complete {
-            meta.mode & 0o777
+            meta.mode & plan::DIR_MODE
         } else {
             for_the_move(meta.mode)
         };
         let mode = if is_ours {
-            wanted | (now.mode & 0o7000)
+            wanted | (now.mode & SET_ID)
         } else {
             now.mode
         };
@@ -370,14 +371,9 @@ impl<F: Fs> Store<F> {
     }
 
     async fn sync_one(&self, dir: &F::Dir) -> Answer<()> {
-        match dir.sync().await {
-            Ok(()) => Ok(()),
-            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) && self.inner.accept_unsynced => {
-                Ok(())
-            }
-            // The file system can't, and says so at the first of them.
-            Err(error) if is_any(&error, &[Errno::INVAL]) => Err(ServiceError::io("sync the directory", &error)),
-            Err(error) => Err(self.dir_sync_failed(dir, &error).await),
+        match self.sync_or_mark(dir).await {
+            Err(error) if is_any(&error, &[Errno::INVAL]) && self.inner.accept_unsynced => Ok(()),
+            synced => synced.map_err(|e| ServiceError::io(SYNC_DIR, &e)),
         }
     }
 
@@ -387,23 +383,25 @@ impl<F: Fs> Store<F> {
         if self.ensure_safe().is_err() || dir.stat(&names::unsynced(&self.inner.boot)).await.is_ok() {
             return Err(Errno::IO.into());
         }
-        match dir.sync().await {
+        match self.sync_or_mark(dir).await {
             Err(error) if is_any(&error, &[Errno::INVAL]) => Ok(()),
-            Err(error) => {
-                let _told = self.dir_sync_failed(dir, &error).await;
-                Err(error)
-            }
-            Ok(()) => Ok(()),
+            synced => synced,
         }
     }
 
-    async fn dir_sync_failed(&self, dir: &F::Dir, error: &io::Error) -> ServiceError {
-        // Before anything is awaited: others may be about to confirm what is in it.
-        let failed = self.sync_failed("sync the directory", error);
-        // Names in it may be missing on the disk without a word to a later process that syncs it again: so that is told until the
-        // kernel starts anew. What can't be marked is most likely not written to any more.
-        self.mark_unsynced(dir).await;
-        failed
+    /// `EINVAL` where the file system can't; any other failure marks the root and the directory.
+    async fn sync_or_mark(&self, dir: &F::Dir) -> io::Result<()> {
+        match dir.sync().await {
+            Err(error) if !is_any(&error, &[Errno::INVAL]) => {
+                // Before anything is awaited: others may be about to confirm what is in it.
+                let _told_by_caller = self.sync_failed(SYNC_DIR, &error);
+                // Names in it may be missing on the disk without a word to a later process that syncs it again: so that is told until
+                // the kernel starts anew. What can't be marked is most likely not written to any more.
+                self.mark_unsynced(dir).await;
+                Err(error)
+            }
+            synced => synced,
+        }
     }
 
     /// Tells later processes that a sync of `dir` has failed.
@@ -637,9 +635,15 @@ enum Case {
     Unknown,
 }
 
-/// The permission bits of a directory with what its owner needs to put files into it.
+/// What is being done, in an error.
+const SYNC_DIR: &str = "sync the directory";
+
+/// The bits of a mode that stay as the target's directory has them.
+const SET_ID: u32 = 0o6000;
+
+/// What a directory is given of its mode, with what its owner needs to put files into it.
 fn for_the_move(mode: u32) -> u32 {
-    (mode & 0o777) | 0o700
+    (mode & plan::DIR_MODE) | 0o700
 }
 
 async fn entry<D: Dir>(path: RelPath, dir: &D, name: &Name, metadata: Metadata) -> Entry {

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use realize::{
-    model::{Entry, Kind as EntryKind, RelPath, Timestamp, Version},
+    model::{Entry, Kind as EntryKind, RelPath, Timestamp, Uncarried, Version},
     service::{
         Content, Cursor, Got, Handle, Held, Page, RealizeServiceRequest as Request, RealizeServiceResponse as Response,
         ServiceError,
@@ -70,24 +70,23 @@ fn a_listing_that_leads_nowhere_ends_the_move() {
 
 #[test]
 fn a_page_of_more_than_a_page_ends_the_move() {
-    let daemon = FakeDaemon::new(|request| match request {
-        Request::List { .. } => {
-            let failed = vec![(path("x"), ServiceError::Internal); 100_000];
-            Act::Answer(Response::List(Ok(Page {
-                failed,
-                ..Page::default()
-            })))
-        }
-        _ => Act::Serve,
-    });
-    let outcome = daemon
-        .hosts
-        .realize()
-        .arg("nas::a")
-        .arg(&daemon.local)
-        .run()
-        .expect_code(1);
-    assert!(outcome.stderr().contains("a page of 100000 items"), "{outcome}");
+    let failed = Page {
+        failed: vec![(path("x"), ServiceError::Internal); 100_000],
+        ..Page::default()
+    };
+    let uncarried = Page {
+        uncarried: vec![(path("x"), Uncarried::default()); 100_000],
+        ..Page::default()
+    };
+    for page in [failed, uncarried] {
+        let daemon = FakeDaemon::new(move |request| match request {
+            Request::List { .. } => Act::Answer(Response::List(Ok(page.clone()))),
+            _ => Act::Serve,
+        });
+        let mut run = daemon.hosts.realize();
+        let outcome = run.arg("nas::a").arg(&daemon.local).run().expect_code(1);
+        assert!(outcome.stderr().contains("a page of 100000 items"), "{outcome}");
+    }
 }
 
 /// A name that two sources have is moved from neither: for that, each has to list its names in order.

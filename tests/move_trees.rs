@@ -512,6 +512,50 @@ fn a_rename_loses_nothing_even_when_strict() {
 }
 
 #[test]
+fn a_directory_keeps_its_sticky_bit() {
+    for ends in Ends::of_both_kinds() {
+        fs::create_dir(ends.source.join("shared")).unwrap();
+        fs::write(ends.source.join("shared/file"), "text").unwrap();
+        fs::set_permissions(ends.source.join("shared"), fs::Permissions::from_mode(0o1777)).unwrap();
+        let before = Manifest::of(&ends.source);
+        ends.run().arg("--strict").run().expect_code(0);
+        before.assert_same(&Manifest::of(&ends.target), "before and after");
+    }
+}
+
+#[test]
+fn what_a_directory_would_lose_is_told_and_it_stays_when_strict() {
+    for ends in Ends::of_both_kinds() {
+        let mut losing = vec![("set-ID", "set-user-ID"), ("attribute", "extended attributes")];
+        if run_as_root() {
+            losing.push(("owner", "the owner"));
+        }
+        for (name, _) in &losing {
+            fs::create_dir(ends.source.join(name)).unwrap();
+            fs::write(ends.source.join(name).join("file"), "text").unwrap();
+        }
+        fs::set_permissions(ends.source.join("set-ID"), fs::Permissions::from_mode(0o2755)).unwrap();
+        setxattr(ends.source.join("attribute"), "user.note", b"text", XattrFlags::empty()).unwrap();
+        if run_as_root() {
+            chown(ends.source.join("owner"), Some(NOBODY), None).unwrap();
+        }
+        let outcome = ends.run().arg("--strict").run().expect_code(1);
+        for (name, loss) in &losing {
+            let said = |line: &str| line.contains(name) && line.contains(loss) && line.contains("stays");
+            assert!(outcome.stderr().lines().any(said), "{name}: {outcome}");
+            assert!(ends.source.join(name).is_dir(), "{name}");
+            assert!(!ends.source.join(name).join("file").exists(), "{name}: {outcome}");
+            assert!(ends.target.join(name).join("file").exists(), "{name}: {outcome}");
+        }
+        let outcome = ends.run().run().expect_code(0);
+        for (name, loss) in &losing {
+            assert!(outcome.stderr().contains(loss), "{loss}: {outcome}");
+            assert!(!ends.source.join(name).exists(), "{name}");
+        }
+    }
+}
+
+#[test]
 fn whatever_version_is_at_the_target_the_source_comes_through_and_goes() {
     let time = (1_500_000_000, 123);
     for ends in Ends::of_both_kinds() {

@@ -86,6 +86,7 @@ macro_rules! contract_suite {
             places_tell_inside_from_outside
             an_open_file_tells_what_it_was_when_it_was_opened
             uncarried_tells_hard_links_and_special_bits
+            uncarried_tells_set_id_bits_of_a_directory
             an_offloaded_job_gives_its_value_back
             a_panicking_job_is_lost
             a_job_runs_on_when_nobody_waits
@@ -745,6 +746,15 @@ mod promises {
         assert!(!ok(file.uncarried().await).any(), "told as it was opened");
         let uncarried = ok(ok(root.open(&n("a")).await).uncarried().await);
         assert!(uncarried.hard_links && uncarried.special_bits);
+    }
+
+    pub async fn uncarried_tells_set_id_bits_of_a_directory<F: Fs>(bench: Bench<F>) {
+        let root = bench.root().await;
+        let dir = sub(&root, "a").await;
+        ok(dir.set_meta(0o1777, THEN).await);
+        assert!(!ok(dir.uncarried().await).any());
+        ok(dir.set_meta(0o2755, THEN).await);
+        assert!(ok(dir.uncarried().await).special_bits, "told as it is now");
     }
 
     pub async fn an_open_file_tells_what_it_was_when_it_was_opened<F: Fs>(bench: Bench<F>) {

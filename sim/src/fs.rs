@@ -346,6 +346,18 @@ impl Dir for SimDir {
         holder.await.unwrap_or(None)
     }
 
+    async fn uncarried(&self) -> io::Result<Uncarried> {
+        let ino = self.0.ino;
+        self.own(Op::Uncarried, |tree, _, _| {
+            let mode = tree.metadata(ino).mode;
+            Ok(Uncarried {
+                special_bits: mode & 0o6000 != 0,
+                ..Uncarried::default()
+            })
+        })
+        .await
+    }
+
     async fn places(&self) -> io::Result<Vec<Place>> {
         let ino = self.0.ino;
         self.own(Op::Places, |tree, _, _| {

@@ -5,7 +5,7 @@ use super::{
     calls::{self, flat},
 };
 use crate::{
-    model::RelPath,
+    model::{RelPath, Uncarried},
     plan::{Outcome, Reason},
     service::{DirMeta, Meta, ServiceError},
 };
@@ -19,6 +19,8 @@ pub struct DirJob {
     pub meta: Meta,
     /// Which sources have it, and where.
     pub sources: Vec<(usize, RelPath)>,
+    /// What would be lost of it.
+    pub uncarried: Uncarried,
     /// Whether it stays at the source.
     pub stays: bool,
     /// Whether everything in it has arrived, but what was left alone by option.
@@ -74,12 +76,18 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
             return Vec::new();
         };
         self.dirs_made().await;
-        let (dirs, unmade): (Vec<_>, Vec<_>) = dirs
+        let (mut dirs, unmade): (Vec<_>, Vec<_>) = dirs
             .into_iter()
             .partition(|dir| !self.unmade.borrow().contains(&dir.to));
         let mut outcomes: Vec<_> = unmade.into_iter().map(|dir| (dir.to, Outcome::Stays)).collect();
         for dir in dirs.iter().filter(|dir| dir.has_partials) {
             self.remove_orphans(&dir.to).await;
+        }
+        for dir in dirs.iter_mut().filter(|dir| !dir.stays || self.options.copy) {
+            if let Err(reason) = self.check_losses(&dir.to, &dir.uncarried) {
+                self.leave(&dir.to, reason.into());
+                dir.stays = true;
+            }
         }
         let metas = dirs
             .iter()

@@ -8,7 +8,7 @@ use super::{
     claims::Ground,
 };
 use crate::{
-    model::{Entry, Kind, RelPath},
+    model::{Entry, Kind, RelPath, Uncarried},
     plan::{Nesting, Reason},
     service::{Answer, Cursor, ITEMS_MAX, Page, ServiceError},
 };
@@ -20,6 +20,8 @@ pub struct Found {
     pub to: RelPath,
     /// Which sources have it, each with its state there. At least one.
     pub entries: Vec<(usize, Entry)>,
+    /// Of a directory: what would be lost of it.
+    pub uncarried: Uncarried,
 }
 
 impl Found {
@@ -59,7 +61,8 @@ pub struct Feed<'a, S> {
 
 struct Stream<'a, S> {
     source: &'a Source<S>,
-    buffer: VecDeque<(RelPath, Entry)>,
+    /// Each with its path at the target, and what would be lost of it where that is a directory.
+    buffer: VecDeque<(RelPath, Entry, Uncarried)>,
     next: Next,
     /// The last path that was listed.
     last: RelPath,
@@ -111,18 +114,19 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
                 self.fill(index, &mut page).await?;
             }
             let heads = self.streams.iter().filter_map(|stream| stream.buffer.front());
-            let Some(to) = heads.map(|(to, _)| to).min().cloned() else {
+            let Some(to) = heads.map(|(to, _, _)| to).min().cloned() else {
                 page.is_last = true;
                 return Ok(page);
             };
-            let mut entries = Vec::new();
+            let (mut entries, mut uncarried) = (Vec::new(), Uncarried::default());
             for (index, stream) in self.streams.iter_mut().enumerate() {
-                while let Some((_, entry)) = stream.buffer.pop_front_if(|(path, _)| *path == to) {
+                while let Some((_, entry, of_it)) = stream.buffer.pop_front_if(|(path, _, _)| *path == to) {
                     entries.push((index, entry));
+                    uncarried = uncarried.or(of_it);
                 }
             }
             bytes += to.as_bytes().len();
-            page.found.push(Found { to, entries });
+            page.found.push(Found { to, entries, uncarried });
         }
         Ok(page)
     }
@@ -130,7 +134,7 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
     /// Passes over what is below `dir`, as far as it has not been listed yet.
     pub fn skip_below(&mut self, dir: &RelPath) {
         for stream in &mut self.streams {
-            stream.buffer.retain(|(path, _)| !path.is_within(dir));
+            stream.buffer.retain(|(path, _, _)| !path.is_within(dir));
             if let Next::List(Some(cursor)) = &mut stream.next
                 && cursor.after.is_within(dir)
             {
@@ -194,7 +198,11 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
         }
         let failed: std::collections::BTreeSet<_> = listed.failed.into_iter().map(|(path, _)| path).collect();
         let entries = listed.entries.into_iter().filter(|entry| !failed.contains(&entry.path));
-        stream.buffer.extend(entries.map(|entry| (entry.path.clone(), entry)));
+        let mut uncarried: BTreeMap<_, _> = listed.uncarried.into_iter().collect();
+        stream.buffer.extend(entries.map(|entry| {
+            let of_it = uncarried.remove(&entry.path).unwrap_or_default();
+            (entry.path.clone(), entry, of_it)
+        }));
         stream.next = listed.next.map_or(Next::End, |cursor| Next::List(Some(cursor)));
         Ok(())
     }
@@ -219,7 +227,7 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
                     let error = ServiceError::BadAnswer(format!("the state of {}, not of {from}", entry.path));
                     return Err(MoveError::Side(Side::Source(index), error));
                 }
-                Ok(Some(entry)) => stream.buffer.push_back((to, entry)),
+                Ok(Some(entry)) => stream.buffer.push_back((to, entry, Uncarried::default())),
                 Ok(None) if self.is_again => {}
                 Ok(None) => page.trouble(to, Why::Source(ServiceError::NotFound)),
                 Err(error) => page.trouble(to, Why::Source(error)),
@@ -240,8 +248,9 @@ fn check_page(page: Page, from: &RelPath, last: &mut RelPath) -> Answer<Page> {
         last.clone_from(&entry.path);
     }
     let others = page.failed.len() + page.reserved.len() + page.too_long.len() + page.tokens.len();
-    if page.entries.len() + others > ITEMS_MAX {
-        return bad(format!("a page of {} items", page.entries.len() + others));
+    let items = page.entries.len() + page.uncarried.len() + others;
+    if items > ITEMS_MAX {
+        return bad(format!("a page of {items} items"));
     }
     match &page.next {
         Some(next) if next.after <= *from || page.entries.len() + others == 0 => {

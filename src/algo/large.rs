@@ -102,7 +102,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
             .service
             .open(calls::context(), source.dir.clone(), path, OpenFor::Read(version));
         let opened = flat(opened).await.map_err(Why::Source)?;
-        if let Err(reason) = self.check_losses(item, &opened.held.uncarried, opened.held.leased) {
+        if let Err(reason) = self.check_held(item, &opened.held) {
             self.close(item.source, vec![opened.held.handle]).await;
             return Err(reason.into());
         }

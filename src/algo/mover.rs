@@ -13,7 +13,7 @@ use super::{
     work::Work,
 };
 use crate::{
-    model::{Entry, Kind, RelPath},
+    model::{Entry, Kind, RelPath, Uncarried},
     plan::{self, Nesting, Reason, Step},
     service::{Answer, DirMeta, Expected, ServiceError, Swept},
 };
@@ -232,6 +232,7 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
         let Some((_, entry)) = found.entries.first() else {
             return;
         };
+        let is_anothers = |(_, entry): &(usize, Entry)| self.work.shared.is_anothers(entry);
         let job = DirJob {
             to: found.to.clone(),
             meta: plan::meta(entry),
@@ -241,6 +242,10 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
                 .map(|(source, entry)| (*source, entry.path.clone()))
                 .collect(),
             stays: options.keep_dirs || options.copy,
+            uncarried: Uncarried {
+                owner: found.entries.iter().any(is_anothers),
+                ..found.uncarried
+            },
             is_complete: true,
             has_partials: self.with_partials.remove(&found.to),
         };

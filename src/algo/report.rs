@@ -8,7 +8,7 @@ use super::{Item, Shared};
 use crate::{
     model::{Entry, Kind, Line, RelPath, Uncarried},
     plan::{Loss, Nesting, Reason},
-    service::{Expected, ServiceError},
+    service::{Expected, Held, ServiceError},
 };
 
 /// One end of a move.
@@ -327,15 +327,36 @@ impl<S, T> Shared<'_, S, T> {
         self.report.borrow().stopped.is_some()
     }
 
-    /// Says what of `item` is not carried; the reason to leave it when nothing may be lost.
-    pub(super) fn check_losses(&self, item: &Item, uncarried: &Uncarried, leased: bool) -> Result<(), Reason> {
-        let owner = (item.entry.uid, item.entry.gid) != self.target_owner;
+    /// Says what of the file or link `item`, which is now `held`, is not carried; the reason to leave it when nothing may be lost.
+    pub(super) fn check_held(&self, item: &Item, held: &Held) -> Result<(), Reason> {
+        let owner = self.is_anothers(&item.entry);
+        self.check_losses(
+            &item.to,
+            &Uncarried {
+                owner,
+                ..held.uncarried
+            },
+        )?;
+        let mut notices = self.notices.borrow_mut();
+        if !held.leased && item.entry.kind == Kind::File && !std::mem::replace(&mut notices.no_leases, true) {
+            (self.observer)(Event::NoLeases { path: &item.to });
+        }
+        Ok(())
+    }
+
+    /// Whether `entry` has another owner than what is made at the target.
+    pub(super) fn is_anothers(&self, entry: &Entry) -> bool {
+        (entry.uid, entry.gid) != self.target_owner
+    }
+
+    /// Says what of the source of `path` is not carried; the reason to leave it when nothing may be lost.
+    pub(super) fn check_losses(&self, path: &RelPath, uncarried: &Uncarried) -> Result<(), Reason> {
         let losses = [
             (uncarried.hard_links, Loss::HardLinks),
             (uncarried.xattrs, Loss::Xattrs),
             (uncarried.acl, Loss::Acls),
             (uncarried.special_bits, Loss::SpecialBits),
-            (owner, Loss::Owner),
+            (uncarried.owner, Loss::Owner),
         ];
         let mut notices = self.notices.borrow_mut();
         for (_, loss) in losses.into_iter().filter(|(lost, _)| *lost) {
@@ -344,11 +365,8 @@ impl<S, T> Shared<'_, S, T> {
             }
             *self.report.borrow_mut().losses.entry(loss).or_default() += 1;
             if notices.losses.insert(loss) {
-                (self.observer)(Event::Loses { path: &item.to, loss });
+                (self.observer)(Event::Loses { path, loss });
             }
-        }
-        if !leased && item.entry.kind == Kind::File && !std::mem::replace(&mut notices.no_leases, true) {
-            (self.observer)(Event::NoLeases { path: &item.to });
         }
         Ok(())
     }

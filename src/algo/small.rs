@@ -229,7 +229,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         if kind != item.entry.kind {
             return Err((Why::Source(ServiceError::Changed), Some(got.held.handle)));
         }
-        match self.check_losses(item, &got.held.uncarried, got.held.leased) {
+        match self.check_held(item, &got.held) {
             Ok(()) => Ok(got),
             Err(reason) => Err((reason.into(), Some(got.held.handle))),
         }

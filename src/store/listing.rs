@@ -124,6 +124,10 @@ impl<F: Fs> Walk<F> {
 
     async fn descend(&mut self, parent: F::Dir, name: &Name, path: RelPath, page: &mut Page) -> io::Result<()> {
         let dir = parent.open_dir(&name.clone().into()).await?;
+        let uncarried = dir.uncarried().await?;
+        if uncarried.any() {
+            page.uncarried.push((path.clone(), uncarried));
+        }
         self.enter(dir, path, page).await
     }
 
@@ -195,7 +199,8 @@ fn bytes_of_others(page: &Page) -> usize {
         .tokens
         .iter()
         .map(|(dir, token)| dir.as_bytes().len() + token.as_bytes().len());
-    paths.chain(tokens).sum()
+    let uncarried = page.uncarried.iter().map(|(dir, _)| dir.as_bytes().len());
+    paths.chain(tokens).chain(uncarried).sum()
 }
 
 impl<F: Fs> Store<F> {

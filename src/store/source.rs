@@ -342,8 +342,7 @@ impl<F: Fs> Store<F> {
             proof
         };
         if deleted.is_err() {
-            aside
-                .put_back()
+            self.put_back(&aside.gone_dir, &aside.gone, aside.dir, &aside.name)
                 .await
                 .map_err(|_| ServiceError::Leftover(aside.gone.clone()))?;
         }
@@ -391,7 +390,6 @@ const SET_ASIDE_TRIES: usize = 64;
 
 /// A source under the name it has while it is deleted.
 struct SetAside<'a, F: Fs> {
-    store: &'a Store<F>,
     dir: &'a F::Dir,
     name: Name,
     gone_dir: F::Dir,
@@ -420,7 +418,6 @@ impl<'a, F: Fs> SetAside<'a, F> {
                 },
             };
             let aside = Self {
-                store,
                 dir,
                 name: name.clone(),
                 gone_dir,
@@ -432,7 +429,8 @@ impl<'a, F: Fs> SetAside<'a, F> {
             {
                 Ok(()) => return Ok(aside),
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    aside.tidy().await?;
+                    // Why it is not set aside is what has to be told.
+                    aside.tidy().await.ok();
                     return Err(match error.kind() {
                         io::ErrorKind::AlreadyExists => ServiceError::Leftover(aside.gone),
                         _ if is_any(&error, &[Errno::STALE]) => ServiceError::Changed,
@@ -462,19 +460,6 @@ impl<'a, F: Fs> SetAside<'a, F> {
             _ => {}
         }
         dir.open_dir(&long.into()).await
-    }
-
-    async fn put_back(&self) -> io::Result<()> {
-        let Self {
-            dir,
-            name,
-            gone_dir,
-            gone,
-            ..
-        } = self;
-        self.store
-            .move_unless_there(gone_dir, gone, dir, name, Care::Somebodys)
-            .await
     }
 
     /// Removes the directory for long names, unless something is left in it.

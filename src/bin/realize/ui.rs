@@ -152,8 +152,8 @@ impl<C: Clock> Ui<C> {
             }
             Some(Stop::Move(error)) => self.say(&format!("stopped: {error}")),
         }
-        for (loss, files) in &report.losses {
-            self.say(&format!("not carried over: {loss}, of {}", count(*files, "file")));
+        for (loss, items) in &report.losses {
+            self.say(&format!("not carried over: {loss}, of {}", count(*items, "item")));
         }
         self.print(&summary(report, self.copy));
         // Standard output gone is no reason to call the move failed.

@@ -20,11 +20,13 @@ use rustix::{
 };
 
 use super::{
-    OPEN, OsFile, file::leases_mean_something, holder, lock_operation, metadata, mode_bits, place, set_meta, times,
+    OPEN, OsFile,
+    file::{leases_mean_something, uncarried_xattrs},
+    holder, lock_operation, metadata, mode_bits, place, set_meta, times,
 };
 use crate::{
     fs::{Dir, Lock, Metadata, Place, Rename},
-    model::{BadPath, Name, RelPath, Timestamp},
+    model::{BadPath, Name, RelPath, Timestamp, Uncarried},
 };
 
 /// How to open a directory of a host path, links followed.
@@ -262,6 +264,12 @@ impl Dir for OsDir {
 
     async fn lock_holder(&self) -> Option<String> {
         holder::of(self.fd())
+    }
+
+    async fn uncarried(&self) -> io::Result<Uncarried> {
+        let mut uncarried = uncarried_xattrs(self.fd())?;
+        uncarried.special_bits = fstat(self.fd())?.st_mode & 0o6000 != 0;
+        Ok(uncarried)
     }
 
     async fn places(&self) -> io::Result<Vec<Place>> {

@@ -184,12 +184,16 @@ impl File for OsFile {
     }
 
     async fn uncarried(&self) -> io::Result<Uncarried> {
-        let names = xattr_names(self.fd())?;
-        let mut uncarried = judge_xattrs(&names);
+        let mut uncarried = uncarried_xattrs(self.fd())?;
         uncarried.hard_links = self.0.opened.links > 1;
         uncarried.special_bits = self.0.opened.mode & 0o7000 != 0;
         Ok(uncarried)
     }
+}
+
+/// What the extended attributes of an open file or directory are.
+pub(super) fn uncarried_xattrs(fd: BorrowedFd<'_>) -> io::Result<Uncarried> {
+    Ok(judge_xattrs(&xattr_names(fd)?))
 }
 
 /// The names of all extended attributes, each with a NUL behind it. None on a file system without.

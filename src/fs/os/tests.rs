@@ -639,6 +639,23 @@ fn what_a_move_does_not_carry_is_found() {
 }
 
 #[test]
+fn what_a_move_does_not_carry_of_a_directory_is_found() {
+    let (temp, dir) = temp();
+    let path = temp.path().join("sub");
+    fs::create_dir(&path).unwrap();
+    let sub = || now(dir.open_dir(&name("sub").into())).unwrap();
+    assert!(!now(sub().uncarried()).unwrap().any());
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o1777)).unwrap();
+    assert!(!now(sub().uncarried()).unwrap().any(), "the sticky bit is carried");
+    setxattr(&path, "user.note", b"x", XattrFlags::empty()).unwrap();
+    let xattrs = Uncarried {
+        xattrs: true,
+        ..Uncarried::default()
+    };
+    assert_eq!(now(sub().uncarried()).unwrap(), xattrs);
+}
+
+#[test]
 fn places_are_the_same_through_links_and_nested_for_nested_directories() {
     let (temp, dir) = temp();
     fs::create_dir_all(temp.path().join("a/b")).unwrap();
