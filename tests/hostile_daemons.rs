@@ -83,7 +83,7 @@ fn a_page_of_more_than_a_page_ends_the_move() {
             Request::List { .. } => Act::Answer(Response::List(Ok(page.clone()))),
             _ => Act::Serve,
         });
-        let mut run = daemon.hosts.realize();
+        let run = daemon.hosts.realize();
         let outcome = run.arg("nas::a").arg(&daemon.local).run().expect_code(1);
         assert!(outcome.stderr().contains("a page of 100000 items"), "{outcome}");
     }
@@ -167,7 +167,7 @@ fn a_deletion_that_was_not_answered_is_not_called_a_failure() {
     for name in names {
         fs::write(daemon.served.join(name), name).unwrap();
     }
-    let mut run = daemon.hosts.realize();
+    let run = daemon.hosts.realize();
     for name in names {
         run = run.arg(format!("nas::a/{name}"));
     }
