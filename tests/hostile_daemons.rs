@@ -167,7 +167,7 @@ fn a_deletion_that_was_not_answered_is_not_called_a_failure() {
     for name in names {
         fs::write(daemon.served.join(name), name).unwrap();
     }
-    let run = daemon.hosts.realize();
+    let mut run = daemon.hosts.realize();
     for name in names {
         run = run.arg(format!("nas::a/{name}"));
     }
