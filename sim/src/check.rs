@@ -12,7 +12,7 @@ use realize::{
 
 use crate::{
     fs::{Call, Ino, Moment, Node, Op},
-    world::{Body, Truth, World, at_source, at_target, is},
+    world::{Body, Truth, World, at_source, at_target, is, is_in_source},
 };
 
 /// Something that must never be.
@@ -108,6 +108,7 @@ impl Checker {
             "target/empty",
             "target/unrelated",
             "source",
+            "beside",
         ]
         .iter()
         .map(|path| known(path))
@@ -140,7 +141,7 @@ impl Checker {
             .chain(source.keys())
             .filter(|path| !expected.contains(path) && !may_be_theirs(path) && !is_old_mark(path))
         {
-            if path.is_within(&known("target")) || path.is_within(&known("source")) {
+            if path.is_within(&known("target")) || is_in_source(path) {
                 self.violated(Property::Convergence, path, &at_end);
             }
         }

@@ -19,7 +19,7 @@ pub struct SimClock {
 }
 
 impl SimClock {
-    /// Begins now, on `machine`, whose time of day may jump.
+    /// Begins now, on `machine`, whose time of day may jump and drift.
     pub fn on(machine: &Machine) -> Self {
         Self {
             start: Instant::now(),
@@ -36,7 +36,7 @@ impl Clock for SimClock {
     fn wall(&self) -> Timestamp {
         let now = self.now();
         Timestamp {
-            secs: MORNING_SECS + self.machine.jumped() + now.as_secs() as i64,
+            secs: MORNING_SECS + now.as_secs() as i64 + self.machine.seconds_fast(now),
             nanos: now.subsec_nanos(),
         }
     }

@@ -155,7 +155,9 @@ pub enum FaultPlan {
     Short(u8),
     /// The disks answer nothing for so many hundredths of a second.
     Stall(u8),
-    /// The time of day jumps by so many hours.
+    /// The host does nothing for so many hundredths of a second.
+    Pause(u8),
+    /// The time of day jumps by so many hours, and from then on gains as many thousandths.
     Clock(i16),
 }
 
@@ -194,8 +196,8 @@ pub enum Lack {
     Leases,
 }
 
-/// Names of files: some in directories, some odd.
-pub const NAMES: [&[u8]; 10] = [
+/// Names of files: some in directories, some odd; what is called `2` is in a second source.
+pub const NAMES: [&[u8]; 13] = [
     b"a",
     b"b",
     b"d/a",
@@ -207,6 +209,9 @@ pub const NAMES: [&[u8]; 10] = [
     // No suffix fits behind it.
     b"LLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLLL",
     b"d/z",
+    b"2",
+    b"d/2",
+    b"d/e/2",
 ];
 
 impl Plan {

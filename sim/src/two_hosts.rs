@@ -42,6 +42,9 @@ const MOVER: &str = "mover";
 const DAEMON: &str = "daemon";
 const PORT: u16 = 9771;
 
+/// The root that files go to.
+const TARGET_ROOT: &[&str] = &["target"];
+
 /// One step of the simulation. Longer ones leave fewer orders in which things may happen.
 const TICK: Duration = Duration::from_millis(2);
 
@@ -318,6 +321,7 @@ impl TwoHosts {
             Direction::Send => (self.world.source.clone(), self.world.target.clone()),
             Direction::Fetch => (self.world.target.clone(), self.world.source.clone()),
         };
+        let sources = self.world.source_roots();
         let mut sim = turmoil::Builder::new()
             .rng_seed(self.seed)
             .epoch(std::time::UNIX_EPOCH + Duration::from_secs(1_700_000_000))
@@ -329,15 +333,19 @@ impl TwoHosts {
             .build();
         {
             let (shared, network, disk) = (shared.clone(), network.clone(), daemon_disk.clone());
-            let (direction, seed, limits) = (self.direction, self.seed, self.limits.clone());
+            let (seed, limits) = (self.seed, self.limits.clone());
+            let served = match self.direction {
+                Direction::Send => TARGET_ROOT,
+                Direction::Fetch => sources,
+            };
             sim.host(DAEMON, move || {
                 serve(
                     shared.clone(),
                     network.clone(),
                     disk.clone(),
-                    direction,
                     seed,
                     limits.clone(),
+                    served,
                 )
             });
         }
@@ -348,6 +356,7 @@ impl TwoHosts {
             direction: self.direction,
             seed: self.seed,
             limits: self.limits,
+            sources,
         };
         sim.host(MOVER, move || mover.clone().run());
         let mut driver = Driver {
@@ -362,6 +371,7 @@ impl TwoHosts {
             deaths: 0,
             comes_back: self.comes_back,
             unpowered: Arc::default(),
+            paused_until: None,
         };
         let disks = [mover_disk, daemon_disk];
         driver.watch();
@@ -399,6 +409,9 @@ impl TwoHosts {
         // Whoever still waits for a lost connection finds out.
         driver.pass(daemon_limits().idle * 2 + daemon_limits().handshake);
         if self.comes_back {
+            // What the one before had open ends with its process; a job that a disk had stalled may have been at it.
+            driver.sim.crash(MOVER);
+            disks[0].machine().restart();
             driver.sim.bounce(MOVER);
             driver.until_ended();
         } else {

@@ -86,7 +86,7 @@ pub enum Body {
 pub struct World {
     /// The machine; the source's, when the target has one of its own.
     pub machine: Machine,
-    /// The source's disk; everything is below `source`.
+    /// The source's disk; everything is below `source`, or `beside`, which is a source of its own.
     pub source: Disk,
     /// The target's disk, which may be the same; everything is below `target`.
     pub target: Disk,
@@ -277,6 +277,12 @@ impl World {
         self.truth.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is moved: directories of the source's disk.
+    pub fn source_roots(&self) -> &'static [&'static str] {
+        let has_beside = self.truth().keys().any(is_beside);
+        &SOURCES[..=usize::from(has_beside)]
+    }
+
     /// Whether a run has failed to remove this: it says so, and nobody looks there again unless something moves there.
     pub fn could_not_remove(&self, path: &RelPath) -> bool {
         let struck = [self.source.machine(), self.target.machine()]
@@ -293,11 +299,14 @@ impl World {
         stays.iter().all(is_leftover) && self.truth().values().any(|truth| !truth.theirs.is_empty())
     }
 
-    /// Whether a sync of a directory has failed at the target: what it lost shows after a reboot, and nothing goes on before.
+    /// Whether a sync of a directory has failed: what it lost shows after a reboot, and nothing goes on before.
     pub fn is_doubtful(&self) -> bool {
-        let nodes = self.target.nodes();
-        let mut names = nodes.keys().filter_map(|path| Some(path.split()?.1));
-        names.any(|name| names::classify(&name) == names::NameKind::Unsynced)
+        let is_marked = |disk: &Disk| {
+            let nodes = disk.nodes();
+            let mut names = nodes.keys().filter_map(|path| Some(path.split()?.1));
+            names.any(|name| names::classify(&name) == names::NameKind::Unsynced)
+        };
+        is_marked(&self.source) || is_marked(&self.target)
     }
 
     /// What the target has now counts as what it had before too: a crash may have torn what somebody left unsynced.
@@ -357,20 +366,22 @@ impl World {
         };
         let mut roots = Roots::new(fs, clock, limits(), [1; 16]);
         let failed = |error: io::Error| MoveError::Side(realize::algo::Side::Source(0), sim_error(&error));
-        let (source_dir, target_dir) = (DirId::new("source"), DirId::new("target"));
-        roots.add("source", Path::new("/source"), false).await.map_err(failed)?;
-        roots.add("target", Path::new("/target"), false).await.map_err(failed)?;
+        for root in self.source_roots().iter().chain(&["target"]) {
+            let path = format!("/{root}");
+            roots.add(*root, Path::new(&path), false).await.map_err(failed)?;
+        }
         let service = SimService(RealizeServer::new(Arc::new(roots)));
         let client = RealizeServiceClient::from(service.clone());
-        let sources = [Source {
-            service: client,
-            dir: source_dir,
+        let source = |root: &&str| Source {
+            service: client.clone(),
+            dir: DirId::new(*root),
             beside_target: true,
             files: None,
-        }];
+        };
+        let sources: Vec<_> = self.source_roots().iter().map(source).collect();
         let target = Target {
             service: RealizeServiceClient::from(wire(service)),
-            dir: Some(target_dir),
+            dir: Some(DirId::new("target")),
         };
         let options = MoveOptions {
             limits: limits(),
@@ -389,9 +400,22 @@ fn sim_error(error: &io::Error) -> realize::service::ServiceError {
     realize::service::ServiceError::io("open", error)
 }
 
-/// Where a path of the truth is on the source's disk.
+/// The two sources; a world without files in the second has only the first.
+const SOURCES: [&str; 2] = ["source", "beside"];
+
+/// Where a path of the truth is on the source's disk: what is called `2` is in the second source.
 pub fn at_source(path: &RelPath) -> RelPath {
-    below("source", path)
+    below(SOURCES[usize::from(is_beside(path))], path)
+}
+
+fn is_beside(path: &RelPath) -> bool {
+    path.split().is_some_and(|(_, name)| name.as_bytes() == b"2")
+}
+
+/// Whether a path of the source's disk is in one of the sources.
+pub fn is_in_source(path: &RelPath) -> bool {
+    let first = path.names().next();
+    first.is_some_and(|first| SOURCES.iter().any(|root| root.as_bytes() == first.as_bytes()))
 }
 
 /// Where a path of the truth is on the target's disk.

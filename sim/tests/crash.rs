@@ -1,12 +1,13 @@
 //! What a simulated power loss, a kill or a fault leaves: promises that no real disk can be asked about.
 
-use std::{future::Future, path::Path, sync::Arc};
+use std::{future::Future, path::Path, sync::Arc, time::Duration};
 
 use realize::{
+    clock::Clock,
     fs::{Dir, File, Fs, Rename, write_all},
     model::{Name, RelPath},
 };
-use realize_sim::{fs::*, random::Random};
+use realize_sim::{clock::SimClock, fs::*, random::Random};
 use rustix::io::Errno;
 
 fn run(test: impl Future<Output = ()>) {
@@ -570,4 +571,49 @@ fn one_seed_gives_one_run() {
     };
     assert!(trace(1) == trace(1));
     assert!(trace(1).0 != trace(2).0 && trace(1).2 != trace(2).2);
+}
+
+#[test]
+fn a_disk_that_stalls_answers_when_that_is_over() {
+    run(async {
+        let machine = Machine::new(1);
+        machine.stall_one_in(0);
+        let dir = root(&machine.disk(1)).await;
+        let clock = SimClock::on(&machine);
+        let kind = Kind::Stall(Duration::from_secs(2));
+        machine.inject(Fault {
+            at: At::Effect(1),
+            kind,
+        });
+        dir.mkdir(&n("a")).await.unwrap();
+        assert_eq!(clock.now(), Duration::ZERO);
+        dir.mkdir(&n("b")).await.unwrap();
+        assert_eq!(clock.now(), Duration::from_secs(2));
+        dir.mkdir(&n("c")).await.unwrap();
+        assert_eq!(clock.now(), Duration::from_secs(2));
+        assert_eq!(machine.take_pause(), None);
+    });
+}
+
+#[test]
+fn the_time_of_day_jumps_and_then_gains() {
+    run(async {
+        let machine = Machine::new(1);
+        let dir = root(&machine.disk(1)).await;
+        let clock = SimClock::on(&machine);
+        let morning = clock.wall().secs;
+        machine.inject(Fault {
+            at: At::Effect(0),
+            kind: Kind::Clock(-3600, 100),
+        });
+        clock.sleep_until(Duration::from_secs(1000)).await;
+        assert_eq!(clock.wall().secs, morning + 1000);
+        dir.mkdir(&n("a")).await.unwrap();
+        assert_eq!(clock.wall().secs, morning + 1000 - 3600 + 100);
+        clock.sleep_until(Duration::from_secs(2000)).await;
+        assert_eq!(clock.wall().secs, morning + 2000 - 3600 + 200);
+        assert!(clock.now() >= Duration::from_secs(2000), "the other clock does not");
+        machine.heal();
+        assert_eq!(clock.wall().secs, morning + 2000);
+    });
 }

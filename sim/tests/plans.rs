@@ -3,7 +3,10 @@
 
 use std::process::Command;
 
-use realize_sim::plan::{Plan, Scenario, plan_of};
+use realize_sim::{
+    fs::Profile,
+    plan::{BodyPlan, FilePlan, NAMES, Plan, Scenario, Size, There, plan_of},
+};
 
 /// Set in the process that only tells its traces: the seeds.
 const TRACED: &str = "REALIZE_SIM_TRACED";
@@ -43,6 +46,32 @@ fn plans_of_sending_lose_nothing() {
 #[test]
 fn plans_of_fetching_lose_nothing() {
     expect_good(Scenario::Fetch, 0..600);
+}
+
+#[test]
+fn two_sources_move_into_one_target() {
+    let file = |name| FilePlan {
+        name,
+        new: BodyPlan::File(Size::Small, 1),
+        there: There::Nothing,
+    };
+    for scenario in Scenario::ALL {
+        let plan = Plan {
+            seed: 1,
+            scenario,
+            // Files of both sources in the same directories.
+            files: (0..NAMES.len()).map(file).collect(),
+            steps: Vec::new(),
+            profile: Profile::PosixWorst,
+        };
+        let verdict = plan.run(true);
+        assert!(
+            verdict.is_good(),
+            "{scenario:?}: {:?} {:?}",
+            verdict.violations,
+            verdict.problems
+        );
+    }
 }
 
 /// Each showed a fault of the mover once.

@@ -288,6 +288,39 @@ fn a_power_cut_of_either_host_at_any_effect_loses_nothing() {
 
 /// Answers are lost, then the line is in such trouble that the mover gives its link up and begins again: answers that the daemon
 /// still has for the calls of before must not be taken for those of the calls of now.
+/// A short pause goes unnoticed; after a long one the connection is made again.
+#[test]
+fn a_host_that_pauses_anywhere_loses_nothing() {
+    const PAUSES: u64 = 6;
+    for direction in BOTH {
+        let undisturbed = small(direction, 1).run();
+        for (is_daemon, effects) in [(false, undisturbed.mover_effects), (true, undisturbed.daemon_effects)] {
+            for (millis, connections) in [(300, 1), (2000, 2)] {
+                // The first effect meets the connecting, which a mover gives up.
+                for nth in 1..PAUSES {
+                    let pause = Kind::Pause(Duration::from_millis(millis));
+                    let mut plan = small(direction, 1);
+                    let faults = if is_daemon {
+                        &mut plan.daemon_faults
+                    } else {
+                        &mut plan.mover_faults
+                    };
+                    faults.push(cut(nth * effects / PAUSES, pause));
+                    let outcome = plan.run();
+                    let what = (direction, is_daemon, millis, nth);
+                    outcome.expect_good(&what);
+                    assert!(outcome.first_is_complete(), "{what:?}: {:?}", outcome.runs);
+                    assert!(
+                        (connections..=5 * connections - 4).contains(&outcome.connections),
+                        "{what:?}: {}",
+                        outcome.connections
+                    );
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_move_that_begins_again_takes_no_answers_of_before() {
     let names: Vec<String> = (0..24).map(|nth| format!("f{nth:02}")).collect();

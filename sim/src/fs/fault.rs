@@ -145,8 +145,10 @@ pub enum Kind {
     },
     /// The machine's disks answer nothing for so long, this call included.
     Stall(Duration),
-    /// The time of day jumps by so many seconds, until the faults are healed.
-    Clock(i64),
+    /// As [`Stall`](Self::Stall), and nothing goes over the host's lines meanwhile. (Its programs' own timers go on.)
+    Pause(Duration),
+    /// The time of day jumps by so many seconds, and from then on gains so many thousandths, until the faults are healed.
+    Clock(i64, i64),
     /// Somebody else acts just before the call.
     Act(Act),
 }

@@ -65,7 +65,11 @@ pub(super) struct State {
     ticks: u64,
     /// By how many seconds the time of day has jumped.
     jumped: i64,
+    /// By how many thousandths it is too fast.
+    drift: i64,
     stalled_until: Option<Instant>,
+    /// A pause that has begun, until the lines know.
+    pause: Option<Duration>,
 }
 
 /// What the faults do to one call.
@@ -117,7 +121,9 @@ impl Machine {
             wall: None,
             ticks: 0,
             jumped: 0,
+            drift: 0,
             stalled_until: None,
+            pause: None,
         })))
     }
 
@@ -162,7 +168,7 @@ impl Machine {
     /// Takes away the faults that have not struck, and what lasts of those that have; what they were.
     pub fn heal(&self) -> Vec<Fault> {
         let mut state = self.lock();
-        (state.jumped, state.stalled_until) = (0, None);
+        (state.jumped, state.drift, state.stalled_until) = (0, 0, None);
         std::mem::take(&mut state.faults)
             .into_iter()
             .map(|(fault, _)| fault)
@@ -285,9 +291,15 @@ impl Machine {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// By how many seconds the time of day has jumped.
-    pub fn jumped(&self) -> i64 {
-        self.lock().jumped
+    /// By how many seconds the time of day is fast, for a program that began `elapsed` ago.
+    pub fn seconds_fast(&self, elapsed: Duration) -> i64 {
+        let state = self.lock();
+        state.jumped + elapsed.as_millis() as i64 * state.drift / 1_000_000
+    }
+
+    /// For how long the host's lines carry nothing from now on; told once.
+    pub fn take_pause(&self) -> Option<Duration> {
+        self.lock().pause.take()
     }
 
     /// The yield point of every call.
@@ -486,8 +498,11 @@ impl State {
                 Kind::Short(bytes) => strike.short = Some(bytes),
                 Kind::BitRot { device, path, offset } => strike.rot.push((device, path, offset)),
                 #[expect(clippy::disallowed_methods, reason = "below the seam: the disk itself takes time")]
-                Kind::Stall(duration) => self.stalled_until = Some(Instant::now() + duration),
-                Kind::Clock(seconds) => self.jumped += seconds,
+                Kind::Stall(duration) | Kind::Pause(duration) => {
+                    self.stalled_until = Some(Instant::now() + duration);
+                    self.pause = matches!(fault.kind, Kind::Pause(_)).then_some(duration).or(self.pause);
+                }
+                Kind::Clock(seconds, drift) => (self.jumped, self.drift) = (self.jumped + seconds, drift),
                 Kind::Act(act) => strike.acts.push(act),
             }
             self.struck.push((fault.kind.clone(), call.clone()));

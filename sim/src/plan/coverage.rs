@@ -7,7 +7,10 @@ use realize::{
     store::names::{self, NameKind},
 };
 
-use crate::fs::{Call, Kind, Op};
+use crate::{
+    fs::{Call, Kind, Op},
+    world::is_in_source,
+};
 
 /// How often each fault met each step.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -121,7 +124,8 @@ fn name(kind: &Kind) -> &'static str {
         Kind::Short(_) => "Short",
         Kind::BitRot { .. } => "BitRot",
         Kind::Stall(_) => "DiskStall",
-        Kind::Clock(_) => "Clock",
+        Kind::Pause(_) => "Pause",
+        Kind::Clock(..) => "Clock",
         Kind::Act(_) => "Act",
     }
 }
@@ -132,10 +136,7 @@ fn step(call: &Call) -> Option<&'static str> {
         let name = path.as_ref()?.split()?.1;
         Some(names::classify(&name))
     };
-    let is_source = call
-        .path
-        .as_ref()
-        .is_some_and(|path| path.as_bytes().starts_with(b"source"));
+    let is_source = call.path.as_ref().is_some_and(is_in_source);
     let (from, to) = (kind(&call.path), kind(&call.to));
     Some(match call.op {
         Op::Mkdir => "make directory",

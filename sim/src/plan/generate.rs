@@ -112,6 +112,7 @@ fn fault(scenario: Scenario) -> impl Strategy<Value = FaultPlan> {
         1 => cache().prop_map(FaultPlan::WriteBackLost),
         1 => any::<u8>().prop_map(FaultPlan::Short),
         1 => any::<u8>().prop_map(FaultPlan::Stall),
+        1 => any::<u8>().prop_map(FaultPlan::Pause),
         1 => (-400..400i16).prop_map(FaultPlan::Clock),
     ]
 }

@@ -400,7 +400,14 @@ impl FaultPlan {
                 let stall = Duration::from_millis(10 * u64::from(hundredths));
                 (At::Effect(effect), Kind::Stall(stall))
             }
-            Self::Clock(hours) => (At::Effect(effect), Kind::Clock(3600 * i64::from(hours))),
+            Self::Pause(hundredths) => {
+                let pause = Duration::from_millis(10 * u64::from(hundredths));
+                (At::Effect(effect), Kind::Pause(pause))
+            }
+            Self::Clock(hours) => {
+                let hours = i64::from(hours);
+                (At::Effect(effect), Kind::Clock(3600 * hours, hours))
+            }
             Self::Short(bytes) => (call(Op::Write, effect % 16), Kind::Short(usize::from(bytes))),
         };
         Fault { at, kind }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::Path,
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -16,7 +16,7 @@ use realize::{
     service::Rights,
 };
 
-use super::{DAEMON, Direction, KEYS, MOVER, PORT, Shared, daemon_limits, key, now};
+use super::{DAEMON, KEYS, MOVER, PORT, Shared, daemon_limits, key, now};
 use crate::{clock::SimClock, fs::Disk, net::SimNetwork};
 
 /// The daemon, from its start to its death.
@@ -24,31 +24,30 @@ pub(super) async fn serve(
     shared: Arc<Shared>,
     network: SimNetwork,
     disk: Disk,
-    direction: Direction,
     seed: u64,
     limits: Limits,
+    served: &'static [&'static str],
 ) -> turmoil::Result {
     shared.seen(DAEMON);
     let clock = SimClock::on(disk.machine());
-    let path = match direction {
-        Direction::Send => "/target",
-        Direction::Fetch => "/source",
-    };
     let mut roots = Roots::new(disk.fs(), clock.clone(), limits, [2; 16]);
-    roots.add("remote", Path::new(path), false).await?;
+    let (mut directories, mut rights) = (BTreeMap::new(), BTreeMap::new());
+    for root in served {
+        let path = PathBuf::from(format!("/{root}"));
+        roots.add(*root, &path, false).await?;
+        rights.insert((*root).to_owned(), Rights::ALL);
+        let accept_unsynced = false;
+        directories.insert((*root).to_owned(), Directory { path, accept_unsynced });
+    }
     let peer = Peer {
         name: MOVER.into(),
-        rights: BTreeMap::from([("remote".to_owned(), Rights::ALL)]),
-    };
-    let directory = Directory {
-        path: path.into(),
-        accept_unsynced: false,
+        rights,
     };
     let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), PORT);
     let config = DaemonConfig {
         listen: vec![address],
         key: "key".into(),
-        directories: BTreeMap::from([("remote".to_owned(), directory)]),
+        directories,
         peers: BTreeMap::from([(key(KEYS[0]).public(), peer)]),
     };
     let listener = network.bind(address).await?;

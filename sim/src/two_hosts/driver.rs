@@ -29,6 +29,8 @@ pub(super) struct Driver<'a> {
     pub comes_back: bool,
     /// The hosts whose power went, and not only their program.
     pub unpowered: Arc<Mutex<BTreeSet<&'static str>>>,
+    /// Until when a host pauses: nothing goes over the line, and nothing is lost.
+    pub paused_until: Option<Duration>,
 }
 
 impl Driver<'_> {
@@ -75,6 +77,7 @@ impl Driver<'_> {
 
     fn step(&mut self) {
         self.sim.step().expect("a program of the simulation failed");
+        self.hold_or_release();
         for host in [MOVER, DAEMON] {
             if !self.disk(host).machine().is_on() {
                 self.die(host);
@@ -87,6 +90,23 @@ impl Driver<'_> {
                     self.sim.repair(MOVER, DAEMON);
                 }
             }
+        }
+    }
+
+    /// Holds what goes over the line while a host pauses. Where the power is gone the line is cut anyway.
+    fn hold_or_release(&mut self) {
+        let now = self.sim.elapsed();
+        let pauses = [MOVER, DAEMON].map(|host| self.disk(host).machine().take_pause());
+        let is_cut = self.down.values().any(|(_, is_power)| *is_power)
+            || !self.unpowered.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        if is_cut {
+            self.paused_until = None;
+        } else if let Some(pause) = pauses.into_iter().flatten().max() {
+            self.paused_until = self.paused_until.max(Some(now + pause));
+            self.sim.hold(MOVER, DAEMON);
+        } else if self.paused_until.is_some_and(|until| now >= until) {
+            self.paused_until = None;
+            self.sim.release(MOVER, DAEMON);
         }
     }
 

@@ -15,7 +15,9 @@ use realize::{
 };
 use tarpc::{RequestName, client::stub::Stub};
 
-use super::{DAEMON, Direction, Ending, KEYS, MOVER, PORT, Shared, calls::UnderWay, key, link_limits, try_limits};
+use super::{
+    DAEMON, Direction, Ending, KEYS, MOVER, PORT, Shared, TARGET_ROOT, calls::UnderWay, key, link_limits, try_limits,
+};
 use crate::{
     clock::SimClock,
     fs::{Disk, SimFs},
@@ -77,6 +79,8 @@ pub(super) struct Mover {
     pub direction: Direction,
     pub seed: u64,
     pub limits: Limits,
+    /// The roots that are moved.
+    pub sources: &'static [&'static str],
 }
 
 impl Mover {
@@ -105,13 +109,16 @@ impl Mover {
             number: 0,
         };
         // They outlive every try: a sync that failed is not forgotten.
-        let (path, name) = match self.direction {
-            Direction::Send => ("/source", "local"),
-            Direction::Fetch => ("/target", "local"),
-        };
         let mut roots = Roots::new(self.disk.fs(), clock.clone(), self.limits.clone(), [1; 16]);
-        if let Err(error) = roots.add(name, Path::new(path), false).await {
-            return Ending::Failed(MoveError::Side(Side::Source(0), ServiceError::io("open", &error)));
+        let own = match self.direction {
+            Direction::Send => self.sources,
+            Direction::Fetch => TARGET_ROOT,
+        };
+        for root in own {
+            let path = format!("/{root}");
+            if let Err(error) = roots.add(*root, Path::new(&path), false).await {
+                return Ending::Failed(MoveError::Side(Side::Source(0), ServiceError::io("open", &error)));
+            }
         }
         let roots = Arc::new(roots);
         let mut tries = Tries::new(try_limits());
@@ -177,23 +184,22 @@ impl Mover {
         link: &Link,
         id: LinkId,
     ) -> Result<MoveReport, MoveError> {
-        let local = Service::Local(SimService(local));
-        let local = (RealizeServiceClient::from(local), DirId::new("local"));
-        let remote = Service::Remote(link.clone(), self.shared.clone());
-        let remote = (RealizeServiceClient::from(remote), DirId::new("remote"));
-        let (source, target) = match self.direction {
+        let local = RealizeServiceClient::from(Service::Local(SimService(local)));
+        let remote = RealizeServiceClient::from(Service::Remote(link.clone(), self.shared.clone()));
+        let (from, to) = match self.direction {
             Direction::Send => (local, remote),
             Direction::Fetch => (remote, local),
         };
-        let sources = [Source {
-            service: source.0,
-            dir: source.1,
+        let source = |root: &&str| Source {
+            service: from.clone(),
+            dir: DirId::new(*root),
             beside_target: false,
             files: None,
-        }];
+        };
+        let sources: Vec<_> = self.sources.iter().map(source).collect();
         let target = Target {
-            service: target.0,
-            dir: Some(target.1),
+            service: to,
+            dir: TARGET_ROOT.first().map(|root| DirId::new(*root)),
         };
         let options = MoveOptions {
             limits: self.limits.clone(),

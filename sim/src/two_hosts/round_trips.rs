@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use realize::limits::Limits;
 
-use super::{DAEMON, Direction, Ending, MOVER, Mover, PHASE, Shared, serve};
+use super::{DAEMON, Direction, Ending, MOVER, Mover, PHASE, Shared, TARGET_ROOT, serve};
 use crate::{
     fs::{Disk, Machine},
     net::SimNetwork,
@@ -40,7 +40,7 @@ pub fn count_round_trips(files: &[(String, Vec<u8>)], round_trip: Duration) -> (
     let (daemon, disk) = ((shared.clone(), network.clone()), to.clone());
     sim.host(DAEMON, move || {
         let (shared, network) = daemon.clone();
-        serve(shared, network, disk.clone(), Direction::Send, 1, Limits::default())
+        serve(shared, network, disk.clone(), 1, Limits::default(), TARGET_ROOT)
     });
     let mover = Mover {
         shared: shared.clone(),
@@ -49,6 +49,7 @@ pub fn count_round_trips(files: &[(String, Vec<u8>)], round_trip: Duration) -> (
         direction: Direction::Send,
         seed: 1,
         limits: Limits::default(),
+        sources: &["source"],
     };
     sim.host(MOVER, move || mover.clone().run());
     while shared.state().ended.is_empty() {
