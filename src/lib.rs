@@ -10,6 +10,7 @@ pub mod planted;
 
 pub mod clock;
 pub mod digest;
+pub mod delta;
 pub mod filter;
 pub mod fs;
 mod hostfile;

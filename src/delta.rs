@@ -1,0 +1,280 @@
+//! Signatures of what is there and deltas to what should be, by fast_rsync, in pieces and fit for what a hostile peer sends.
+//!
+//! fast_rsync wants both files whole in memory, and trusts what it is given: a signature of block size 0 has it loop for ever. So
+//! here signatures are made of pieces and put together, are looked at before they are indexed, and deltas are parsed, cut to
+//! pieces and applied by our own code, which is held against `fast_rsync::apply` by tests and fuzzing. The format is that of
+//! librsync. MD4 is broken, and only some bytes of it are sent: a delta's result counts for nothing until its BLAKE3 hash agrees.
+
+use std::{io, ops::Range};
+
+use fast_rsync::SignatureOptions;
+
+use crate::digest::CHUNK_BYTES;
+
+/// Smallest and largest block in bytes. All are powers of two, so that a chunk is a whole number of blocks.
+pub const BLOCK_BYTES: Range<u32> = 512..(CHUNK_BYTES as u32 + 1);
+
+/// Bytes of each block's MD4 that are sent, beside 4 of its checksum. A block that is taken for another costs that its chunk is
+/// sent whole. With 56 bits, and at most 2^18 blocks looked up at each of 2^20 positions of a chunk, that happens to one chunk in 2^18.
+pub const HASH_BYTES: u32 = 3;
+
+/// Bytes of a signature for each block.
+pub const SUM_BYTES: usize = 4 + HASH_BYTES as usize;
+
+/// Blocks of one signature at most: indexed they take up to 95 bytes each, 24 MiB.
+pub const BLOCKS_MAX: usize = 1 << 18;
+
+/// Operations in the delta of one chunk at most: each copy but those cut at the ends is a block at least, and between two is one
+/// literal.
+const OPS_MAX: usize = 2 * (CHUNK_BYTES as usize / BLOCK_BYTES.start as usize) + 3;
+
+/// Bytes of the delta of one chunk at most: all of it literal, and the operations.
+pub const DELTA_BYTES_MAX: usize = CHUNK_BYTES as usize + OPS_MAX * 17 + 5;
+
+const SIGNATURE_MAGIC: u32 = 0x7273_0136;
+const DELTA_MAGIC: u32 = 0x7273_0236;
+const SIGNATURE_HEADER_BYTES: usize = 12;
+
+/// Why a signature or a delta is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Malformed(&'static str);
+
+/// The size of blocks, in bytes, for a basis of `basis_bytes`: about its square root, as rsync has it, so that signature and
+/// what is sent for each difference grow alike; larger where there would be too many blocks.
+pub fn block_bytes(basis_bytes: u64) -> u32 {
+    let root = basis_bytes.isqrt().clamp(1024, 1 << 17).next_power_of_two();
+    let fewest = basis_bytes.div_ceil(BLOCKS_MAX as u64).max(1).next_power_of_two();
+    root.max(fewest).min(CHUNK_BYTES) as u32
+}
+
+/// What is known of a basis: the sums of its blocks, from its beginning on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signature {
+    block_bytes: u32,
+    /// As fast_rsync has it, with the header.
+    serialized: Vec<u8>,
+}
+
+impl Signature {
+    /// Nothing of a basis with blocks of this size; it must be a power of two within [`BLOCK_BYTES`].
+    pub fn new(block_bytes: u32) -> Result<Self, Malformed> {
+        if !BLOCK_BYTES.contains(&block_bytes) || !block_bytes.is_power_of_two() {
+            return Err(Malformed("a block size that is none"));
+        }
+        let header = [SIGNATURE_MAGIC, block_bytes, HASH_BYTES].map(u32::to_be_bytes);
+        Ok(Self {
+            block_bytes,
+            serialized: header.concat(),
+        })
+    }
+
+    /// The sums of a piece of a basis: all of its blocks are whole but the last of the basis.
+    pub fn sums(block_bytes: u32, data: &[u8]) -> Vec<u8> {
+        let options = SignatureOptions {
+            block_size: block_bytes,
+            crypto_hash_size: HASH_BYTES,
+        };
+        let mut sums = fast_rsync::Signature::calculate(data, options).into_serialized();
+        sums.drain(..SIGNATURE_HEADER_BYTES);
+        sums
+    }
+
+    /// Adds the `sums` of the next `bytes` of the basis, which must be exactly those of its blocks.
+    pub fn add(&mut self, bytes: u64, sums: &[u8]) -> Result<(), Malformed> {
+        let blocks = bytes.div_ceil(self.block_bytes.into());
+        if blocks > (BLOCKS_MAX - self.blocks()) as u64 {
+            return Err(Malformed("a signature of too many blocks"));
+        }
+        if sums.len() != blocks as usize * SUM_BYTES {
+            return Err(Malformed("a signature of another length than its basis has"));
+        }
+        self.serialized.extend_from_slice(sums);
+        Ok(())
+    }
+
+    /// How many blocks there are.
+    pub fn blocks(&self) -> usize {
+        (self.serialized.len() - SIGNATURE_HEADER_BYTES) / SUM_BYTES
+    }
+
+    /// Bytes of a block.
+    pub fn block_bytes(&self) -> u32 {
+        self.block_bytes
+    }
+
+    /// The deltas from the basis to `pieces` of `data`, which follow each other; `data` has a block more on both sides where there is
+    /// that much, so that a match across an end of a piece is found. What can be found more than 1,024 times by checksum alone is not
+    /// looked up any more (fast_rsync's bound). At most [`DELTA_BYTES_MAX`] bytes each for pieces up to a chunk.
+    pub fn diff(&self, data: &[u8], pieces: &[Range<usize>]) -> Result<Vec<Vec<u8>>, Malformed> {
+        let parsed = fast_rsync::Signature::deserialize(self.serialized.clone());
+        let parsed = parsed.map_err(|_| Malformed("a signature that is none"))?;
+        let mut delta = Vec::new();
+        fast_rsync::diff(&parsed.index(), data, &mut delta).map_err(|_| Malformed("a signature that is none"))?;
+        let ops = parse(&delta, data.len(), usize::MAX)?;
+        Ok(pieces.iter().map(|piece| encode(&cut(&ops, piece))).collect())
+    }
+}
+
+/// One operation of a delta.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op<'a> {
+    /// So many bytes of the basis, from an offset on.
+    Copy {
+        /// Where in the basis.
+        offset: u64,
+        /// How many bytes; at least one.
+        len: usize,
+    },
+    /// These bytes; at least one.
+    Literal(&'a [u8]),
+}
+
+impl Op<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Copy { len, .. } => *len,
+            Self::Literal(data) => data.len(),
+        }
+    }
+}
+
+/// The operations of `delta`, if it gives exactly `len` bytes, by no more operations than honest ones of a chunk have.
+pub fn ops(delta: &[u8], len: usize) -> Result<Vec<Op<'_>>, Malformed> {
+    parse(delta, len, OPS_MAX)
+}
+
+fn parse(mut delta: &[u8], len: usize, ops_max: usize) -> Result<Vec<Op<'_>>, Malformed> {
+    let rest = &mut delta;
+    if take_number(rest, 4)? != u64::from(DELTA_MAGIC) {
+        return Err(Malformed("not a delta"));
+    }
+    let (mut ops, mut missing) = (Vec::new(), len);
+    loop {
+        let op = match take_number(rest, 1)? as u8 {
+            0 => break,
+            code @ 0x01..=0x40 => Op::Literal(take(rest, code.into())?),
+            code @ 0x41..=0x44 => {
+                let len = take_number(rest, 1 << (code - 0x41))?;
+                Op::Literal(take(rest, usize::try_from(len).unwrap_or(usize::MAX))?)
+            }
+            code @ 0x45..=0x54 => {
+                let sizes = code - 0x45;
+                let offset = take_number(rest, 1 << (sizes / 4))?;
+                let len = take_number(rest, 1 << (sizes % 4))?;
+                Op::Copy {
+                    offset,
+                    len: usize::try_from(len).unwrap_or(usize::MAX),
+                }
+            }
+            _ => return Err(Malformed("an operation that is none")),
+        };
+        if op.len() == 0 {
+            return Err(Malformed("an operation that does nothing"));
+        }
+        missing = missing.checked_sub(op.len()).ok_or(Malformed("a delta that gives too much"))?;
+        if ops.len() == ops_max {
+            return Err(Malformed("a delta of too many operations"));
+        }
+        ops.push(op);
+    }
+    match (missing, rest.is_empty()) {
+        (0, true) => Ok(ops),
+        (0, false) => Err(Malformed("something behind a delta")),
+        _ => Err(Malformed("a delta that gives too little")),
+    }
+}
+
+fn take<'a>(rest: &mut &'a [u8], count: usize) -> Result<&'a [u8], Malformed> {
+    rest.split_off(..count).ok_or(Malformed("a delta that ends too early"))
+}
+
+/// A number of up to 8 bytes, the highest first.
+fn take_number(rest: &mut &[u8], count: usize) -> Result<u64, Malformed> {
+    let bytes = take(rest, count)?;
+    Ok(bytes.iter().fold(0, |number, byte| (number << 8) | u64::from(*byte)))
+}
+
+/// What of `ops` gives the bytes of `piece`.
+fn cut<'a>(ops: &[Op<'a>], piece: &Range<usize>) -> Vec<Op<'a>> {
+    let mut start = 0;
+    let mut within = Vec::new();
+    for op in ops {
+        let (from, to) = (piece.start.max(start), piece.end.min(start + op.len()));
+        if from < to {
+            let (skipped, len) = (from - start, to - from);
+            within.push(match op {
+                Op::Copy { offset, .. } => Op::Copy {
+                    offset: offset + skipped as u64,
+                    len,
+                },
+                Op::Literal(data) => Op::Literal(&data[skipped..skipped + len]),
+            });
+        }
+        start += op.len();
+    }
+    within
+}
+
+/// The delta that consists of `ops`.
+fn encode(ops: &[Op<'_>]) -> Vec<u8> {
+    let mut delta = DELTA_MAGIC.to_be_bytes().to_vec();
+    for op in ops {
+        match op {
+            Op::Literal(data) => {
+                let code = literal_code(data.len());
+                delta.push(code);
+                if code > 0x40 {
+                    put_number(&mut delta, data.len() as u64);
+                }
+                delta.extend_from_slice(data);
+            }
+            Op::Copy { offset, len } => {
+                delta.push(0x45 + 4 * size_class(*offset) + size_class(*len as u64));
+                put_number(&mut delta, *offset);
+                put_number(&mut delta, *len as u64);
+            }
+        }
+    }
+    delta.push(0);
+    delta
+}
+
+fn literal_code(len: usize) -> u8 {
+    match len {
+        1..=0x40 => len as u8,
+        _ => 0x41 + size_class(len as u64),
+    }
+}
+
+/// Which of 1, 2, 4 and 8 bytes `number` takes.
+fn size_class(number: u64) -> u8 {
+    match number {
+        0..=0xff => 0,
+        ..=0xffff => 1,
+        ..=0xffff_ffff => 2,
+        _ => 3,
+    }
+}
+
+fn put_number(delta: &mut Vec<u8>, number: u64) {
+    let bytes = number.to_be_bytes();
+    delta.extend_from_slice(&bytes[8 - (1 << size_class(number))..]);
+}
+
+/// Level of zstd for deltas: the highest that keeps up with a fast network on one core.
+const ZSTD_LEVEL: i32 = 3;
+
+/// `delta` compressed, where that makes it smaller.
+pub fn compress(delta: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    let packed = zstd::bulk::compress(delta, ZSTD_LEVEL)?;
+    Ok(Some(packed).filter(|packed| packed.len() < delta.len()))
+}
+
+/// What was [`compress`]ed. Fails where it would be longer than a delta can be.
+pub fn decompress(packed: &[u8]) -> Result<Vec<u8>, Malformed> {
+    zstd::bulk::decompress(packed, DELTA_BYTES_MAX).map_err(|_| Malformed("what can't be decompressed"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// A small block, so that small data has several.
+const BLOCK: u32 = 512;
+
+fn signature_of(basis: &[u8], block_bytes: u32) -> Signature {
+    let mut signature = Signature::new(block_bytes).unwrap();
+    // In pieces, as it comes: all but the last are whole blocks.
+    for piece in basis.chunks(4 * block_bytes as usize) {
+        let sums = Signature::sums(block_bytes, piece);
+        signature.add(piece.len() as u64, &sums).unwrap();
+    }
+    signature
+}
+
+/// What a delta gives, by our own parser.
+fn applied(basis: &[u8], delta: &[u8], len: usize) -> Result<Vec<u8>, Malformed> {
+    let mut out = Vec::new();
+    for op in ops(delta, len)? {
+        match op {
+            Op::Literal(data) => out.extend_from_slice(data),
+            Op::Copy { offset, len } => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX);
+                let end = start.checked_add(len).ok_or(Malformed("outside"))?;
+                out.extend_from_slice(basis.get(start..end).ok_or(Malformed("outside"))?);
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Bytes without repetitions.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut out = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
+    out
+}
+
+fn literal_bytes(delta: &[u8], len: usize) -> usize {
+    let ops = ops(delta, len).unwrap();
+    ops.iter()
+        .map(|op| if let Op::Literal(data) = op { data.len() } else { 0 })
+        .sum()
+}
+
+#[test]
+fn a_signature_in_pieces_is_that_of_the_whole() {
+    let basis = noise(1, 10_000);
+    let options = SignatureOptions {
+        block_size: BLOCK,
+        crypto_hash_size: HASH_BYTES,
+    };
+    let whole = fast_rsync::Signature::calculate(&basis, options);
+    let signature = signature_of(&basis, BLOCK);
+    assert_eq!(signature.serialized, whole.serialized());
+    assert_eq!((signature.blocks(), signature.block_bytes()), (20, BLOCK));
+}
+
+#[test]
+fn what_is_shifted_is_copied_across_the_ends_of_pieces() {
+    let basis = noise(2, 64 * 1024);
+    let new = [b"a byte or two in front".as_slice(), &basis].concat();
+    let pieces: Vec<_> = (0..new.len())
+        .step_by(16 * 1024)
+        .map(|start| start..(start + 16 * 1024).min(new.len()))
+        .collect();
+    let signature = signature_of(&basis, BLOCK);
+    let deltas: Vec<_> = pieces
+        .iter()
+        .map(|piece| {
+            // Each alone, with a block on both sides.
+            let start = piece.start.saturating_sub(BLOCK as usize);
+            let end = (piece.end + BLOCK as usize).min(new.len());
+            let within = piece.start - start..piece.end - start;
+            signature.diff(&new[start..end], &[within]).unwrap().remove(0)
+        })
+        .collect();
+    for (nth, (delta, piece)) in deltas.iter().zip(&pieces).enumerate() {
+        assert_eq!(applied(&basis, delta, piece.len()).unwrap(), new[piece.clone()]);
+        let expected = if nth == 0 { 22 } else { 0 };
+        assert_eq!(literal_bytes(delta, piece.len()), expected, "piece {nth}");
+    }
+}
+
+#[test]
+fn one_changed_byte_costs_one_block() {
+    let basis = noise(3, 32 * 1024);
+    let mut new = basis.clone();
+    new[10_000] ^= 1;
+    let delta = signature_of(&basis, BLOCK).diff(&new, &[0..new.len()]).unwrap().remove(0);
+    assert_eq!(literal_bytes(&delta, new.len()), BLOCK as usize);
+    assert!(delta.len() < BLOCK as usize + 30, "{} bytes", delta.len());
+}
+
+#[test]
+fn blocks_are_about_the_square_root_and_never_too_many() {
+    for (basis, block) in [
+        (0, 1024),
+        (1 << 20, 1024),
+        (10 << 20, 4096),
+        (1 << 30, 1 << 15),
+        (1 << 34, 1 << 17),
+        (1 << 38, 1 << 20),
+        (u64::MAX, 1 << 20),
+    ] {
+        assert_eq!(block_bytes(basis), block, "{basis}");
+        assert!(Signature::new(block_bytes(basis)).is_ok());
+    }
+    assert!((1_u64 << 38).div_ceil(block_bytes(1 << 38).into()) <= BLOCKS_MAX as u64);
+}
+
+#[test]
+fn signatures_that_cannot_be_are_refused() {
+    for block_bytes in [0, 1, 511, 513, 1 << 21, u32::MAX] {
+        assert!(Signature::new(block_bytes).is_err(), "{block_bytes}");
+    }
+    let mut signature = Signature::new(BLOCK).unwrap();
+    for (bytes, sums) in [(1000, 1), (1000, 3), (0, 1), (u64::MAX, 2)] {
+        assert!(signature.add(bytes, &vec![0; sums * SUM_BYTES]).is_err(), "{bytes} {sums}");
+    }
+    assert!(signature.add(1000, &[0; 2 * SUM_BYTES + 1]).is_err());
+    let most = BLOCKS_MAX as u64 * u64::from(BLOCK);
+    signature.add(most, &vec![0; BLOCKS_MAX * SUM_BYTES]).unwrap();
+    assert!(signature.add(1, &[0; SUM_BYTES]).is_err(), "one block too many");
+}
+
+#[test]
+fn deltas_of_too_many_operations_are_refused() {
+    let ops_of = |count: usize| vec![Op::Copy { offset: 7, len: 1 }; count];
+    assert!(ops(&encode(&ops_of(OPS_MAX)), OPS_MAX).is_ok());
+    assert!(ops(&encode(&ops_of(OPS_MAX + 1)), OPS_MAX + 1).is_err());
+}
+
+#[test]
+fn what_does_not_shrink_is_not_compressed() {
+    assert_eq!(compress(&noise(4, 10_000)).unwrap(), None);
+    let zeros = vec![0; 10_000];
+    let packed = compress(&zeros).unwrap().unwrap();
+    assert!(packed.len() < 100);
+    assert_eq!(decompress(&packed).unwrap(), zeros);
+    let bomb = zstd::bulk::compress(&vec![0; DELTA_BYTES_MAX + 1], 1).unwrap();
+    assert!(decompress(&bomb).is_err());
+}
+
+/// A basis, and something made of parts of it and of other bytes.
+fn pairs() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
+    let part = prop_oneof![
+        3 => (0..20_000_usize, 1..6000_usize).prop_map(|(start, len)| (true, start, len)),
+        1 => (any::<usize>(), 1..700_usize).prop_map(|(seed, len)| (false, seed, len)),
+    ];
+    (any::<u64>(), 0..20_000_usize, prop::collection::vec(part, 0..8)).prop_map(|(seed, len, parts)| {
+        let basis = noise(seed, len);
+        let mut new = Vec::new();
+        for (is_of_basis, at, len) in parts {
+            if is_of_basis {
+                let start = at.min(basis.len());
+                new.extend_from_slice(&basis[start..(start + len).min(basis.len())]);
+            } else {
+                new.extend(noise(at as u64, len));
+            }
+        }
+        (basis, new)
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_delta_gives_the_new_data_whatever_the_pair((basis, new) in pairs(), split in any::<prop::sample::Index>()) {
+        let signature = signature_of(&basis, BLOCK);
+        let split = split.index(new.len() + 1);
+        let deltas = signature.diff(&new, &[0..split, split..new.len()]).unwrap();
+        let mut out = Vec::new();
+        for (delta, len) in deltas.iter().zip([split, new.len() - split]) {
+            let ours = applied(&basis, delta, len).unwrap();
+            let mut theirs = Vec::new();
+            fast_rsync::apply(&basis, delta, &mut theirs).unwrap();
+            prop_assert_eq!(&ours, &theirs);
+            out.extend(ours);
+        }
+        prop_assert_eq!(out, new);
+    }
+
+    /// Where one of the two parsers takes a delta, the other does too, and both give the same.
+    #[test]
+    fn mutated_deltas_are_taken_as_fast_rsync_takes_them(
+        (basis, new) in pairs(),
+        mutations in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mut delta = signature_of(&basis, BLOCK).diff(&new, &[0..new.len()]).unwrap().remove(0);
+        for (at, byte) in mutations {
+            let at = at.index(delta.len());
+            delta[at] = byte;
+        }
+        if cut.index(4) == 0 {
+            delta.truncate(cut.index(delta.len()));
+        }
+        let mut theirs = Vec::new();
+        let taken = fast_rsync::apply_limited(&basis, &delta, &mut theirs, 1 << 20).is_ok();
+        // Ours wants to be told the length, and takes nothing that does nothing.
+        match applied(&basis, &delta, theirs.len()) {
+            Ok(ours) => prop_assert!(taken && ours == theirs),
+            Err(error) => prop_assert!(!taken || error == Malformed("an operation that does nothing"), "{error}"),
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_refused_or_taken(delta in prop::collection::vec(any::<u8>(), 0..200), len in 0..300_usize) {
+        let delta = [&DELTA_MAGIC.to_be_bytes()[..], &delta].concat();
+        if let Ok(ops) = ops(&delta, len) {
+            prop_assert_eq!(ops.iter().map(Op::len).sum::<usize>(), len);
+        }
+        let _refused_or_taken = decompress(&delta);
+    }
+
+    #[test]
+    fn any_sums_give_a_delta_that_is_one(sums in prop::collection::vec(any::<u8>(), 4 * SUM_BYTES), new in prop::collection::vec(any::<u8>(), 0..3000)) {
+        let mut signature = Signature::new(BLOCK).unwrap();
+        signature.add(4 * u64::from(BLOCK), &sums).unwrap();
+        let delta = signature.diff(&new, &[0..new.len()]).unwrap().remove(0);
+        prop_assert!(ops(&delta, new.len()).is_ok());
+    }
+}
