@@ -15,6 +15,7 @@ mod dirs;
 mod feed;
 mod large;
 mod mover;
+mod repair;
 mod report;
 mod small;
 mod tries;
@@ -26,7 +27,7 @@ use std::{
 };
 
 use tarpc::client::stub::Stub;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Mutex, Notify, Semaphore};
 
 use self::{
     claims::{Claims, Ground},
@@ -132,6 +133,8 @@ struct Shared<'a, S, T> {
     window: Semaphore,
     /// How many large files are being sent: they share the window.
     sending: Cell<u64>,
+    /// Held by the file whose basis is loaded at its source.
+    loading: Mutex<()>,
     /// Whether directories are being made at the target.
     making: Cell<bool>,
     /// Told when they are made. (Not a `watch` channel: that wakes who waits in an order by chance.)
@@ -184,6 +187,7 @@ impl<'a, S, T> Shared<'a, S, T> {
             notices,
             window,
             sending: Cell::new(0),
+            loading: Mutex::new(()),
             making: Cell::new(false),
             made: Notify::new(),
             unmade: RefCell::default(),

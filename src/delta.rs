@@ -21,6 +21,9 @@ pub const HASH_BYTES: u32 = 3;
 /// Bytes of a signature for each block.
 pub const SUM_BYTES: usize = 4 + HASH_BYTES as usize;
 
+/// Bytes of a block where a chunk is held against the one in its own place: a flipped bit then costs about as much as the sums.
+pub const FINE_BLOCK_BYTES: u32 = 4096;
+
 /// Blocks of one signature at most: indexed they take up to 95 bytes each, 24 MiB.
 pub const BLOCKS_MAX: usize = 1 << 18;
 
@@ -48,22 +51,28 @@ pub fn block_bytes(basis_bytes: u64) -> u32 {
     root.max(fewest).min(CHUNK_BYTES) as u32
 }
 
-/// What is known of a basis: the sums of its blocks, from its beginning on.
+/// What is known of a basis: the sums of blocks that follow each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signature {
+    /// Where in the basis the first block begins.
+    start: u64,
     block_bytes: u32,
     /// As fast_rsync has it, with the header.
     serialized: Vec<u8>,
 }
 
 impl Signature {
-    /// Nothing of a basis with blocks of this size; it must be a power of two within [`BLOCK_BYTES`].
-    pub fn new(block_bytes: u32) -> Result<Self, Malformed> {
+    /// Nothing yet of a basis, from the byte `start` on, in blocks of this size; it must be a power of two within [`BLOCK_BYTES`].
+    pub fn new(start: u64, block_bytes: u32) -> Result<Self, Malformed> {
         if !BLOCK_BYTES.contains(&block_bytes) || !block_bytes.is_power_of_two() {
             return Err(Malformed("a block size that is none"));
         }
+        if start > i64::MAX as u64 {
+            return Err(Malformed("a basis larger than files can be"));
+        }
         let header = [SIGNATURE_MAGIC, block_bytes, HASH_BYTES].map(u32::to_be_bytes);
         Ok(Self {
+            start,
             block_bytes,
             serialized: header.concat(),
         })
@@ -98,21 +107,91 @@ impl Signature {
         (self.serialized.len() - SIGNATURE_HEADER_BYTES) / SUM_BYTES
     }
 
+    /// Where in the basis the next block begins, if all are whole so far.
+    pub fn end(&self) -> u64 {
+        self.start + self.blocks() as u64 * u64::from(self.block_bytes)
+    }
+
     /// Bytes of a block.
     pub fn block_bytes(&self) -> u32 {
         self.block_bytes
     }
 
-    /// The deltas from the basis to `pieces` of `data`, which follow each other; `data` has a block more on both sides where there is
-    /// that much, so that a match across an end of a piece is found. What can be found more than 1,024 times by checksum alone is not
-    /// looked up any more (fast_rsync's bound). At most [`DELTA_BYTES_MAX`] bytes each for pieces up to a chunk.
-    pub fn diff(&self, data: &[u8], pieces: &[Range<usize>]) -> Result<Vec<Vec<u8>>, Malformed> {
-        let parsed = fast_rsync::Signature::deserialize(self.serialized.clone());
+    /// Ready to be looked up in.
+    pub fn index(self) -> Result<Indexed, Malformed> {
+        let (start, block_bytes) = (self.start, self.block_bytes);
+        let parsed = fast_rsync::Signature::deserialize(self.serialized);
         let parsed = parsed.map_err(|_| Malformed("a signature that is none"))?;
+        Ok(Indexed {
+            start,
+            block_bytes,
+            index: Index::new(parsed, fast_rsync::Signature::index),
+        })
+    }
+}
+
+type Blocks<'a> = fast_rsync::IndexedSignature<'a>;
+
+self_cell::self_cell!(
+    struct Index {
+        owner: fast_rsync::Signature,
+        #[covariant]
+        dependent: Blocks,
+    }
+);
+
+/// A signature to be looked up in.
+pub struct Indexed {
+    start: u64,
+    block_bytes: u32,
+    index: Index,
+}
+
+/// What makes a piece of new data of a basis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delta {
+    /// In librsync's format.
+    pub bytes: Vec<u8>,
+    /// How many bytes of the piece are in it, and not in the basis.
+    pub literal_bytes: usize,
+}
+
+impl Delta {
+    /// The delta of a piece of which the basis has nothing.
+    pub fn literal(data: &[u8]) -> Self {
+        let all = [Op::Literal(data)];
+        Self::of(if data.is_empty() { &[] } else { &all })
+    }
+
+    fn of(ops: &[Op<'_>]) -> Self {
+        let literals = ops.iter().filter(|op| matches!(op, Op::Literal(_)));
+        Self {
+            literal_bytes: literals.map(Op::len).sum(),
+            bytes: encode(ops),
+        }
+    }
+}
+
+impl Indexed {
+    /// Bytes of a block.
+    pub fn block_bytes(&self) -> u32 {
+        self.block_bytes
+    }
+
+    /// The delta from the basis to the `piece` of `data`, which has a block more on both sides where there is that much: so a match across
+    /// an end of the piece is found. A checksum that has been wrong 1,024 times is not looked up any more (fast_rsync's bound). At most
+    /// [`DELTA_BYTES_MAX`] bytes for a piece up to a chunk.
+    pub fn diff(&self, data: &[u8], piece: Range<usize>) -> Result<Delta, Malformed> {
         let mut delta = Vec::new();
-        fast_rsync::diff(&parsed.index(), data, &mut delta).map_err(|_| Malformed("a signature that is none"))?;
-        let ops = parse(&delta, data.len(), usize::MAX)?;
-        Ok(pieces.iter().map(|piece| encode(&cut(&ops, piece))).collect())
+        let done = fast_rsync::diff(self.index.borrow_dependent(), data, &mut delta);
+        done.map_err(|_| Malformed("a signature that is none"))?;
+        let mut ops = cut(&parse(&delta, data.len(), usize::MAX)?, &piece);
+        for op in &mut ops {
+            if let Op::Copy { offset, .. } = op {
+                *offset += self.start;
+            }
+        }
+        Ok(Delta::of(&ops))
     }
 }
 
@@ -130,8 +209,10 @@ pub enum Op<'a> {
     Literal(&'a [u8]),
 }
 
+#[expect(clippy::len_without_is_empty, reason = "none is empty")]
 impl Op<'_> {
-    fn len(&self) -> usize {
+    /// How many bytes it gives.
+    pub fn len(&self) -> usize {
         match self {
             Self::Copy { len, .. } => *len,
             Self::Literal(data) => data.len(),

@@ -4,6 +4,7 @@
 //! are taken before a job begins; a job runs to its end even when its caller is gone.
 
 mod jobs;
+mod loaded;
 mod open;
 
 use std::{
@@ -19,7 +20,10 @@ use bytes::Bytes;
 use tarpc::context::Context;
 
 pub use self::jobs::Turns;
-use self::open::{Open, OpenTarget, as_file};
+use self::{
+    loaded::{Loaded, index_of},
+    open::{Open, OpenTarget, as_file},
+};
 use crate::{
     clock::Clock,
     digest::{CHUNK_BYTES, ChunkHash},
@@ -28,9 +32,9 @@ use crate::{
     model::{Entry, RelPath, Uncarried},
     planted::{Bug, planted},
     service::{
-        Answer, Chunk, Claim, Cursor, Delete, DirId, DirMeta, Expected, FileRef, Finish, Finished, Got, Handle, Held,
+        Against, Answer, Blocks, Chunk, Claim, Cursor, Delete, Delta, DirId, DirMeta, Expected, FileRef, Finish, Finished, Got, Handle, Held,
         Hello, Items, NewFile, OpenFor, Opened, Page, RealizeService, RenameFile, Renamed, Right, Rights, Role, RunId,
-        SERVICE_VERSION, Same, ServiceError, Swept,
+        SERVICE_VERSION, SIGNATURE_CHUNKS_MAX, Same, Sums, ServiceError, Swept,
     },
     store::{Prepared, Source, Store, Walk},
 };
@@ -130,6 +134,8 @@ struct State<F: Fs> {
     below: BTreeMap<DirId, Store<F>>,
     /// Where the last page of each root ended.
     walks: BTreeMap<DirId, Walk<F>>,
+    /// What is known of the basis of one source file.
+    loaded: Option<Loaded>,
 }
 
 impl<F: Fs, C: Clock> RealizeServer<F, C> {
@@ -152,6 +158,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
             claims: BTreeMap::new(),
             below: BTreeMap::new(),
             walks: BTreeMap::new(),
+            loaded: None,
         };
         Self {
             session: Arc::new(Session {
@@ -176,6 +183,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         let (open, claims) = {
             let mut state = self.state();
             state.walks.clear();
+            state.loaded = None;
             (std::mem::take(&mut state.open), std::mem::take(&mut state.claims))
         };
         let handles = open.into_values().map(|(_, open)| open).collect();
@@ -435,6 +443,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
                 Ok(Opened {
                     held: self.hold(&dir, source)?,
                     len,
+                    basis_len: 0,
                 })
             }
             OpenFor::Confirm(version) => {
@@ -446,15 +455,19 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
                 Ok(Opened {
                     held: bare(self.keep(&dir, Open::Confirm(OpenTarget::new(store, confirm)))?),
                     len,
+                    basis_len: 0,
                 })
             }
-            OpenFor::Write { size } => {
+            OpenFor::Write { size, basis } => {
                 let opened = store.clone();
-                let partial = self.job(async move { opened.open_partial(&path, size).await }).await?;
-                let len = partial.found_len();
+                let partial = self
+                    .job(async move { opened.open_partial(&path, size, basis.as_ref()).await })
+                    .await?;
+                let (len, basis_len) = (partial.found_len(), partial.basis_len());
                 Ok(Opened {
                     held: bare(self.keep(&dir, Open::Partial(OpenTarget::new(store, partial)))?),
                     len,
+                    basis_len,
                 })
             }
         }
@@ -503,7 +516,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
                     let with_others = target.jobs.clone().read_owned().await;
                     self.job(async move {
                         let _with_others = with_others;
-                        target.file.compare(first, &hashes).await
+                        target.file.compare(&target.store, first, &hashes).await
                     })
                     .await?
                 }
@@ -560,6 +573,70 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         }
         let target = self.find_partial(handle)?;
         let with_others = target.jobs.clone().read_owned().await;
+        let turn = target.turns.clone().lock_owned().await;
+        self.job(async move {
+            let _with_others = with_others;
+            target.file.write_chunk(&target.store, chunk, &data, sparse, turn).await
+        })
+        .await
+    }
+
+    async fn calculate_signature(
+        self,
+        _: Context,
+        handle: Handle,
+        first: u64,
+        count: u64,
+        blocks: Blocks,
+    ) -> Answer<Sums> {
+        self.check_count(count.try_into().unwrap_or(usize::MAX), SIGNATURE_CHUNKS_MAX as usize)?;
+        let target = self.find_partial(handle)?;
+        let with_others = target.jobs.clone().read_owned().await;
+        self.job(async move {
+            let _with_others = with_others;
+            target.file.signature(first, count, blocks).await
+        })
+        .await
+    }
+
+    async fn load_signature(self, _: Context, handle: Handle, sums: Sums) -> Answer<()> {
+        self.find_source(handle, Right::Read)?;
+        let mut state = self.state();
+        let other = state.loaded.as_ref().map(|loaded| loaded.handle);
+        if other.is_some_and(|other| other != handle && state.open.contains_key(&other)) {
+            return Err(ServiceError::Busy("another file is being repaired".into()));
+        }
+        Loaded::add(&mut state.loaded, handle, &sums)
+    }
+
+    async fn diff(self, _: Context, handle: Handle, chunk: u64, against: Against) -> Answer<Delta> {
+        let source = self.find_source(handle, Right::Read)?;
+        let loaded = match &against {
+            Against::Loaded => {
+                let state = self.state();
+                let loaded = state.loaded.as_ref().filter(|loaded| loaded.handle == handle);
+                let none = || ServiceError::BadRequest("no signature is loaded".into());
+                Some(loaded.ok_or_else(none)?.clone())
+            }
+            _ => None,
+        };
+        self.job(async move {
+            let file = as_file(&source)?;
+            match (against, loaded) {
+                (Against::Sums(sums), _) => file.diff(chunk, Some(&index_of(&sums)?)).await,
+                (Against::Loaded, Some(loaded)) => file.diff(chunk, Some(loaded.index()?)).await,
+                _ => file.diff(chunk, None).await,
+            }
+        })
+        .await
+    }
+
+    async fn apply_delta(self, _: Context, handle: Handle, chunk: u64, delta: Delta) -> Answer<()> {
+        let target = self.find_partial(handle)?;
+        let with_others = target.jobs.clone().read_owned().await;
+        let (rebuilt, sparse) = (target.clone(), delta.sparse);
+        let rebuild = self.job(async move { rebuilt.file.rebuild(chunk, &delta).await });
+        let data = rebuild.await?;
         let turn = target.turns.clone().lock_owned().await;
         self.job(async move {
             let _with_others = with_others;

@@ -413,6 +413,8 @@ pub enum OpenFor {
     Write {
         /// Bytes of the whole file.
         size: u64,
+        /// The final that is there, to be read alone: what it has of the file need not be sent.
+        basis: Option<Version>,
     },
 }
 
@@ -423,6 +425,8 @@ pub struct Opened {
     pub held: Held,
     /// How many bytes are there already.
     pub len: u64,
+    /// How many bytes the basis has, where one is open beside it.
+    pub basis_len: u64,
 }
 
 /// A chunk as it was read.
@@ -434,6 +438,65 @@ pub struct Chunk {
     pub sparse: bool,
     /// Its hash.
     pub hash: ChunkHash,
+}
+
+/// How large the blocks of a signature are: the server knows how many bytes that is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Blocks {
+    /// For a basis as a whole.
+    Coarse,
+    /// For a chunk that is held against the one in its own place.
+    Fine,
+}
+
+/// The sums of blocks of a basis that follow each other: see [`crate::delta`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sums {
+    /// Where in the basis they begin, in bytes.
+    pub start: u64,
+    /// How many bytes of it they cover.
+    pub bytes: u64,
+    /// Bytes of a block; only the last of the basis may have less.
+    pub block_bytes: u32,
+    /// For each block a checksum and part of a hash.
+    pub sums: Bytes,
+}
+
+/// What a chunk is held against.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Against {
+    /// Nothing: it is only made smaller.
+    Nothing,
+    /// These blocks.
+    Sums(Sums),
+    /// The blocks that were loaded.
+    Loaded,
+}
+
+/// What makes a chunk of what the target has.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Delta {
+    /// The delta; never longer than the chunk.
+    pub data: Bytes,
+    /// How it is written down.
+    pub form: Form,
+    /// How many bytes of the chunk are in it, and were not found in the basis.
+    pub literal_bytes: u64,
+    /// Whether holes are among the chunk's bytes: then blocks of zeros need not be written.
+    pub sparse: bool,
+    /// The hash of the chunk.
+    pub hash: ChunkHash,
+}
+
+/// How a delta is written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Form {
+    /// It is the chunk itself.
+    Whole,
+    /// As librsync does.
+    Plain,
+    /// That, compressed by zstd.
+    Packed,
 }
 
 /// How far a `finish` is.
@@ -523,6 +586,9 @@ impl Swept {
     }
 }
 
+/// Chunks of one `calculate_signature` at most: in the smallest blocks the answer has 224 KiB.
+pub const SIGNATURE_CHUNKS_MAX: u64 = 16;
+
 /// The service. `D` is the directory that a path is below; rights are named in brackets.
 #[tarpc::service]
 pub trait RealizeService {
@@ -583,8 +649,20 @@ pub trait RealizeService {
     /// synced; then it is closed. `Working` after a while: ask again with the same arguments. \[write; replace\]
     async fn finish(handle: Handle, finish: Finish) -> Answer<Finished>;
 
-    // Three calls repair a file by its differences ({#rsync}) and are still to come:
-    // calculate_signature [read], diff [read], apply_delta [write].
+    /// The sums of the blocks of up to [`SIGNATURE_CHUNKS_MAX`] chunks of what the target has of a file open for writing: of its basis, else
+    /// of its partial. They end where that ends. \[write\]
+    async fn calculate_signature(handle: Handle, first: u64, count: u64, blocks: Blocks) -> Answer<Sums>;
+
+    /// Gives a file open for reading the sums of the next blocks of a basis, the first of which begin at 0. One file at a time has
+    /// any: `Busy` while another that has some is open. \[read\]
+    async fn load_signature(handle: Handle, sums: Sums) -> Answer<()>;
+
+    /// What makes one chunk of a file open for reading of what is at the target. \[read\]
+    async fn diff(handle: Handle, chunk: u64, against: Against) -> Answer<Delta>;
+
+    /// Writes one whole chunk of a partial, made of the basis and a delta. `DigestMismatch`, and nothing written, where it does not have
+    /// the hash that the delta tells. \[write\]
+    async fn apply_delta(handle: Handle, chunk: u64, delta: Delta) -> Answer<()>;
 
     /// Closes open files and links; a partial stays to be continued.
     async fn close(handles: Items<Handle>) -> Answer<()>;

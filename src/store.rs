@@ -8,6 +8,7 @@ pub mod names;
 mod partial;
 mod publish;
 mod rename;
+mod repair;
 mod settle;
 mod small;
 mod source;

@@ -146,7 +146,10 @@ impl Message for ToServer {
     fn lane(&self) -> Lane {
         match self {
             Self::Call {
-                request: RealizeServiceRequest::Send { .. } | RealizeServiceRequest::Put { .. },
+                request:
+                    RealizeServiceRequest::Send { .. }
+                    | RealizeServiceRequest::ApplyDelta { .. }
+                    | RealizeServiceRequest::Put { .. },
                 ..
             } => Lane::Bulk,
             _ => Lane::Small,
@@ -159,6 +162,10 @@ impl Message for ToServer {
                 request: RealizeServiceRequest::Send { data, .. },
                 ..
             } => Some(data),
+            Self::Call {
+                request: RealizeServiceRequest::ApplyDelta { delta, .. },
+                ..
+            } => Some(&mut delta.data),
             _ => None,
         }
     }
@@ -168,7 +175,8 @@ impl Message for ToClient {
     fn lane(&self) -> Lane {
         match self {
             Self::Answer {
-                response: RealizeServiceResponse::Read(_) | RealizeServiceResponse::Get(_),
+                response:
+                    RealizeServiceResponse::Read(_) | RealizeServiceResponse::Diff(_) | RealizeServiceResponse::Get(_),
                 ..
             } => Lane::Bulk,
             _ => Lane::Small,
@@ -181,6 +189,10 @@ impl Message for ToClient {
                 response: RealizeServiceResponse::Read(Ok(chunk)),
                 ..
             } => Some(&mut chunk.data),
+            Self::Answer {
+                response: RealizeServiceResponse::Diff(Ok(delta)),
+                ..
+            } => Some(&mut delta.data),
             _ => None,
         }
     }
@@ -245,6 +257,10 @@ pub fn answers(name: &str, response: &RealizeServiceResponse) -> bool {
         Settle(_) => "settle",
         Send(_) => "send",
         Truncate(_) => "truncate",
+        CalculateSignature(_) => "calculate_signature",
+        LoadSignature(_) => "load_signature",
+        Diff(_) => "diff",
+        ApplyDelta(_) => "apply_delta",
         Finish(_) => "finish",
         Close(_) => "close",
         Sweep(_) => "sweep",

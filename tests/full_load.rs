@@ -55,7 +55,7 @@ async fn ping_under_load(push: bool) -> Load {
     };
     let old = found.into_iter().next().unwrap().unwrap().unwrap();
     let (path, open_for) = if push {
-        (RelPath::new("new").unwrap(), OpenFor::Write { size })
+        (RelPath::new("new").unwrap(), OpenFor::Write { size, basis: None })
     } else {
         (old.path, OpenFor::Read(old.version))
     };

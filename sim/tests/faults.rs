@@ -587,7 +587,7 @@ fn what_a_crash_left_of_asking_for_the_owner_is_in_nobodys_way() {
         let root = disk.fs().open_root(std::path::Path::new("/target")).await.unwrap();
         // Nobody has claimed it, so the owner is not known.
         let store: Store<realize_sim::fs::SimFs> = Store::new(root, Limits::default(), false, [1; 16]);
-        let partial = store.open_partial(&path("large"), 3).await;
+        let partial = store.open_partial(&path("large"), 3, None).await;
         partial.map(|partial| partial.found_len())
     });
     assert_eq!(found, Ok(3));

@@ -12,18 +12,19 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::{
     Event, How, Item, ServiceStub, Shared, Why,
     calls::{self, flat},
+    repair::Repair,
 };
 use crate::{
     digest::{CHUNK_BYTES, ChunkHash, FileHasher, chunk_count, chunk_len},
     model::{Digest, RelPath},
     plan::{self, Outcome},
-    service::{Delete, Expected, Finish, Finished, Handle, OpenFor, ServiceError},
+    service::{Delete, Expected, Finish, Finished, Handle, OpenFor, Opened, ServiceError},
 };
 
 /// A source file that is open, and its chunk hashes as they become known.
-struct Reading {
-    handle: Handle,
-    size: u64,
+pub(super) struct Reading {
+    pub handle: Handle,
+    pub size: u64,
     hasher: FileHasher,
 }
 
@@ -36,7 +37,7 @@ impl Reading {
         }
     }
 
-    fn add(&mut self, index: u64, hash: ChunkHash) -> Result<(), Why> {
+    pub fn add(&mut self, index: u64, hash: ChunkHash) -> Result<(), Why> {
         self.hasher
             .add(index, hash)
             .map_err(|error| Why::Source(ServiceError::BadRequest(error.to_string())))
@@ -48,10 +49,10 @@ impl Reading {
 }
 
 /// One of the files that are being sent.
-struct Sending<'a>(&'a Cell<u64>);
+pub(super) struct Sending<'a>(&'a Cell<u64>);
 
 impl<'a> Sending<'a> {
-    fn begin(count: &'a Cell<u64>) -> Self {
+    pub fn begin(count: &'a Cell<u64>) -> Self {
         count.set(count.get() + 1);
         Self(count)
     }
@@ -118,15 +119,20 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
             return Ok((digest, How::Verified));
         }
         let size = item.entry.version.size;
-        let (target, found_len) = self.open_target(item, OpenFor::Write { size }).await?;
-        let copied = self.fill_and_finish(item, source, target, found_len).await;
+        let basis = match item.expected {
+            Expected::Version(version) => Some(version),
+            Expected::Absent => None,
+        };
+        let opened = self.open_target(item, OpenFor::Write { size, basis }).await?;
+        let target = opened.held.handle;
+        let copied = self.fill_and_finish(item, source, &opened).await;
         if copied.is_err() {
             self.close_target(target).await;
         }
         Ok((copied?, How::Copied))
     }
 
-    async fn open_target(&self, item: &Item, open_for: OpenFor) -> Result<(Handle, u64), Why> {
+    async fn open_target(&self, item: &Item, open_for: OpenFor) -> Result<Opened, Why> {
         let dir = self.target.dir.clone().ok_or(Why::Target(ServiceError::NotFound))?;
         self.dirs_made().await;
         let opened = self
@@ -134,8 +140,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
             .service
             .open(calls::context(), dir, item.to.clone(), open_for);
         let opened = flat(opened).await;
-        let opened = opened.map_err(|error| self.refused_at_target(&item.to, error))?;
-        Ok((opened.held.handle, opened.len))
+        opened.map_err(|error| self.refused_at_target(&item.to, error))
     }
 
     /// Closes what was not finished: that closes by itself.
@@ -148,7 +153,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
 
     /// The digest when the target's final has the source's content; it is durable then.
     async fn confirm(&self, item: &Item, source: Handle, open_for: OpenFor) -> Result<Option<Digest>, Why> {
-        let (target, _) = self.open_target(item, open_for).await?;
+        let target = self.open_target(item, open_for).await?.held.handle;
         (self.observer)(Event::Checking(&item.to));
         let confirmed = self.confirm_open(item, source, target).await;
         if !matches!(confirmed, Ok(Some(_))) {
@@ -210,36 +215,37 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         Ok(equal)
     }
 
-    /// Completes the partial: what is right stays, what is wrong or missing is sent.
-    async fn fill_and_finish(&self, item: &Item, source: Handle, target: Handle, found: u64) -> Result<Digest, Why> {
-        let size = item.entry.version.size;
+    /// Completes the partial: what is right stays, what is wrong is repaired, what is missing is sent.
+    async fn fill_and_finish(&self, item: &Item, source: Handle, opened: &Opened) -> Result<Digest, Why> {
+        let (size, target) = (item.entry.version.size, opened.held.handle);
         let mut reading = Reading::new(source, size, self.options.limits.hashes_ahead);
-        let found_chunks = if found == 0 { 0 } else { chunk_count(found.min(size)) };
+        let found = opened.len.max(opened.basis_len).min(size);
+        let found_chunks = if found == 0 { 0 } else { chunk_count(found) };
         if found_chunks > 0 {
             (self.observer)(Event::Checking(&item.to));
         }
+        // Of both the basis is what chunks are made of.
+        let mut repair = Repair::new(if opened.basis_len > 0 { opened.basis_len } else { found });
         let mut first = 0;
         while first < found_chunks {
             let count = (found_chunks - first).min(self.compare_at_once());
             let equal = self.compare_page(item, &mut reading, target, first, count).await?;
-            let kept = (first..)
-                .zip(&equal)
-                .filter(|(_, equal)| **equal)
-                .map(|(index, _)| index);
-            self.advanced(kept.map(|index| chunk_len(size, index).unwrap_or(0) as u64).sum());
-            let wrong = (first..).zip(equal).filter(|(_, equal)| !equal).map(|(index, _)| index);
-            self.send_chunks(item, &mut reading, target, wrong).await?;
+            let (right, wrong): (Vec<_>, Vec<_>) = (first..).zip(equal).partition(|(_, equal)| *equal);
+            let right_bytes = right.iter().map(|(index, _)| chunk_len(size, *index).unwrap_or(0) as u64);
+            self.advanced(right_bytes.sum());
+            let wrong = wrong.into_iter().map(|(index, _)| index).collect();
+            self.repair_chunks(item, &mut reading, target, wrong, &mut repair).await?;
             first += count;
         }
-        self.send_chunks(item, &mut reading, target, found_chunks..chunk_count(size))
-            .await?;
+        let missing = found_chunks..chunk_count(size);
+        self.send_missing(item, &mut reading, target, missing, &mut repair).await?;
         let digest = reading.digest()?;
         self.finish(item, target, digest).await?;
         Ok(digest)
     }
 
     /// Reads chunks from the source and sends them to the target, several at once.
-    async fn send_chunks(
+    pub(super) async fn send_chunks(
         &self,
         item: &Item,
         reading: &mut Reading,
@@ -266,14 +272,14 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
     }
 
     /// How many chunks of one file may be on their way now.
-    fn chunks_at_once(&self) -> usize {
+    pub(super) fn chunks_at_once(&self) -> usize {
         let limits = &self.options.limits;
         let share_bytes = limits.window_bytes / self.sending.get().max(1);
         (limits.file_window_bytes.min(share_bytes) / CHUNK_BYTES).max(1) as usize
     }
 
     /// Waits until a chunk more may be on its way: the one that the file has as its `own`, or one of the window of all.
-    async fn room<'b>(&'b self, own: &'b Semaphore) -> Result<SemaphorePermit<'b>, Why> {
+    pub(super) async fn room<'b>(&'b self, own: &'b Semaphore) -> Result<SemaphorePermit<'b>, Why> {
         let permits = (CHUNK_BYTES >> 10) as u32;
         let (own, shared) = (pin!(own.acquire()), pin!(self.window.acquire_many(permits)));
         let (Either::Left((permit, _)) | Either::Right((permit, _))) = select(own, shared).await;

@@ -431,7 +431,7 @@ fn opened_by(response: &RealizeServiceResponse) -> Vec<Handle> {
 /// Bytes of memory that the answer of a call may take, but for what is small.
 fn answer_bytes(request: &RealizeServiceRequest) -> usize {
     match request {
-        RealizeServiceRequest::Read { .. } => DATA_BYTES_MAX,
+        RealizeServiceRequest::Read { .. } | RealizeServiceRequest::Diff { .. } => DATA_BYTES_MAX,
         RealizeServiceRequest::Get { .. } | RealizeServiceRequest::List { .. } => HEAD_BYTES_MAX,
         RealizeServiceRequest::Hashes { count, .. } => (*count).min(HEAD_BYTES_MAX as u64 / 32) as usize * 32,
         _ => 0,

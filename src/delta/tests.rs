@@ -6,7 +6,7 @@ use super::*;
 const BLOCK: u32 = 512;
 
 fn signature_of(basis: &[u8], block_bytes: u32) -> Signature {
-    let mut signature = Signature::new(block_bytes).unwrap();
+    let mut signature = Signature::new(0, block_bytes).unwrap();
     // In pieces, as it comes: all but the last are whole blocks.
     for piece in basis.chunks(4 * block_bytes as usize) {
         let sums = Signature::sums(block_bytes, piece);
@@ -29,6 +29,11 @@ fn applied(basis: &[u8], delta: &[u8], len: usize) -> Result<Vec<u8>, Malformed>
         }
     }
     Ok(out)
+}
+
+fn diff(basis: &[u8], new: &[u8]) -> Vec<u8> {
+    let signature = signature_of(basis, BLOCK).index().unwrap();
+    signature.diff(new, 0..new.len()).unwrap().bytes
 }
 
 /// Bytes without repetitions.
@@ -67,6 +72,7 @@ fn what_is_shifted_is_copied_across_the_ends_of_pieces() {
         .map(|start| start..(start + 16 * 1024).min(new.len()))
         .collect();
     let signature = signature_of(&basis, BLOCK);
+    let signature = signature.index().unwrap();
     let deltas: Vec<_> = pieces
         .iter()
         .map(|piece| {
@@ -74,7 +80,7 @@ fn what_is_shifted_is_copied_across_the_ends_of_pieces() {
             let start = piece.start.saturating_sub(BLOCK as usize);
             let end = (piece.end + BLOCK as usize).min(new.len());
             let within = piece.start - start..piece.end - start;
-            signature.diff(&new[start..end], &[within]).unwrap().remove(0)
+            signature.diff(&new[start..end], within).unwrap().bytes
         })
         .collect();
     for (nth, (delta, piece)) in deltas.iter().zip(&pieces).enumerate() {
@@ -85,11 +91,23 @@ fn what_is_shifted_is_copied_across_the_ends_of_pieces() {
 }
 
 #[test]
+fn a_signature_of_a_part_tells_where_in_the_whole() {
+    let basis = noise(5, 16 * 1024);
+    let mut signature = Signature::new(8192, BLOCK).unwrap();
+    signature.add(8192, &Signature::sums(BLOCK, &basis[8192..])).unwrap();
+    assert_eq!(signature.end(), 16 * 1024);
+    let new = &basis[9000..15000];
+    let delta = signature.index().unwrap().diff(new, 0..new.len()).unwrap();
+    assert_eq!(applied(&basis, &delta.bytes, new.len()).unwrap(), new);
+    assert!(delta.literal_bytes < 2 * BLOCK as usize);
+}
+
+#[test]
 fn one_changed_byte_costs_one_block() {
     let basis = noise(3, 32 * 1024);
     let mut new = basis.clone();
     new[10_000] ^= 1;
-    let delta = signature_of(&basis, BLOCK).diff(&new, &[0..new.len()]).unwrap().remove(0);
+    let delta = diff(&basis, &new);
     assert_eq!(literal_bytes(&delta, new.len()), BLOCK as usize);
     assert!(delta.len() < BLOCK as usize + 30, "{} bytes", delta.len());
 }
@@ -106,7 +124,7 @@ fn blocks_are_about_the_square_root_and_never_too_many() {
         (u64::MAX, 1 << 20),
     ] {
         assert_eq!(block_bytes(basis), block, "{basis}");
-        assert!(Signature::new(block_bytes(basis)).is_ok());
+        assert!(Signature::new(0, block_bytes(basis)).is_ok());
     }
     assert!((1_u64 << 38).div_ceil(block_bytes(1 << 38).into()) <= BLOCKS_MAX as u64);
 }
@@ -114,9 +132,9 @@ fn blocks_are_about_the_square_root_and_never_too_many() {
 #[test]
 fn signatures_that_cannot_be_are_refused() {
     for block_bytes in [0, 1, 511, 513, 1 << 21, u32::MAX] {
-        assert!(Signature::new(block_bytes).is_err(), "{block_bytes}");
+        assert!(Signature::new(0, block_bytes).is_err(), "{block_bytes}");
     }
-    let mut signature = Signature::new(BLOCK).unwrap();
+    let mut signature = Signature::new(0, BLOCK).unwrap();
     for (bytes, sums) in [(1000, 1), (1000, 3), (0, 1), (u64::MAX, 2)] {
         assert!(signature.add(bytes, &vec![0; sums * SUM_BYTES]).is_err(), "{bytes} {sums}");
     }
@@ -168,14 +186,15 @@ fn pairs() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
 proptest! {
     #[test]
     fn a_delta_gives_the_new_data_whatever_the_pair((basis, new) in pairs(), split in any::<prop::sample::Index>()) {
-        let signature = signature_of(&basis, BLOCK);
+        let signature = signature_of(&basis, BLOCK).index().unwrap();
         let split = split.index(new.len() + 1);
-        let deltas = signature.diff(&new, &[0..split, split..new.len()]).unwrap();
         let mut out = Vec::new();
-        for (delta, len) in deltas.iter().zip([split, new.len() - split]) {
-            let ours = applied(&basis, delta, len).unwrap();
+        for piece in [0..split, split..new.len()] {
+            let delta = signature.diff(&new, piece.clone()).unwrap();
+            prop_assert_eq!(delta.literal_bytes, literal_bytes(&delta.bytes, piece.len()));
+            let ours = applied(&basis, &delta.bytes, piece.len()).unwrap();
             let mut theirs = Vec::new();
-            fast_rsync::apply(&basis, delta, &mut theirs).unwrap();
+            fast_rsync::apply(&basis, &delta.bytes, &mut theirs).unwrap();
             prop_assert_eq!(&ours, &theirs);
             out.extend(ours);
         }
@@ -189,7 +208,7 @@ proptest! {
         mutations in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         cut in any::<prop::sample::Index>(),
     ) {
-        let mut delta = signature_of(&basis, BLOCK).diff(&new, &[0..new.len()]).unwrap().remove(0);
+        let mut delta = diff(&basis, &new);
         for (at, byte) in mutations {
             let at = at.index(delta.len());
             delta[at] = byte;
@@ -217,9 +236,9 @@ proptest! {
 
     #[test]
     fn any_sums_give_a_delta_that_is_one(sums in prop::collection::vec(any::<u8>(), 4 * SUM_BYTES), new in prop::collection::vec(any::<u8>(), 0..3000)) {
-        let mut signature = Signature::new(BLOCK).unwrap();
+        let mut signature = Signature::new(0, BLOCK).unwrap();
         signature.add(4 * u64::from(BLOCK), &sums).unwrap();
-        let delta = signature.diff(&new, &[0..new.len()]).unwrap().remove(0);
-        prop_assert!(ops(&delta, new.len()).is_ok());
+        let delta = signature.index().unwrap().diff(&new, 0..new.len()).unwrap();
+        prop_assert!(ops(&delta.bytes, new.len()).is_ok());
     }
 }

@@ -79,6 +79,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         let mut closed = Vec::new();
         {
             let mut state = self.state();
+            state.loaded.take_if(|loaded| handles.contains(&loaded.handle));
             closed.extend(handles.iter().filter_map(|handle| Some(state.open.remove(handle)?.1)));
         }
         self.close_all(closed).await

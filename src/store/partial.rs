@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::{
     Store, ignore_missing, is_any, names,
     publish::{Ours, is_ours, remove_ours, set_meta},
+    repair::Basis,
     source::{BLOCK_BYTES, is_zero},
 };
 use crate::{
@@ -34,8 +35,9 @@ pub struct Partial<F: Fs> {
     name: Name,
     dir: F::Dir,
     part: Name,
-    file: F::File,
+    pub(super) file: F::File,
     size: u64,
+    pub(super) basis: Option<Basis<F::File>>,
     /// Bytes that an earlier process left, as far as they may count.
     found_len: u64,
     hashes: Hashes,
@@ -181,6 +183,16 @@ impl<F: Fs> Partial<F> {
         self.found_len
     }
 
+    /// Bytes of the final that it is made of beside, 0 where there is none.
+    pub fn basis_len(&self) -> u64 {
+        self.basis.as_ref().map_or(0, |basis| basis.len)
+    }
+
+    /// Bytes that it shall have.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
     /// A call of a connection that was lost must not reach what is final by now.
     fn ensure_partial(&self) -> Answer<()> {
         if self.is_final.load(Ordering::Relaxed) && !planted(Bug::LateWrite) {
@@ -190,10 +202,16 @@ impl<F: Fs> Partial<F> {
         }
     }
 
-    /// Which of the chunks from `first` on are those of the source; these count as written.
-    pub async fn compare(&self, first: u64, theirs: &[ChunkHash]) -> Answer<Vec<bool>> {
+    /// Which of the chunks from `first` on are those of the source; these count as written. What the basis has in the same place is
+    /// copied.
+    pub async fn compare(&self, store: &Store<F>, first: u64, theirs: &[ChunkHash]) -> Answer<Vec<bool>> {
         self.ensure_partial()?;
-        compare_chunks(&self.file, &self.hashes, first, theirs).await
+        let mut equal = compare_chunks(&self.file, &self.hashes, first, theirs).await?;
+        let wrong = (first..).zip(theirs).zip(&mut equal).filter(|(_, equal)| !**equal);
+        for ((index, hash), equal) in wrong {
+            *equal = self.copy_from_basis(store, index, *hash).await?;
+        }
+        Ok(equal)
     }
 
     /// Writes chunk `index`, which must be whole. Where `sparse`, blocks of zeros in new ground become holes.
@@ -315,8 +333,8 @@ impl<F: Fs> Partial<F> {
 
 impl<F: Fs> Store<F> {
     /// Opens the partial of a file of `size` bytes, made new or left by an earlier run; its bytes count for nothing
-    /// until compared.
-    pub async fn open_partial(&self, path: &RelPath, size: u64) -> Answer<Partial<F>> {
+    /// until compared. Beside it the final, if it is the version that shall be the `basis`.
+    pub async fn open_partial(&self, path: &RelPath, size: u64, basis: Option<&Version>) -> Answer<Partial<F>> {
         self.ensure_safe()?;
         let (dir, name) = self.parent_of(path).await?;
         let part = names::partial(&name);
@@ -334,8 +352,13 @@ impl<F: Fs> Store<F> {
                 .map_err(|e| ServiceError::io("drop the cache of", &e))?;
         }
         let hashes = Hashes::new(size, self.inner.limits.hashes_ahead);
+        let basis = match basis {
+            Some(version) => self.open_basis(&dir, &name, version).await,
+            None => None,
+        };
         let path = path.clone();
         Ok(Partial {
+            basis,
             path,
             name,
             dir,

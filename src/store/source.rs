@@ -57,43 +57,33 @@ impl<F: Fs> SourceFile<F> {
             return Err(ServiceError::BadRequest("a chunk past the end".into()));
         };
         let start = index * CHUNK_BYTES;
+        let data = self.read_range(start, len).await?;
+        let hash = hash_chunk(size, index, &data);
+        let sparse = self.has_hole(start, &data).await?;
+        Ok(Chunk {
+            data: data.into(),
+            sparse,
+            hash,
+        })
+    }
+
+    /// Reads `len` bytes from `offset` on, all of one state of the file.
+    pub(super) async fn read_range(&self, offset: u64, len: usize) -> Answer<Vec<u8>> {
         let mut buf = vec![0; len];
         // Holes too: a file system that took data for a hole would lose it.
-        let read = read_full(&self.file, start, &mut buf)
+        let read = read_full(&self.file, offset, &mut buf)
             .await
             .map_err(|e| ServiceError::io("read", &e))?;
         if read < len {
             return Err(ServiceError::Changed);
         }
         self.prove_still().await?;
-        let hash = hash_chunk(size, index, &buf);
-        let sparse = self.has_hole(start, &buf).await?;
-        Ok(Chunk {
-            data: buf.into(),
-            sparse,
-            hash,
-        })
+        Ok(buf)
     }
 
     /// Whether any of the zeros in `data`, read at `start`, are a hole rather than written.
-    async fn has_hole(&self, start: u64, data: &[u8]) -> Answer<bool> {
-        let mut in_zeros = false;
-        for (index, block) in data.chunks(BLOCK_BYTES).enumerate() {
-            let zeros_begin = is_zero(block) && !in_zeros;
-            in_zeros = is_zero(block);
-            let offset = start + (index * BLOCK_BYTES) as u64;
-            if zeros_begin
-                && self
-                    .file
-                    .next_data(offset)
-                    .await
-                    .map_err(|e| ServiceError::io("seek", &e))?
-                    != Some(offset)
-            {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    pub(super) async fn has_hole(&self, start: u64, data: &[u8]) -> Answer<bool> {
+        has_hole(&self.file, start, data).await
     }
 
     /// The hash of chunk `index`.
@@ -113,17 +103,8 @@ impl<F: Fs> SourceFile<F> {
     }
 
     async fn read_whole(&self) -> Answer<Vec<u8>> {
-        let size = self.version.size as usize;
-        // Whether it has grown the proof below tells.
-        let mut data = vec![0; size];
-        let read = read_full(&self.file, 0, &mut data)
-            .await
-            .map_err(|e| ServiceError::io("read", &e))?;
-        if read != size {
-            return Err(ServiceError::Changed);
-        }
-        self.prove_still().await?;
-        Ok(data)
+        // Whether it has grown the proof tells.
+        self.read_range(0, self.version.size as usize).await
     }
 
     /// Asked after each read, so that the last one proves that all of them saw one state of the file: nothing torn
@@ -200,6 +181,20 @@ impl<F: Fs> SourceFile<F> {
         }
         Err(being_written())
     }
+}
+
+/// Whether any of the zeros in `data`, read from `file` at `start`, are a hole rather than written.
+pub(super) async fn has_hole(file: &impl File, start: u64, data: &[u8]) -> Answer<bool> {
+    let mut in_zeros = false;
+    for (index, block) in data.chunks(BLOCK_BYTES).enumerate() {
+        let zeros_begin = is_zero(block) && !in_zeros;
+        in_zeros = is_zero(block);
+        let offset = start + (index * BLOCK_BYTES) as u64;
+        if zeros_begin && file.next_data(offset).await.map_err(|e| ServiceError::io("seek", &e))? != Some(offset) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// How often a file whose ctime alone differs is read again before it counts as changed.

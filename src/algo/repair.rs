@@ -1,0 +1,365 @@
+//! Repairs ({#rsync}): what the target has of a large file is used, and the difference alone is sent.
+//!
+//! Chunks that are wrong are held against the ones in their own places first: that finds what was changed, overwritten or
+//! damaged. Where it finds little, a few are held against what lies around them: that finds what was shifted, and then the sums of the
+//! whole basis are asked for. Where that finds nothing either, the rest is sent as it is. What has been found counts for nothing
+//! until its hash is that of the chunk.
+
+use futures::{StreamExt, stream, stream::FuturesUnordered};
+use tokio::sync::{MutexGuard, Semaphore};
+
+use super::{
+    Item, ServiceStub, Shared, Why,
+    calls::{self, flat},
+    large::{Reading, Sending},
+};
+use crate::{
+    digest::{CHUNK_BYTES, ChunkHash, chunk_count, chunk_len},
+    service::{Against, Answer, Blocks, Delta, Form, Handle, SIGNATURE_CHUNKS_MAX, ServiceError, Sums},
+};
+
+/// How many chunks are tried, spread over those that are wrong, to learn what pays.
+const SAMPLES: usize = 4;
+
+/// How many chunks are dealt with until it is looked at anew whether that pays.
+const BATCH: usize = 32;
+
+/// How many calls for signatures are under way at once.
+const SIGNATURES_AT_ONCE: usize = 4;
+
+/// Sums are loaded in pieces of about that many bytes.
+const LOAD_BYTES: usize = 256 << 10;
+
+/// How a chunk is repaired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Against the chunk in its own place.
+    InPlace,
+    /// Against what lies around it.
+    Around,
+    /// Against all of the basis.
+    Loaded,
+    /// Against nothing: made smaller at best.
+    Packed,
+}
+
+/// What is known of what pays for one file.
+pub(super) struct Repair<'a> {
+    basis_len: u64,
+    /// `None` before it is known.
+    way: Option<Way>,
+    /// Whether what is sent as it is gets smaller when it is packed; `None` before it is known.
+    packs: Option<bool>,
+    /// Held by the one file whose basis is loaded.
+    _loading: Option<MutexGuard<'a, ()>>,
+}
+
+impl Repair<'_> {
+    /// Of a file of which the target has `basis_len` bytes.
+    pub fn new(basis_len: u64) -> Self {
+        Self {
+            basis_len,
+            way: None,
+            packs: None,
+            _loading: None,
+        }
+    }
+}
+
+/// What came of some chunks.
+#[derive(Debug, Default)]
+struct Tally {
+    chunks: usize,
+    /// Of how many at least a fourth was found.
+    found: usize,
+    bytes: u64,
+    sent_bytes: u64,
+}
+
+impl Tally {
+    fn add(&mut self, len: u64, literal_bytes: u64, sent_bytes: u64) {
+        self.chunks += 1;
+        self.found += usize::from(literal_bytes <= len - len / 4);
+        self.bytes += len;
+        self.sent_bytes += sent_bytes;
+    }
+
+    fn pays(&self) -> bool {
+        2 * self.found >= self.chunks
+    }
+
+    /// Whether a tenth at least was saved.
+    fn is_smaller(&self) -> bool {
+        self.sent_bytes <= self.bytes - self.bytes / 10
+    }
+}
+
+/// Both ends of a file.
+#[derive(Clone, Copy)]
+struct Ends {
+    source: Handle,
+    target: Handle,
+    size: u64,
+}
+
+impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
+    /// Brings `wrong` chunks of the target to what they are at the source.
+    pub(super) async fn repair_chunks<'a>(
+        &'a self,
+        item: &Item,
+        reading: &mut Reading,
+        target: Handle,
+        mut wrong: Vec<u64>,
+        repair: &mut Repair<'a>,
+    ) -> Result<(), Why> {
+        while !wrong.is_empty() {
+            let Some(way) = repair.way else {
+                self.find_way(item, reading, target, &mut wrong, repair).await?;
+                continue;
+            };
+            if way == Way::Packed && repair.packs == Some(false) {
+                return self.send_chunks(item, reading, target, wrong.into_iter()).await;
+            }
+            let batch: Vec<_> = wrong.drain(..wrong.len().min(BATCH)).collect();
+            let tally = self.repair_batch(item, reading, target, batch, way).await?;
+            match way {
+                Way::Packed => repair.packs = Some(tally.is_smaller()),
+                // It may be better later on; until then this page is sent.
+                Way::Loaded if tally.found == 0 => {
+                    return self.send_chunks(item, reading, target, wrong.into_iter()).await;
+                }
+                Way::InPlace if !tally.pays() => repair.way = None,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends chunks of which the target has nothing in their places.
+    pub(super) async fn send_missing<'a>(
+        &'a self,
+        item: &Item,
+        reading: &mut Reading,
+        target: Handle,
+        missing: std::ops::Range<u64>,
+        repair: &mut Repair<'a>,
+    ) -> Result<(), Why> {
+        if missing.is_empty() || repair.basis_len == 0 {
+            return self.send_chunks(item, reading, target, missing).await;
+        }
+        if repair.way != Some(Way::Loaded) {
+            repair.way = Some(Way::Packed);
+        }
+        let mut missing = missing;
+        while !missing.is_empty() {
+            // One tells whether it pays to pack the others.
+            let count = if repair.packs.is_none() { 1 } else { BATCH as u64 };
+            let some = missing.start..missing.end.min(missing.start + count);
+            if repair.way == Some(Way::Packed) && repair.packs == Some(false) {
+                return self.send_chunks(item, reading, target, missing).await;
+            }
+            missing.start = some.end;
+            self.repair_chunks(item, reading, target, some.collect(), repair).await?;
+        }
+        Ok(())
+    }
+
+    /// Tries some of the `wrong` chunks, to learn what pays.
+    async fn find_way<'a>(
+        &'a self,
+        item: &Item,
+        reading: &mut Reading,
+        target: Handle,
+        wrong: &mut Vec<u64>,
+        repair: &mut Repair<'a>,
+    ) -> Result<(), Why> {
+        let mut sent = Tally::default();
+        for way in [Way::InPlace, Way::Around] {
+            let samples = take_spread(wrong, SAMPLES);
+            if samples.is_empty() {
+                return Ok(());
+            }
+            let tally = self.repair_batch(item, reading, target, samples, way).await?;
+            match way {
+                Way::InPlace if tally.pays() => {
+                    repair.way = Some(Way::InPlace);
+                    return Ok(());
+                }
+                Way::Around if tally.found > 0 => {
+                    self.load_signature(item, reading, target, repair).await?;
+                    repair.way = Some(Way::Loaded);
+                    return Ok(());
+                }
+                _ => sent = tally,
+            }
+        }
+        (repair.way, repair.packs) = (Some(Way::Packed), Some(sent.is_smaller()));
+        Ok(())
+    }
+
+    /// Repairs chunks, several at once.
+    async fn repair_batch(
+        &self,
+        item: &Item,
+        reading: &mut Reading,
+        target: Handle,
+        chunks: Vec<u64>,
+        way: Way,
+    ) -> Result<Tally, Why> {
+        let ends = Ends {
+            source: reading.handle,
+            target,
+            size: reading.size,
+        };
+        let _sending = Sending::begin(&self.sending);
+        let own = Semaphore::new(1);
+        let (mut tally, mut chunks) = (Tally::default(), chunks.into_iter().peekable());
+        let mut in_flight = FuturesUnordered::new();
+        while chunks.peek().is_some() || !in_flight.is_empty() {
+            while in_flight.len() < self.chunks_at_once()
+                && let Some(index) = chunks.next()
+            {
+                in_flight.push(self.repair_chunk(item, ends, index, way, &own));
+            }
+            if let Some(repaired) = in_flight.next().await {
+                let (index, hash, literal_bytes, sent_bytes) = repaired?;
+                reading.add(index, hash)?;
+                let len = chunk_len(ends.size, index).unwrap_or(0) as u64;
+                tally.add(len, literal_bytes, sent_bytes);
+            }
+        }
+        Ok(tally)
+    }
+
+    /// Repairs one chunk; its hash, how many of its bytes were not found, and how many were sent.
+    async fn repair_chunk(
+        &self,
+        item: &Item,
+        ends: Ends,
+        index: u64,
+        way: Way,
+        own: &Semaphore,
+    ) -> Result<(u64, ChunkHash, u64, u64), Why> {
+        let len = chunk_len(ends.size, index).ok_or(Why::Source(ServiceError::Internal))?;
+        let _room = self.room(own).await?;
+        let against = match way {
+            Way::InPlace => Against::Sums(self.signature(ends.target, index, 1, Blocks::Fine).await?),
+            Way::Around => {
+                let first = index.saturating_sub(SIGNATURE_CHUNKS_MAX / 2);
+                let sums = self.signature(ends.target, first, SIGNATURE_CHUNKS_MAX, Blocks::Coarse);
+                Against::Sums(sums.await?)
+            }
+            Way::Loaded => Against::Loaded,
+            Way::Packed => Against::Nothing,
+        };
+        let service = &self.sources[item.source].service;
+        let delta = flat(service.diff(calls::context(), ends.source, index, against)).await;
+        let delta = delta.and_then(|delta| check_delta(delta, len)).map_err(Why::Source)?;
+        let (hash, literal_bytes) = (delta.hash, delta.literal_bytes);
+        let mut sent_bytes = delta.data.len() as u64;
+        match self.apply(ends.target, index, delta).await {
+            // Something was taken for something else, or the basis is another by now.
+            Err(ServiceError::DigestMismatch) => {
+                let chunk = flat(service.read(calls::context(), ends.source, index)).await;
+                let chunk = chunk.map_err(Why::Source)?;
+                let target = &self.target.service;
+                let sent = target.send(calls::context(), ends.target, index, chunk.data, chunk.sparse);
+                flat(sent).await.map_err(Why::Target)?;
+                sent_bytes += len as u64;
+            }
+            applied => applied.map_err(Why::Target)?,
+        }
+        self.sent(sent_bytes);
+        self.advanced(len as u64);
+        Ok((index, hash, literal_bytes, sent_bytes))
+    }
+
+    async fn apply(&self, target: Handle, index: u64, delta: Delta) -> Answer<()> {
+        let service = &self.target.service;
+        match delta.form {
+            Form::Whole => flat(service.send(calls::context(), target, index, delta.data, delta.sparse)).await,
+            Form::Plain | Form::Packed => flat(service.apply_delta(calls::context(), target, index, delta)).await,
+        }
+    }
+
+    async fn signature(&self, target: Handle, first: u64, count: u64, blocks: Blocks) -> Result<Sums, Why> {
+        let service = &self.target.service;
+        let sums = flat(service.calculate_signature(calls::context(), target, first, count, blocks)).await;
+        sums.map_err(Why::Target)
+    }
+
+    /// Gives the source the sums of the whole basis.
+    async fn load_signature<'a>(
+        &'a self,
+        item: &Item,
+        reading: &Reading,
+        target: Handle,
+        repair: &mut Repair<'a>,
+    ) -> Result<(), Why> {
+        // One file at a time: an index takes memory.
+        repair._loading = Some(self.loading.lock().await);
+        let service = &self.sources[item.source].service;
+        let step = SIGNATURE_CHUNKS_MAX as usize;
+        let pieces = stream::iter((0..chunk_count(repair.basis_len)).step_by(step))
+            .map(|first| self.signature(target, first, SIGNATURE_CHUNKS_MAX, Blocks::Coarse))
+            .buffered(SIGNATURES_AT_ONCE);
+        let mut pieces = std::pin::pin!(pieces);
+        let mut gathered: Option<(Sums, Vec<u8>)> = None;
+        loop {
+            let piece = pieces.next().await.transpose()?;
+            let is_last = piece.is_none();
+            if let Some(piece) = piece {
+                let (sums, bytes) = gathered.get_or_insert_with(|| {
+                    let none = Sums {
+                        bytes: 0,
+                        sums: Default::default(),
+                        ..piece.clone()
+                    };
+                    (none, Vec::new())
+                });
+                sums.bytes = sums.bytes.saturating_add(piece.bytes);
+                bytes.extend_from_slice(&piece.sums);
+            }
+            let is_enough = |(_, bytes): &mut (Sums, Vec<u8>)| is_last || bytes.len() >= LOAD_BYTES;
+            if let Some((mut sums, bytes)) = gathered.take_if(is_enough) {
+                sums.sums = bytes.into();
+                let loaded = service.load_signature(calls::context(), reading.handle, sums);
+                flat(loaded).await.map_err(Why::Source)?;
+            }
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Up to `count` of `chunks`, spread evenly, are taken out.
+fn take_spread(chunks: &mut Vec<u64>, count: usize) -> Vec<u64> {
+    let (len, count) = (chunks.len(), count.min(chunks.len()));
+    // From the last on, so that those before keep their places.
+    let mut taken: Vec<_> = (0..count).rev().map(|nth| chunks.remove(nth * len / count)).collect();
+    taken.reverse();
+    taken
+}
+
+fn check_delta(delta: Delta, len: usize) -> Answer<Delta> {
+    let is_whole = delta.form == Form::Whole;
+    if delta.data.len() > len || (is_whole && delta.data.len() != len) || delta.literal_bytes > CHUNK_BYTES {
+        return Err(ServiceError::BadAnswer("a delta that is none of the chunk".into()));
+    }
+    Ok(delta)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_spread_and_taken_out() {
+        let mut chunks: Vec<u64> = (0..10).collect();
+        assert_eq!(take_spread(&mut chunks, 4), [0, 2, 5, 7]);
+        assert_eq!(chunks, [1, 3, 4, 6, 8, 9]);
+        assert_eq!(take_spread(&mut chunks, 20), [1, 3, 4, 6, 8, 9]);
+        assert_eq!(take_spread(&mut chunks, 4), [0; 0]);
+    }
+}

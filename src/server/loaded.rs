@@ -1,0 +1,52 @@
+//! What a session knows of the basis of a file that it reads.
+
+use std::sync::{Arc, OnceLock};
+
+use crate::{
+    delta::{Indexed, Malformed, Signature},
+    service::{Answer, Handle, ServiceError, Sums},
+};
+
+/// The signature of the basis of one file. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Loaded {
+    /// The file.
+    pub handle: Handle,
+    signature: Arc<Signature>,
+    /// Made by who first looks something up.
+    index: Arc<OnceLock<Result<Indexed, Malformed>>>,
+}
+
+impl Loaded {
+    /// Adds the next sums to what is known of the basis of `handle`; those that begin at 0 begin anew.
+    pub fn add(loaded: &mut Option<Self>, handle: Handle, sums: &Sums) -> Answer<()> {
+        let before = loaded.take().filter(|before| sums.start > 0 && before.handle == handle);
+        let mut signature = match before {
+            None => Arc::new(Signature::new(0, sums.block_bytes)?),
+            Some(before) => before.signature,
+        };
+        if (sums.start, sums.block_bytes) != (signature.end(), signature.block_bytes()) {
+            return Err(ServiceError::BadRequest("sums of other blocks than the next".into()));
+        }
+        Arc::make_mut(&mut signature).add(sums.bytes, &sums.sums)?;
+        *loaded = Some(Self {
+            handle,
+            signature,
+            index: Arc::default(),
+        });
+        Ok(())
+    }
+
+    /// To be looked up in. The first call takes its time.
+    pub fn index(&self) -> Answer<&Indexed> {
+        let index = self.index.get_or_init(|| Signature::clone(&self.signature).index());
+        index.as_ref().map_err(|error| (*error).into())
+    }
+}
+
+/// What `sums` alone tell.
+pub(super) fn index_of(sums: &Sums) -> Answer<Indexed> {
+    let mut signature = Signature::new(sums.start, sums.block_bytes)?;
+    signature.add(sums.bytes, &sums.sums)?;
+    Ok(signature.index()?)
+}

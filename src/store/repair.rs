@@ -1,0 +1,165 @@
+//! Chunks of a file made of what the target has already: the target's blocks, the source's deltas.
+
+use bytes::Bytes;
+
+use super::{
+    Partial, Store,
+    source::{SourceFile, has_hole},
+};
+use crate::{
+    delta::{self, FINE_BLOCK_BYTES, Indexed, Malformed, Op, Signature},
+    digest::{CHUNK_BYTES, ChunkHash, chunk_len, hash_chunk},
+    fs::{Dir, File, Fs, read_full},
+    model::{Name, Version},
+    service::{Answer, Blocks, Delta, Form, ServiceError, Sums},
+};
+
+/// The final that a file is to replace, open to be read alone.
+pub(super) struct Basis<F> {
+    file: F,
+    pub len: u64,
+}
+
+impl From<Malformed> for ServiceError {
+    fn from(error: Malformed) -> Self {
+        Self::BadRequest(error.to_string())
+    }
+}
+
+impl<F: Fs> Store<F> {
+    /// What is under the name `name`, if it is still `version` and can be read: if not, there is a bit more to send.
+    pub(super) async fn open_basis(&self, dir: &F::Dir, name: &Name, version: &Version) -> Option<Basis<F::File>> {
+        let file = dir.open(name).await.ok()?;
+        let found = file.opened().version;
+        let is_it = found.same_but_ctime(version) && found.size > 0;
+        is_it.then_some(Basis { file, len: found.size })
+    }
+}
+
+impl<F: Fs> Partial<F> {
+    /// What is there of the file to be made, and how many bytes.
+    fn basis(&self) -> (&F::File, u64) {
+        match &self.basis {
+            Some(basis) => (&basis.file, basis.len),
+            None => (&self.file, self.found_len()),
+        }
+    }
+
+    /// The sums of `count` chunks of the basis, from chunk `first` on.
+    pub async fn signature(&self, first: u64, count: u64, blocks: Blocks) -> Answer<Sums> {
+        let (file, len) = self.basis();
+        let block_bytes = match blocks {
+            Blocks::Coarse => delta::block_bytes(len),
+            Blocks::Fine => FINE_BLOCK_BYTES,
+        };
+        let start = first.saturating_mul(CHUNK_BYTES).min(len);
+        let end = start.saturating_add(count.saturating_mul(CHUNK_BYTES)).min(len);
+        let (mut at, mut sums) = (start, Vec::new());
+        let mut buf = Vec::new();
+        while at < end {
+            buf.resize((end - at).min(CHUNK_BYTES) as usize, 0);
+            read_all(file, at, &mut buf).await?;
+            sums.extend(Signature::sums(block_bytes, &buf));
+            at += buf.len() as u64;
+        }
+        Ok(Sums {
+            start,
+            bytes: end - start,
+            block_bytes,
+            sums: sums.into(),
+        })
+    }
+
+    /// Chunk `index`, made of the basis and of `delta`. `DigestMismatch` where it is not what it should be.
+    pub async fn rebuild(&self, index: u64, delta: &Delta) -> Answer<Bytes> {
+        let Some(len) = chunk_len(self.size(), index) else {
+            return Err(ServiceError::BadRequest("a chunk past the end".into()));
+        };
+        let data = match delta.form {
+            Form::Whole => delta.data.clone(),
+            Form::Plain => self.rebuild_plain(&delta.data, len).await?,
+            Form::Packed => self.rebuild_plain(&delta::decompress(&delta.data)?, len).await?,
+        };
+        if data.len() != len || hash_chunk(self.size(), index, &data) != delta.hash {
+            return Err(ServiceError::DigestMismatch);
+        }
+        Ok(data)
+    }
+
+    async fn rebuild_plain(&self, delta: &[u8], len: usize) -> Answer<Bytes> {
+        let (file, basis_len) = self.basis();
+        let mut data = vec![0; len];
+        let mut rest = &mut data[..];
+        for op in delta::ops(delta, len)? {
+            let (piece, after) = rest.split_at_mut(op.len());
+            rest = after;
+            match op {
+                Op::Literal(literal) => piece.copy_from_slice(literal),
+                Op::Copy { offset, len } if offset.checked_add(len as u64).is_some_and(|end| end <= basis_len) => {
+                    read_all(file, offset, piece).await?;
+                }
+                Op::Copy { .. } => return Err(ServiceError::BadRequest("a delta from outside its basis".into())),
+            }
+        }
+        Ok(data.into())
+    }
+
+    /// Writes chunk `index` as the basis has it in the same place, if that is what it should be; whether it is.
+    pub(super) async fn copy_from_basis(&self, store: &Store<F>, index: u64, hash: ChunkHash) -> Answer<bool> {
+        let (Some(basis), Some(len)) = (&self.basis, chunk_len(self.size(), index)) else {
+            return Ok(false);
+        };
+        let start = index * CHUNK_BYTES;
+        let mut data = vec![0; len];
+        let read = read_full(&basis.file, start, &mut data).await;
+        if read.map_err(|e| ServiceError::io("read", &e))? < len || hash_chunk(self.size(), index, &data) != hash {
+            return Ok(false);
+        }
+        let sparse = has_hole(&basis.file, start, &data).await?;
+        self.write_chunk(store, index, &data.into(), sparse, ()).await?;
+        Ok(true)
+    }
+}
+
+/// Reads `buf`; what somebody has cut off meanwhile counts as zeros, for whatever comes of it is held against its hash.
+async fn read_all(file: &impl File, offset: u64, buf: &mut [u8]) -> Answer<()> {
+    let read = read_full(file, offset, buf).await.map_err(|e| ServiceError::io("read", &e))?;
+    buf[read..].fill(0);
+    Ok(())
+}
+
+impl<F: Fs> SourceFile<F> {
+    /// What makes chunk `index` of a basis of which `signature` tells; where it tells nothing, or what it tells is of no use, the chunk itself.
+    pub async fn diff(&self, index: u64, signature: Option<&Indexed>) -> Answer<Delta> {
+        let size = self.size();
+        let len = chunk_len(size, index).ok_or_else(|| ServiceError::BadRequest("a chunk past the end".into()))?;
+        let start = index * CHUNK_BYTES;
+        let margin = signature.map_or(0, |signature| signature.block_bytes().into());
+        let (from, to) = (start.saturating_sub(margin), (start + len as u64 + margin).min(size));
+        let data = self.read_range(from, (to - from) as usize).await?;
+        let piece = (start - from) as usize..(start - from) as usize + len;
+        let chunk = &data[piece.clone()];
+        let hash = hash_chunk(size, index, chunk);
+        let sparse = self.has_hole(start, chunk).await?;
+        let delta = match signature {
+            Some(signature) => signature.diff(&data, piece.clone())?,
+            None => delta::Delta::literal(chunk),
+        };
+        let packed = delta::compress(&delta.bytes).map_err(|e| ServiceError::io("compress", &e))?;
+        let (form, bytes) = match packed {
+            Some(packed) => (Form::Packed, packed),
+            None => (Form::Plain, delta.bytes),
+        };
+        let (form, data) = match bytes.len() < len {
+            true => (form, bytes.into()),
+            false => (Form::Whole, Bytes::from(data).slice(piece)),
+        };
+        Ok(Delta {
+            data,
+            form,
+            literal_bytes: delta.literal_bytes as u64,
+            sparse,
+            hash,
+        })
+    }
+}
