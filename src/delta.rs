@@ -253,7 +253,9 @@ fn parse(mut delta: &[u8], len: usize, ops_max: usize) -> Result<Vec<Op<'_>>, Ma
         if op.len() == 0 {
             return Err(Malformed("an operation that does nothing"));
         }
-        missing = missing.checked_sub(op.len()).ok_or(Malformed("a delta that gives too much"))?;
+        missing = missing
+            .checked_sub(op.len())
+            .ok_or(Malformed("a delta that gives too much"))?;
         if ops.len() == ops_max {
             return Err(Malformed("a delta of too many operations"));
         }

@@ -9,8 +9,8 @@ pub mod model;
 pub mod planted;
 
 pub mod clock;
-pub mod digest;
 pub mod delta;
+pub mod digest;
 pub mod filter;
 pub mod fs;
 mod hostfile;

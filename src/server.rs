@@ -32,9 +32,9 @@ use crate::{
     model::{Entry, RelPath, Uncarried},
     planted::{Bug, planted},
     service::{
-        Against, Answer, Blocks, Chunk, Claim, Cursor, Delete, Delta, DirId, DirMeta, Expected, FileRef, Finish, Finished, Got, Handle, Held,
-        Hello, Items, NewFile, OpenFor, Opened, Page, RealizeService, RenameFile, Renamed, Right, Rights, Role, RunId,
-        SERVICE_VERSION, SIGNATURE_CHUNKS_MAX, Same, Sums, ServiceError, Swept,
+        Against, Answer, Blocks, Chunk, Claim, Cursor, Delete, Delta, DirId, DirMeta, Expected, FileRef, Finish,
+        Finished, Got, Handle, Held, Hello, Items, NewFile, OpenFor, Opened, Page, RealizeService, RenameFile, Renamed,
+        Right, Rights, Role, RunId, SERVICE_VERSION, SIGNATURE_CHUNKS_MAX, Same, ServiceError, Sums, Swept,
     },
     store::{Prepared, Source, Store, Walk},
 };

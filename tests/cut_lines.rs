@@ -7,13 +7,7 @@ mod support;
 
 use std::{
     fs,
-    io::{Read, Write},
-    net::{Shutdown, TcpListener, TcpStream},
     path::Path,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
     time::{Duration, Instant},
 };
 
@@ -28,58 +22,6 @@ fn next(random: &mut u64) -> u64 {
         .wrapping_mul(6_364_136_223_846_793_005)
         .wrapping_add(1_442_695_040_888_963_407);
     *random >> 33
-}
-
-/// A line to the daemon that counts and can be cut.
-struct Line {
-    port: u16,
-    bytes: Arc<AtomicU64>,
-    open: Arc<Mutex<Vec<TcpStream>>>,
-}
-
-impl Line {
-    fn to(port: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let line = Self {
-            port: listener.local_addr().unwrap().port(),
-            bytes: Arc::default(),
-            open: Arc::default(),
-        };
-        let (bytes, open) = (line.bytes.clone(), line.open.clone());
-        std::thread::spawn(move || {
-            for near in listener.incoming().map_while(Result::ok) {
-                let Ok(far) = TcpStream::connect(("127.0.0.1", port)) else {
-                    // The daemon is down: whoever called sees the connection end.
-                    continue;
-                };
-                for (from, to) in [(&near, &far), (&far, &near)] {
-                    let (from, to, bytes) = (from.try_clone().unwrap(), to.try_clone().unwrap(), bytes.clone());
-                    std::thread::spawn(move || carry(from, to, &bytes));
-                }
-                open.lock().unwrap().extend([near, far]);
-            }
-        });
-        line
-    }
-
-    fn cut(&self) {
-        for stream in self.open.lock().unwrap().drain(..) {
-            // It may have ended by itself.
-            stream.shutdown(Shutdown::Both).ok();
-        }
-    }
-}
-
-fn carry(mut from: TcpStream, mut to: TcpStream, bytes: &AtomicU64) {
-    let mut buf = vec![0; 64 << 10];
-    while let Ok(count @ 1..) = from.read(&mut buf) {
-        bytes.fetch_add(count as u64, Ordering::Relaxed);
-        if to.write_all(&buf[..count]).is_err() {
-            break;
-        }
-    }
-    from.shutdown(Shutdown::Both).ok();
-    to.shutdown(Shutdown::Both).ok();
 }
 
 fn make_source(dir: &Path) {
@@ -180,7 +122,7 @@ fn move_through(blows: &[Blow], count: usize, push: bool) -> (usize, u64, u64) {
     let kept = |manifest: Manifest| manifest.retain(|_, entry| entry.kind != Kind::Dir);
     kept(truth).assert_same(&kept(Manifest::of(target)), "sent and arrived");
     assert!(Manifest::of(source).is_empty());
-    (struck, line.bytes.load(Ordering::Relaxed), size)
+    (struck, line.bytes(), size)
 }
 
 /// What may cross the line: everything once, with listings and calls; and for each blow what was on its way and not acknowledged, which

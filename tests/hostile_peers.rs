@@ -199,7 +199,10 @@ async fn handles_and_directories_of_nobody_are_refused_call_by_call() {
         .call(Request::Open {
             dir: DirId::new("a"),
             path: RelPath::new("new").unwrap(),
-            open_for: OpenFor::Write { size: u64::MAX, basis: None },
+            open_for: OpenFor::Write {
+                size: u64::MAX,
+                basis: None,
+            },
         })
         .await;
     if let Response::Open(opened) = opened {
@@ -387,7 +390,10 @@ async fn one_peer_that_finishes_large_files_does_not_stop_the_others() {
         let open = Request::Open {
             dir: DirId::new("a"),
             path: RelPath::new(format!("f{nth}")).unwrap(),
-            open_for: OpenFor::Write { size: 1 << 40, basis: None },
+            open_for: OpenFor::Write {
+                size: 1 << 40,
+                basis: None,
+            },
         };
         let Response::Open(Ok(opened)) = peer.call(open).await else {
             panic!("not opened")

@@ -231,14 +231,18 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
             let count = (found_chunks - first).min(self.compare_at_once());
             let equal = self.compare_page(item, &mut reading, target, first, count).await?;
             let (right, wrong): (Vec<_>, Vec<_>) = (first..).zip(equal).partition(|(_, equal)| *equal);
-            let right_bytes = right.iter().map(|(index, _)| chunk_len(size, *index).unwrap_or(0) as u64);
+            let right_bytes = right
+                .iter()
+                .map(|(index, _)| chunk_len(size, *index).unwrap_or(0) as u64);
             self.advanced(right_bytes.sum());
             let wrong = wrong.into_iter().map(|(index, _)| index).collect();
-            self.repair_chunks(item, &mut reading, target, wrong, &mut repair).await?;
+            self.repair_chunks(item, &mut reading, target, wrong, &mut repair)
+                .await?;
             first += count;
         }
         let missing = found_chunks..chunk_count(size);
-        self.send_missing(item, &mut reading, target, missing, &mut repair).await?;
+        self.send_missing(item, &mut reading, target, missing, &mut repair)
+            .await?;
         let digest = reading.digest()?;
         self.finish(item, target, digest).await?;
         Ok(digest)

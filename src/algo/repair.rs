@@ -159,7 +159,8 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
                 return self.send_chunks(item, reading, target, missing).await;
             }
             missing.start = some.end;
-            self.repair_chunks(item, reading, target, some.collect(), repair).await?;
+            self.repair_chunks(item, reading, target, some.collect(), repair)
+                .await?;
         }
         Ok(())
     }

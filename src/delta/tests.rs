@@ -39,7 +39,10 @@ fn diff(basis: &[u8], new: &[u8]) -> Vec<u8> {
 /// Bytes without repetitions.
 fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut out = vec![0; len];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
+    blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut out);
     out
 }
 
@@ -136,7 +139,10 @@ fn signatures_that_cannot_be_are_refused() {
     }
     let mut signature = Signature::new(0, BLOCK).unwrap();
     for (bytes, sums) in [(1000, 1), (1000, 3), (0, 1), (u64::MAX, 2)] {
-        assert!(signature.add(bytes, &vec![0; sums * SUM_BYTES]).is_err(), "{bytes} {sums}");
+        assert!(
+            signature.add(bytes, &vec![0; sums * SUM_BYTES]).is_err(),
+            "{bytes} {sums}"
+        );
     }
     assert!(signature.add(1000, &[0; 2 * SUM_BYTES + 1]).is_err());
     let most = BLOCKS_MAX as u64 * u64::from(BLOCK);

@@ -123,7 +123,9 @@ impl<F: Fs> Partial<F> {
 
 /// Reads `buf`; what somebody has cut off meanwhile counts as zeros, for whatever comes of it is held against its hash.
 async fn read_all(file: &impl File, offset: u64, buf: &mut [u8]) -> Answer<()> {
-    let read = read_full(file, offset, buf).await.map_err(|e| ServiceError::io("read", &e))?;
+    let read = read_full(file, offset, buf)
+        .await
+        .map_err(|e| ServiceError::io("read", &e))?;
     buf[read..].fill(0);
     Ok(())
 }

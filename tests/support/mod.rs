@@ -10,6 +10,7 @@
 mod command;
 mod fake_daemon;
 mod hosts;
+mod line;
 mod manifest;
 mod peer;
 mod scratch;
@@ -18,6 +19,7 @@ mod tree;
 pub use command::{Outcome, Run, Running, TimedOut, name_spaces_allowed, realize, realized, run_as_root};
 pub use fake_daemon::{Act, FakeDaemon};
 pub use hosts::{ALL, Hosts};
+pub use line::Line;
 pub use manifest::{Entry, Kind, Manifest, is_reserved};
 pub use peer::Peer;
 pub use scratch::{NOBODY, Scratch, give_to_nobody};

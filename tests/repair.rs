@@ -1,0 +1,198 @@
+//! What the target has of a large file is used, whatever became of it: the file arrives whole, and what crosses the wire is about
+//! what differs.
+
+#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
+
+mod support;
+
+use std::{fs, path::Path};
+
+use support::*;
+
+const MIB: usize = 1 << 20;
+
+/// Size of the file that is moved.
+const SIZE: usize = 12 * MIB + 12_345;
+
+/// What a move of one file takes beside its content: handshake, listing, hashes, signatures.
+const TALK: usize = 40_000;
+
+/// Bytes without repetitions.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut out = vec![0; len];
+    blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut out);
+    out
+}
+
+/// What the target has, and how many bytes may cross the wire then, both ways added.
+struct Case {
+    what: &'static str,
+    old: Option<Vec<u8>>,
+    partial: Option<Vec<u8>>,
+    bytes_max: usize,
+}
+
+fn cases(new: &[u8]) -> Vec<Case> {
+    let flipped = |data: &[u8], count: usize| {
+        let mut data = data.to_vec();
+        let len = data.len();
+        (0..count).for_each(|nth| data[(nth * 2 + 1) * len / (2 * count)] ^= 1);
+        data
+    };
+    let case = |what, old: Option<&[u8]>, partial: Option<&[u8]>, bytes_max| Case {
+        what,
+        old: old.map(<[u8]>::to_vec),
+        partial: partial.map(<[u8]>::to_vec),
+        bytes_max,
+    };
+    let mut with_hole = new.to_vec();
+    with_hole[3 * MIB..5 * MIB].fill(0);
+    let mut older = new.to_vec();
+    older[6 * MIB..7 * MIB].copy_from_slice(&noise(2, MIB));
+    let shifted_partial = &new[1..SIZE / 2];
+    vec![
+        case("nothing", None, None, SIZE + TALK),
+        case(
+            "interrupted",
+            None,
+            Some(&new[..SIZE / 2]),
+            SIZE - SIZE / 2 + MIB + TALK,
+        ),
+        case(
+            "interrupted at a chunk",
+            None,
+            Some(&new[..6 * MIB]),
+            SIZE - 6 * MIB + TALK,
+        ),
+        case("corrupted", Some(&flipped(new, 5)), None, 5 * 7000 + TALK),
+        case("a corrupted partial", None, Some(&flipped(new, 5)), 5 * 7000 + TALK),
+        case("truncated", Some(&new[..9 * MIB]), None, SIZE - 9 * MIB + TALK),
+        case("too long", Some(&[new, &noise(3, MIB)].concat()), None, TALK),
+        case("a partial that is too long", None, Some(&[new, b"more"].concat()), TALK),
+        case("partially copied", None, Some(&with_hole), 2 * MIB + TALK),
+        case("shifted", Some(&new[1..]), None, SIZE / 100 + TALK),
+        case(
+            "shifted the other way",
+            Some(&[b"in front", new].concat()),
+            None,
+            SIZE / 100 + TALK,
+        ),
+        case(
+            "a shifted partial",
+            None,
+            Some(shifted_partial),
+            SIZE - SIZE / 2 + 2 * MIB + TALK,
+        ),
+        case("emptied", Some(b""), None, SIZE + TALK),
+        case("of other content", Some(&noise(4, SIZE)), None, SIZE + SIZE / 50 + TALK),
+        case(
+            "a corrupted partial beside an older final",
+            Some(&older),
+            Some(&flipped(&new[..8 * MIB], 3)),
+            20_000 + MIB + TALK,
+        ),
+    ]
+}
+
+/// Moves `new` to where the target is as `case` says; how many bytes crossed the wire.
+fn repair(new: &[u8], case: &Case, push: bool) -> usize {
+    let (disk, memory) = (Scratch::on_disk(), Scratch::in_memory());
+    let (local, served) = (disk.dir("local"), memory.dir("served"));
+    let (source, target) = if push { (&local, &served) } else { (&served, &local) };
+    fs::write(source.join("file"), new).unwrap();
+    let put = |name: &str, data: &Option<Vec<u8>>| {
+        if let Some(data) = data {
+            fs::write(target.join(name), data).unwrap();
+        }
+    };
+    put("file", &case.old);
+    put(".file.realize-part", &case.partial);
+    let mut hosts = Hosts::serving(&[("a", &served, ALL)]);
+    let line = Line::to(hosts.port());
+    hosts.know("nas", &hosts.public("daemon"), &format!("127.0.0.1:{}", line.port));
+    let local = local.to_str().unwrap();
+    let ends = if push { [local, "nas::a"] } else { ["nas::a", local] };
+    hosts.realize().args(ends).run().expect_code(0);
+    hosts.end(rustix::process::Signal::TERM);
+    assert!(
+        fs::read(target.join("file")).unwrap() == new,
+        "{}: what arrived",
+        case.what
+    );
+    assert_eq!(names(target), ["file"], "{}", case.what);
+    assert_eq!(names(source), [""; 0], "{}", case.what);
+    line.bytes() as usize
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn what_is_there_is_used_whatever_became_of_it() {
+    let new = noise(1, SIZE);
+    for push in [true, false] {
+        for case in cases(&new) {
+            let bytes = repair(&new, &case, push);
+            println!("{}: {bytes} bytes of {}", case.what, case.bytes_max);
+            assert!(
+                bytes <= case.bytes_max,
+                "{} (push: {push}): {bytes} bytes, not {}",
+                case.what,
+                case.bytes_max
+            );
+        }
+    }
+}
+
+#[test]
+fn what_is_added_to_a_log_is_packed() {
+    let lines = |numbers: std::ops::Range<usize>| -> Vec<u8> {
+        let line = |number| format!("2026-11-26T12:00:00 host program[{number}]: nothing in particular happened\n");
+        numbers.flat_map(|number| line(number).into_bytes()).collect()
+    };
+    let new = lines(0..60_000);
+    let case = Case {
+        what: "a log",
+        old: Some(lines(0..20_000)),
+        partial: None,
+        bytes_max: 0,
+    };
+    for push in [true, false] {
+        let bytes = repair(&new, &case, push);
+        assert!(bytes < new.len() / 4, "{bytes} bytes of {}", new.len());
+    }
+}
+
+/// A failed repair leaves the older final as it was.
+#[test]
+fn a_repair_that_is_killed_leaves_the_older_final_and_goes_on() {
+    let (disk, memory) = (Scratch::on_disk(), Scratch::in_memory());
+    let (source, served) = (disk.dir("local"), memory.dir("served"));
+    let new = noise(1, 64 * MIB);
+    let mut old = new.clone();
+    (0..64).for_each(|nth| old[nth * MIB + 5000..][..300_000].fill(0));
+    fs::write(source.join("file"), &new).unwrap();
+    fs::write(served.join("file"), &old).unwrap();
+    let hosts = Hosts::serving(&[("a", &served, ALL)]);
+    for millis in [30, 60, 90, 120] {
+        let running = hosts.realize().arg(&source).arg("nas::a").start();
+        std::thread::sleep(std::time::Duration::from_millis(millis));
+        running.signal(rustix::process::Signal::KILL);
+        drop(running.wait_or_kill());
+        let there = fs::read(served.join("file")).unwrap();
+        assert!(there == old || there == new, "after {millis} ms");
+        assert!(there == new || source.join("file").exists(), "after {millis} ms");
+    }
+    if source.join("file").exists() {
+        hosts.realize().arg(&source).arg("nas::a").run().expect_code(0);
+    }
+    assert!(fs::read(served.join("file")).unwrap() == new);
+    assert_eq!((names(&served).len(), names(&source).len()), (1, 0));
+}
