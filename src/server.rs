@@ -17,6 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
 use tarpc::context::Context;
 
 pub use self::jobs::Turns;
@@ -111,6 +112,9 @@ impl<F: Fs, C: Clock> Clone for RealizeServer<F, C> {
 
 /// How many chunks one job reads and hashes: others wait for it as long as that takes.
 const CHUNKS_PER_JOB: usize = 16;
+
+/// How many such jobs of one call are at work at once.
+const HASHING_JOBS: usize = 4;
 
 struct Session<F: Fs, C: Clock> {
     /// One for each job at work.
@@ -481,20 +485,19 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     async fn hashes(self, _: Context, handle: Handle, first: u64, count: u64) -> Answer<Vec<ChunkHash>> {
         self.check_count(count.try_into().unwrap_or(usize::MAX), self.limits().page_hashes)?;
         let source = self.find_source(handle, Right::Read)?;
-        let mut hashes = Vec::new();
         let end = first.saturating_add(count);
-        for begin in (first..end).step_by(CHUNKS_PER_JOB) {
+        let some = (first..end).step_by(CHUNKS_PER_JOB).map(|begin| {
             let (source, end) = (source.clone(), end.min(begin.saturating_add(CHUNKS_PER_JOB as u64)));
-            let some = self.job(async move {
+            self.job(async move {
                 let mut hashes = Vec::new();
                 for index in begin..end {
                     hashes.push(as_file(&source)?.hash_chunk(index).await?);
                 }
                 Ok(hashes)
-            });
-            hashes.extend(some.await?);
-        }
-        Ok(hashes)
+            })
+        });
+        let hashes: Vec<Vec<_>> = stream::iter(some).buffered(HASHING_JOBS).try_collect().await?;
+        Ok(hashes.concat())
     }
 
     async fn compare(
@@ -505,28 +508,33 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         Items(hashes): Items<ChunkHash>,
     ) -> Answer<Vec<bool>> {
         self.check_count(hashes.len(), self.limits().page_hashes)?;
-        let mut equal = Vec::with_capacity(hashes.len());
         let open = self.find(handle, Right::Write)?;
-        for (nth, hashes) in hashes.chunks(CHUNKS_PER_JOB).enumerate() {
+        let pieces: Vec<_> = hashes.chunks(CHUNKS_PER_JOB).map(<[_]>::to_vec).collect();
+        let some = pieces.into_iter().enumerate().map(|(nth, hashes)| {
             let first = first.saturating_add((nth * CHUNKS_PER_JOB) as u64);
-            let hashes = hashes.to_vec();
-            equal.extend(match open.clone() {
-                Open::Source(_) => return Err(ServiceError::BadHandle),
-                Open::Partial(target) => {
-                    let with_others = target.jobs.clone().read_owned().await;
-                    self.job(async move {
-                        let _with_others = with_others;
-                        target.file.compare(&target.store, first, &hashes).await
-                    })
-                    .await?
+            let (server, open) = (self.clone(), open.clone());
+            async move {
+                match open {
+                    Open::Source(_) => Err(ServiceError::BadHandle),
+                    Open::Partial(target) => {
+                        let with_others = target.jobs.clone().read_owned().await;
+                        server
+                            .job(async move {
+                                let _with_others = with_others;
+                                target.file.compare(&target.store, first, &hashes).await
+                            })
+                            .await
+                    }
+                    Open::Confirm(target) => {
+                        server
+                            .job(async move { target.file.compare(first, &hashes).await })
+                            .await
+                    }
                 }
-                Open::Confirm(target) => {
-                    self.job(async move { target.file.compare(first, &hashes).await })
-                        .await?
-                }
-            });
-        }
-        Ok(equal)
+            }
+        });
+        let equal: Vec<Vec<_>> = stream::iter(some).buffered(HASHING_JOBS).try_collect().await?;
+        Ok(equal.concat())
     }
 
     async fn put(self, _: Context, dir: DirId, Items(files): Items<NewFile>) -> Answer<Vec<Answer<()>>> {
@@ -634,13 +642,14 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     async fn apply_delta(self, _: Context, handle: Handle, chunk: u64, delta: Delta) -> Answer<()> {
         let target = self.find_partial(handle)?;
         let with_others = target.jobs.clone().read_owned().await;
-        let (rebuilt, sparse) = (target.clone(), delta.sparse);
+        let (rebuilt, sparse, hash) = (target.clone(), delta.sparse, delta.hash);
         let rebuild = self.job(async move { rebuilt.file.rebuild(chunk, &delta).await });
         let data = rebuild.await?;
         let turn = target.turns.clone().lock_owned().await;
         self.job(async move {
             let _with_others = with_others;
-            target.file.write_chunk(&target.store, chunk, &data, sparse, turn).await
+            let (file, store) = (&target.file, &target.store);
+            file.write_hashed(store, chunk, &data, Some(hash), sparse, turn).await
         })
         .await
     }

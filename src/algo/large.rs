@@ -4,7 +4,7 @@ use std::{cell::Cell, pin::pin};
 
 use futures::{
     StreamExt,
-    future::{Either, select},
+    future::{Either, OptionFuture, join, select},
     stream::FuturesUnordered,
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -45,6 +45,42 @@ impl Reading {
 
     fn digest(self) -> Result<Digest, Why> {
         self.hasher.digest().ok_or(Why::Source(ServiceError::Internal))
+    }
+}
+
+/// Chunks to be compared, page by page.
+struct Pages {
+    rest: std::ops::Range<u64>,
+    at_once: u64,
+    /// The source's hashes of the next page, where they are known.
+    hashed: Option<Vec<ChunkHash>>,
+}
+
+impl Pages {
+    /// The first `count` chunks, `at_once` on a page.
+    fn of(count: u64, at_once: u64) -> Self {
+        Self {
+            rest: 0..count,
+            at_once,
+            hashed: None,
+        }
+    }
+
+    fn peek(&self) -> Option<std::ops::Range<u64>> {
+        let end = self.rest.end.min(self.rest.start + self.at_once);
+        (!self.rest.is_empty()).then_some(self.rest.start..end)
+    }
+
+    fn take(&mut self) -> Option<std::ops::Range<u64>> {
+        let page = self.peek()?;
+        self.rest.start = page.end;
+        Some(page)
+    }
+
+    /// What is left is not compared.
+    fn end(&mut self) -> std::ops::Range<u64> {
+        self.hashed = None;
+        std::mem::replace(&mut self.rest, 0..0)
     }
 }
 
@@ -165,14 +201,11 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
     async fn confirm_open(&self, item: &Item, source: Handle, target: Handle) -> Result<Option<Digest>, Why> {
         let size = item.entry.version.size;
         let mut reading = Reading::new(source, size, self.options.limits.hashes_ahead);
-        let mut first = 0;
-        while first < chunk_count(size) {
-            let count = (chunk_count(size) - first).min(self.compare_at_once());
-            let equal = self.compare_page(item, &mut reading, target, first, count).await?;
+        let mut pages = Pages::of(chunk_count(size), self.compare_at_once());
+        while let Some((_, equal)) = self.compare_page(item, &mut reading, target, &mut pages).await? {
             if equal.contains(&false) {
                 return Ok(None);
             }
-            first += count;
         }
         let digest = reading.digest()?;
         self.finish(item, target, digest).await?;
@@ -186,33 +219,41 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         CHUNKS_AT_ONCE.min(self.options.limits.page_hashes as u64)
     }
 
-    /// Which of `count` chunks from `first` on the target has.
+    /// The next of `pages`: its first chunk, and which of its chunks the target has. Meanwhile the source hashes the one after it.
     async fn compare_page(
         &self,
         item: &Item,
         reading: &mut Reading,
         target: Handle,
-        first: u64,
-        count: u64,
-    ) -> Result<Vec<bool>, Why> {
-        let service = &self.sources[item.source].service;
-        let hashes = flat(service.hashes(calls::context(), reading.handle, first, count)).await;
-        let hashes = hashes
-            .and_then(|hashes| calls::check_count(hashes, count as usize))
-            .map_err(Why::Source)?;
-        let equal = flat(
-            self.target
-                .service
-                .compare(calls::context(), target, first, hashes.clone().into()),
-        )
-        .await;
+        pages: &mut Pages,
+    ) -> Result<Option<(u64, Vec<bool>)>, Why> {
+        let hashes = |page: std::ops::Range<u64>| {
+            let service = &self.sources[item.source].service;
+            let (handle, count) = (reading.handle, page.end - page.start);
+            async move {
+                let hashes = flat(service.hashes(calls::context(), handle, page.start, count)).await;
+                hashes.and_then(|hashes| calls::check_count(hashes, count as usize))
+            }
+        };
+        let Some(page) = pages.take() else { return Ok(None) };
+        let (first, ours) = match pages.hashed.take() {
+            Some(hashed) => (page.start, hashed),
+            None => (page.start, hashes(page).await.map_err(Why::Source)?),
+        };
+        let compared = self
+            .target
+            .service
+            .compare(calls::context(), target, first, ours.clone().into());
+        let next = OptionFuture::from(pages.peek().map(hashes));
+        let (equal, next) = join(flat(compared), next).await;
+        pages.hashed = next.transpose().map_err(Why::Source)?;
         let equal = equal
-            .and_then(|equal| calls::check_count(equal, hashes.len()))
+            .and_then(|equal| calls::check_count(equal, ours.len()))
             .map_err(Why::Target)?;
-        for ((index, hash), _) in (first..).zip(hashes).zip(&equal).filter(|(_, equal)| **equal) {
+        for ((index, hash), _) in (first..).zip(ours).zip(&equal).filter(|(_, equal)| **equal) {
             reading.add(index, hash)?;
         }
-        Ok(equal)
+        Ok(Some((first, equal)))
     }
 
     /// Completes the partial: what is right stays, what is wrong is repaired, what is missing is sent.
@@ -226,19 +267,22 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         }
         // Of both the basis is what chunks are made of.
         let mut repair = Repair::new(if opened.basis_len > 0 { opened.basis_len } else { found });
-        let mut first = 0;
-        while first < found_chunks {
-            let count = (found_chunks - first).min(self.compare_at_once());
-            let equal = self.compare_page(item, &mut reading, target, first, count).await?;
+        let mut pages = Pages::of(found_chunks, self.compare_at_once());
+        while let Some((first, equal)) = self.compare_page(item, &mut reading, target, &mut pages).await? {
             let (right, wrong): (Vec<_>, Vec<_>) = (first..).zip(equal).partition(|(_, equal)| *equal);
             let right_bytes = right
                 .iter()
                 .map(|(index, _)| chunk_len(size, *index).unwrap_or(0) as u64);
             self.advanced(right_bytes.sum());
-            let wrong = wrong.into_iter().map(|(index, _)| index).collect();
+            let wrong: Vec<_> = wrong.into_iter().map(|(index, _)| index).collect();
             self.repair_chunks(item, &mut reading, target, wrong, &mut repair)
                 .await?;
-            first += count;
+            if right.is_empty() && repair.is_elsewhere() {
+                // Most likely all is, and then nothing of it is in its own place.
+                let rest = pages.end().collect();
+                self.repair_chunks(item, &mut reading, target, rest, &mut repair)
+                    .await?;
+            }
         }
         let missing = found_chunks..chunk_count(size);
         self.send_missing(item, &mut reading, target, missing, &mut repair)

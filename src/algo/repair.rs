@@ -1,9 +1,9 @@
 //! Repairs ({#rsync}): what the target has of a large file is used, and the difference alone is sent.
 //!
-//! Chunks that are wrong are held against the ones in their own places first: that finds what was changed, overwritten or
-//! damaged. Where it finds little, a few are held against what lies around them: that finds what was shifted, and then the sums of the
-//! whole basis are asked for. Where that finds nothing either, the rest is sent as it is. What has been found counts for nothing
-//! until its hash is that of the chunk.
+//! Of the chunks that are wrong a few are tried in two ways: against the ones in their own places, in fine blocks, which finds what was
+//! changed, overwritten or damaged; and against what lies around them, in coarse ones, which finds what was shifted. The rest goes the way
+//! that took fewer bytes: in place; or against the whole basis, whose sums are then asked for once; or, where neither finds anything,
+//! as it is. What has been found counts for nothing until its hash is that of the chunk.
 
 use futures::{StreamExt, stream, stream::FuturesUnordered};
 use tokio::sync::{MutexGuard, Semaphore};
@@ -14,12 +14,16 @@ use super::{
     large::{Reading, Sending},
 };
 use crate::{
+    delta::{self, FINE_BLOCK_BYTES, SUM_BYTES},
     digest::{CHUNK_BYTES, ChunkHash, chunk_count, chunk_len},
     service::{Against, Answer, Blocks, Delta, Form, Handle, SIGNATURE_CHUNKS_MAX, ServiceError, Sums},
 };
 
 /// How many chunks are tried, spread over those that are wrong, to learn what pays.
 const SAMPLES: usize = 4;
+
+/// So few wrong chunks of a page are not worth the sums of the whole basis.
+const FEW_WRONG: u64 = 64;
 
 /// How many chunks are dealt with until it is looked at anew whether that pays.
 const BATCH: usize = 32;
@@ -64,6 +68,11 @@ impl Repair<'_> {
             _loading: None,
         }
     }
+
+    /// Whether the file's content is in other places of the basis than its own.
+    pub fn is_elsewhere(&self) -> bool {
+        self.way == Some(Way::Loaded)
+    }
 }
 
 /// What came of some chunks.
@@ -86,6 +95,12 @@ impl Tally {
 
     fn pays(&self) -> bool {
         2 * self.found >= self.chunks
+    }
+
+    /// What a mebibyte takes, in bytes, with `sum_bytes` of sums for each.
+    fn price(&self, sum_bytes: u64) -> u64 {
+        let whole = CHUNK_BYTES.saturating_mul(self.sent_bytes) / self.bytes.max(1);
+        whole + sum_bytes
     }
 
     /// Whether a tenth at least was saved.
@@ -174,27 +189,31 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         wrong: &mut Vec<u64>,
         repair: &mut Repair<'a>,
     ) -> Result<(), Why> {
-        let mut sent = Tally::default();
-        for way in [Way::InPlace, Way::Around] {
-            let samples = take_spread(wrong, SAMPLES);
-            if samples.is_empty() {
-                return Ok(());
-            }
-            let tally = self.repair_batch(item, reading, target, samples, way).await?;
-            match way {
-                Way::InPlace if tally.pays() => {
-                    repair.way = Some(Way::InPlace);
-                    return Ok(());
-                }
-                Way::Around if tally.found > 0 => {
-                    self.load_signature(item, reading, target, repair).await?;
-                    repair.way = Some(Way::Loaded);
-                    return Ok(());
-                }
-                _ => sent = tally,
-            }
+        let sum_bytes = |block_bytes: u32| CHUNK_BYTES / u64::from(block_bytes) * SUM_BYTES as u64;
+        let wrong_chunks = wrong.len() as u64;
+        let in_place = take_spread(wrong, SAMPLES);
+        let in_place = self.repair_batch(item, reading, target, in_place, Way::InPlace).await?;
+        if in_place.pays() && wrong_chunks < FEW_WRONG {
+            repair.way = Some(Way::InPlace);
+            return Ok(());
         }
-        (repair.way, repair.packs) = (Some(Way::Packed), Some(sent.is_smaller()));
+        let around = take_spread(wrong, SAMPLES);
+        if around.is_empty() {
+            return Ok(());
+        }
+        let around = self.repair_batch(item, reading, target, around, Way::Around).await?;
+        let coarse = sum_bytes(delta::block_bytes(repair.basis_len));
+        let is_in_place = in_place.pays() && in_place.price(sum_bytes(FINE_BLOCK_BYTES)) <= around.price(coarse);
+        repair.way = Some(match (is_in_place, around.found) {
+            (true, _) => Way::InPlace,
+            (false, 0) => Way::Packed,
+            (false, _) => Way::Loaded,
+        });
+        match repair.way {
+            Some(Way::Loaded) => self.load_signature(item, reading, target, repair).await?,
+            Some(Way::Packed) => repair.packs = Some(around.is_smaller()),
+            _ => {}
+        }
         Ok(())
     }
 

@@ -224,6 +224,19 @@ impl<F: Fs> Partial<F> {
         sparse: bool,
         turn: impl Send,
     ) -> Answer<()> {
+        self.write_hashed(store, index, data, None, sparse, turn).await
+    }
+
+    /// As [`write_chunk`](Self::write_chunk); the `hash` of `data`, where it is known, is not computed again.
+    pub async fn write_hashed(
+        &self,
+        store: &Store<F>,
+        index: u64,
+        data: &Bytes,
+        hash: Option<ChunkHash>,
+        sparse: bool,
+        turn: impl Send,
+    ) -> Answer<()> {
         if chunk_len(self.size, index) != Some(data.len()) {
             return Err(ServiceError::BadRequest("not a whole chunk".into()));
         }
@@ -240,7 +253,8 @@ impl<F: Fs> Partial<F> {
             Err(error) if planted(Bug::NoSpaceIsSuccess) && is_any(&error, &[Errno::NOSPC]) => {}
             written => written.map_err(|e| ServiceError::io("write", &e))?,
         }
-        self.hashes.add(index, hash_chunk(self.size, index, data))?;
+        let hash = hash.unwrap_or_else(|| hash_chunk(self.size, index, data));
+        self.hashes.add(index, hash)?;
         let unsynced_bytes = self.unsynced_bytes.fetch_add(data.len() as u64, Ordering::Relaxed) + data.len() as u64;
         if unsynced_bytes >= store.inner.limits.sync_every_bytes {
             self.unsynced_bytes.store(0, Ordering::Relaxed);

@@ -116,7 +116,8 @@ impl<F: Fs> Partial<F> {
             return Ok(false);
         }
         let sparse = has_hole(&basis.file, start, &data).await?;
-        self.write_chunk(store, index, &data.into(), sparse, ()).await?;
+        self.write_hashed(store, index, &data.into(), Some(hash), sparse, ())
+            .await?;
         Ok(true)
     }
 }
