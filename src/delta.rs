@@ -333,9 +333,9 @@ fn literal_code(len: usize) -> u8 {
 /// Which of 1, 2, 4 and 8 bytes `number` takes.
 fn size_class(number: u64) -> u8 {
     match number {
-        0..=0xff => 0,
-        ..=0xffff => 1,
-        ..=0xffff_ffff => 2,
+        0..0x100 => 0,
+        0x100..0x1_0000 => 1,
+        0x1_0000..0x1_0000_0000 => 2,
         _ => 3,
     }
 }

@@ -48,20 +48,23 @@ impl Reading {
     }
 }
 
-/// Chunks to be compared, page by page.
+/// Chunks to be compared, page by page: small ones first, so that little is hashed in vain where the first differs.
 struct Pages {
     rest: std::ops::Range<u64>,
     at_once: u64,
+    at_most: u64,
     /// The source's hashes of the next page, where they are known.
     hashed: Option<Vec<ChunkHash>>,
 }
 
 impl Pages {
-    /// The first `count` chunks, `at_once` on a page.
-    fn of(count: u64, at_once: u64) -> Self {
+    /// The first `count` chunks, `at_most` on a page.
+    fn of(count: u64, at_most: u64) -> Self {
+        const AT_FIRST: u64 = 8;
         Self {
             rest: 0..count,
-            at_once,
+            at_once: AT_FIRST.min(at_most),
+            at_most,
             hashed: None,
         }
     }
@@ -74,6 +77,7 @@ impl Pages {
     fn take(&mut self) -> Option<std::ops::Range<u64>> {
         let page = self.peek()?;
         self.rest.start = page.end;
+        self.at_once = (2 * self.at_once).min(self.at_most);
         Some(page)
     }
 
@@ -275,6 +279,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
                 .map(|(index, _)| chunk_len(size, *index).unwrap_or(0) as u64);
             self.advanced(right_bytes.sum());
             let wrong: Vec<_> = wrong.into_iter().map(|(index, _)| index).collect();
+            repair.compared(right.len(), wrong.len());
             self.repair_chunks(item, &mut reading, target, wrong, &mut repair)
                 .await?;
             if right.is_empty() && repair.is_elsewhere() {

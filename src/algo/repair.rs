@@ -22,9 +22,6 @@ use crate::{
 /// How many chunks are tried, spread over those that are wrong, to learn what pays.
 const SAMPLES: usize = 4;
 
-/// So few wrong chunks of a page are not worth the sums of the whole basis.
-const FEW_WRONG: u64 = 64;
-
 /// How many chunks are dealt with until it is looked at anew whether that pays.
 const BATCH: usize = 32;
 
@@ -50,6 +47,8 @@ enum Way {
 /// What is known of what pays for one file.
 pub(super) struct Repair<'a> {
     basis_len: u64,
+    /// Whether of the chunks that were compared last most are wrong: some alone are not worth the sums of the whole basis.
+    is_mostly_wrong: bool,
     /// `None` before it is known.
     way: Option<Way>,
     /// Whether what is sent as it is gets smaller when it is packed; `None` before it is known.
@@ -63,10 +62,21 @@ impl Repair<'_> {
     pub fn new(basis_len: u64) -> Self {
         Self {
             basis_len,
+            is_mostly_wrong: false,
             way: None,
             packs: None,
             _loading: None,
         }
+    }
+
+    /// So many chunks of a page are right or wrong.
+    pub fn compared(&mut self, right: usize, wrong: usize) {
+        let is_mostly_wrong = wrong > right;
+        if is_mostly_wrong && !self.is_mostly_wrong {
+            // What was good enough for some may not be the best for all.
+            self.way.take_if(|way| *way == Way::InPlace);
+        }
+        self.is_mostly_wrong = is_mostly_wrong;
     }
 
     /// Whether the file's content is in other places of the basis than its own.
@@ -190,10 +200,9 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         repair: &mut Repair<'a>,
     ) -> Result<(), Why> {
         let sum_bytes = |block_bytes: u32| CHUNK_BYTES / u64::from(block_bytes) * SUM_BYTES as u64;
-        let wrong_chunks = wrong.len() as u64;
         let in_place = take_spread(wrong, SAMPLES);
         let in_place = self.repair_batch(item, reading, target, in_place, Way::InPlace).await?;
-        if in_place.pays() && wrong_chunks < FEW_WRONG {
+        if in_place.pays() && !repair.is_mostly_wrong {
             repair.way = Some(Way::InPlace);
             return Ok(());
         }
