@@ -11,11 +11,11 @@ use std::{
 
 use bytes::Bytes;
 use realize::{
-    digest::{CHUNK_BYTES, digest},
+    digest::{CHUNK_BYTES, digest, hash_chunk},
     model::{RelPath, Timestamp, Version},
     service::{
-        Answer, Content, DirId, Expected, FileRef, Finish, Handle, Meta, NewFile, OpenFor,
-        RealizeServiceRequest as Request, RealizeServiceResponse as Response, Role, RunId,
+        Against, Answer, Blocks, Content, Delta, DirId, Expected, FileRef, Finish, Form, Handle, Meta, NewFile,
+        OpenFor, RealizeServiceRequest as Request, RealizeServiceResponse as Response, Role, RunId, Sums,
     },
     wire::{Encoded, Outbox, ToServer, write_messages},
 };
@@ -220,6 +220,150 @@ async fn handles_and_directories_of_nobody_are_refused_call_by_call() {
         }
     }
     assert!(dir.join("file").exists());
+    assert_serves(&hosts);
+}
+
+/// Sums and deltas are looked at before anything is done with them.
+#[tokio::test]
+async fn sums_and_deltas_that_cannot_be_are_refused() {
+    let (_memory, hosts, dir) = served();
+    let data: Vec<u8> = (0..2 * CHUNK_BYTES).map(|at| (at * 2_654_435_761 >> 9) as u8).collect();
+    fs::write(dir.join("source"), &data).unwrap();
+    fs::write(dir.join("target"), &data).unwrap();
+    let mut peer = Peer::connect(&hosts, 1).await;
+    peer.hello(1).await;
+    let a = || DirId::new("a");
+    let paths = ["source", "target"].map(|name| RelPath::new(name).unwrap());
+    let stat = Request::Stat {
+        dir: a(),
+        paths: paths.to_vec().into(),
+        restore: false,
+    };
+    let Response::Stat(Ok(found)) = peer.call(stat).await else {
+        panic!("no answer")
+    };
+    let versions: Vec<_> = found.into_iter().map(|entry| entry.unwrap().unwrap().version).collect();
+    let size = data.len() as u64;
+    let mut handles = Vec::new();
+    for (path, open_for) in paths.into_iter().zip([
+        OpenFor::Read(versions[0]),
+        OpenFor::Write {
+            size,
+            basis: Some(versions[1]),
+        },
+    ]) {
+        let open = Request::Open {
+            dir: a(),
+            path,
+            open_for,
+        };
+        let Response::Open(Ok(opened)) = peer.call(open).await else {
+            panic!("not opened")
+        };
+        handles.push(opened.held.handle);
+    }
+    let (source, target) = (handles[0], handles[1]);
+    let sums = |start, bytes, block_bytes, count: usize| Sums {
+        start,
+        bytes,
+        block_bytes,
+        sums: vec![7; count].into(),
+    };
+    for (start, bytes, block_bytes, count) in [
+        (0, 4096, 0, 7),
+        (0, 4096, 1, 7 * 4096),
+        (0, 4096, 4095, 14),
+        (0, 4096, u32::MAX, 7),
+        (0, u64::MAX, 4096, 7),
+        (0, 4096, 4096, 6),
+        (0, 4096, 4096, 70),
+        (4096, 4096, 4096, 7),
+        (u64::MAX, 4096, 4096, 7),
+    ] {
+        let what = (start, bytes, block_bytes, count);
+        let load = Request::LoadSignature {
+            handle: source,
+            sums: sums(start, bytes, block_bytes, count),
+        };
+        let loaded = peer.call(load).await;
+        assert!(
+            matches!(loaded, Response::LoadSignature(Err(_))),
+            "{what:?}: {loaded:?}"
+        );
+        if start == 4096 {
+            continue;
+        }
+        let diff = Request::Diff {
+            handle: source,
+            chunk: 0,
+            against: Against::Sums(sums(start, bytes, block_bytes, count)),
+        };
+        let made = peer.call(diff).await;
+        assert!(matches!(made, Response::Diff(Err(_))), "{what:?}: {made:?}");
+    }
+    for (handle, chunk, against) in [
+        (source, 0, Against::Loaded),
+        (source, 2, Against::Nothing),
+        (source, u64::MAX, Against::Nothing),
+        (target, 0, Against::Nothing),
+    ] {
+        let diff = Request::Diff { handle, chunk, against };
+        let made = peer.call(diff).await;
+        assert!(matches!(made, Response::Diff(Err(_))), "{handle:?} {chunk}: {made:?}");
+    }
+    for (handle, first, count, expected) in [
+        (source, 0, 1, None),
+        (target, 0, 17, None),
+        (target, 0, u64::MAX, None),
+        (target, u64::MAX, 16, Some(0)),
+        (target, 0, 16, Some(size)),
+        (target, 1, 16, Some(CHUNK_BYTES)),
+    ] {
+        let calculate = Request::CalculateSignature {
+            handle,
+            first,
+            count,
+            blocks: Blocks::Fine,
+        };
+        let Response::CalculateSignature(answer) = peer.call(calculate).await else {
+            panic!("another answer")
+        };
+        assert_eq!(answer.ok().map(|sums| sums.bytes), expected, "{first} {count}");
+    }
+    let hash = hash_chunk(size, 0, &data[..CHUNK_BYTES as usize]);
+    let bomb = [&0x7273_0236_u32.to_be_bytes()[..], &[0x45, 0, 1].repeat(100_000), &[0]].concat();
+    let outside = [
+        &0x7273_0236_u32.to_be_bytes()[..],
+        &[0x4d, 0xff, 0xff, 0xff, 0xff, 1, 0],
+    ]
+    .concat();
+    for (form, delta) in [
+        (Form::Whole, &b"too short"[..]),
+        (Form::Plain, b""),
+        (Form::Plain, b"rs\x026no delta"),
+        (Form::Plain, &bomb),
+        (Form::Plain, &outside),
+        (Form::Packed, b"not packed"),
+        (Form::Whole, &vec![0; CHUNK_BYTES as usize]),
+    ] {
+        let delta = Delta {
+            data: Bytes::copy_from_slice(delta),
+            form,
+            literal_bytes: 0,
+            sparse: false,
+            hash,
+        };
+        let apply = Request::ApplyDelta {
+            handle: target,
+            chunk: 0,
+            delta,
+        };
+        let applied = peer.call(apply).await;
+        assert!(matches!(applied, Response::ApplyDelta(Err(_))), "{form:?}: {applied:?}");
+    }
+    let partial = fs::metadata(dir.join(".target.realize-part")).unwrap();
+    assert_eq!(partial.len(), 0, "nothing was written");
+    assert_eq!(fs::read(dir.join("target")).unwrap(), data);
     assert_serves(&hosts);
 }
 
