@@ -5,14 +5,17 @@
 //! pieces and applied by our own code, which is held against `fast_rsync::apply` by tests and fuzzing. The format is that of
 //! librsync. MD4 is broken, and only some bytes of it are sent: a delta's result counts for nothing until its BLAKE3 hash agrees.
 
-use std::{io, ops::Range};
+use std::{
+    io,
+    ops::{Range, RangeInclusive},
+};
 
 use fast_rsync::SignatureOptions;
 
 use crate::digest::CHUNK_BYTES;
 
 /// Smallest and largest block in bytes. All are powers of two, so that a chunk is a whole number of blocks.
-pub const BLOCK_BYTES: Range<u32> = 512..(CHUNK_BYTES as u32 + 1);
+pub const BLOCK_BYTES: RangeInclusive<u32> = 512..=256 << 10;
 
 /// Bytes of each block's MD4 that are sent, beside 4 of its checksum. A block that is taken for another costs that its chunk is
 /// sent whole. With 56 bits, and at most 2^18 blocks looked up at each of 2^20 positions of a chunk, that happens to one chunk in 2^18.
@@ -24,12 +27,13 @@ pub const SUM_BYTES: usize = 4 + HASH_BYTES as usize;
 /// Bytes of a block where a chunk is held against the one in its own place: a flipped bit then costs about as much as the sums.
 pub const FINE_BLOCK_BYTES: u32 = 4096;
 
-/// Blocks of one signature at most: indexed they take up to 95 bytes each, 24 MiB.
+/// Blocks of one signature at most, which is enough for a basis of 64 GiB: indexed they take up to 17 MiB, where checksums collide
+/// twice that.
 pub const BLOCKS_MAX: usize = 1 << 18;
 
 /// Operations in the delta of one chunk at most: each copy but those cut at the ends is a block at least, and between two is one
 /// literal.
-const OPS_MAX: usize = 2 * (CHUNK_BYTES as usize / BLOCK_BYTES.start as usize) + 3;
+const OPS_MAX: usize = 2 * (CHUNK_BYTES as usize / *BLOCK_BYTES.start() as usize) + 3;
 
 /// Bytes of the delta of one chunk at most: all of it literal, and the operations.
 pub const DELTA_BYTES_MAX: usize = CHUNK_BYTES as usize + OPS_MAX * 17 + 5;
@@ -48,7 +52,12 @@ pub struct Malformed(&'static str);
 pub fn block_bytes(basis_bytes: u64) -> u32 {
     let root = basis_bytes.isqrt().clamp(1024, 1 << 17).next_power_of_two();
     let fewest = basis_bytes.div_ceil(BLOCKS_MAX as u64).max(1).next_power_of_two();
-    root.max(fewest).min(CHUNK_BYTES) as u32
+    root.max(fewest).min((*BLOCK_BYTES.end()).into()) as u32
+}
+
+/// How many bytes of a basis of `basis_bytes` the sums of blocks of this size may cover.
+pub fn covered_bytes(basis_bytes: u64, block_bytes: u32) -> u64 {
+    basis_bytes.min(BLOCKS_MAX as u64 * u64::from(block_bytes))
 }
 
 /// What is known of a basis: the sums of blocks that follow each other.
@@ -301,7 +310,10 @@ fn cut<'a>(ops: &[Op<'a>], piece: &Range<usize>) -> Vec<Op<'a>> {
 
 /// The delta that consists of `ops`.
 fn encode(ops: &[Op<'_>]) -> Vec<u8> {
-    let mut delta = DELTA_MAGIC.to_be_bytes().to_vec();
+    const OP_BYTES: usize = 17;
+    let literal = |op: &Op<'_>| if let Op::Literal(data) = op { data.len() } else { 0 };
+    let mut delta = Vec::with_capacity(5 + ops.iter().map(|op| OP_BYTES + literal(op)).sum::<usize>());
+    delta.extend_from_slice(&DELTA_MAGIC.to_be_bytes());
     for op in ops {
         match op {
             Op::Literal(data) => {
@@ -350,8 +362,13 @@ const ZSTD_LEVEL: i32 = 3;
 
 /// `delta` compressed, where that makes it smaller.
 pub fn compress(delta: &[u8]) -> io::Result<Option<Vec<u8>>> {
-    let packed = zstd::bulk::compress(delta, ZSTD_LEVEL)?;
-    Ok(Some(packed).filter(|packed| packed.len() < delta.len()))
+    let mut packed = zstd::bulk::compress(delta, ZSTD_LEVEL)?;
+    if packed.len() >= delta.len() {
+        return Ok(None);
+    }
+    // It was made as large as it might have become.
+    packed.shrink_to_fit();
+    Ok(Some(packed))
 }
 
 /// What was [`compress`]ed. Fails where it would be longer than a delta can be.

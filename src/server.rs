@@ -463,6 +463,8 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
                 })
             }
             OpenFor::Write { size, basis } => {
+                // What is made of it would tell what is in it.
+                let basis = basis.filter(|_| self.allow(&dir, Right::Read).is_ok());
                 let opened = store.clone();
                 let partial = self
                     .job(async move { opened.open_partial(&path, size, basis.as_ref()).await })
@@ -599,6 +601,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     ) -> Answer<Sums> {
         self.check_count(count.try_into().unwrap_or(usize::MAX), SIGNATURE_CHUNKS_MAX as usize)?;
         let target = self.find_partial(handle)?;
+        self.find(handle, Right::Read)?;
         let with_others = target.jobs.clone().read_owned().await;
         self.job(async move {
             let _with_others = with_others;
@@ -609,12 +612,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
 
     async fn load_signature(self, _: Context, handle: Handle, sums: Sums) -> Answer<()> {
         self.find_source(handle, Right::Read)?;
-        let mut state = self.state();
-        let other = state.loaded.as_ref().map(|loaded| loaded.handle);
-        if other.is_some_and(|other| other != handle && state.open.contains_key(&other)) {
-            return Err(ServiceError::Busy("another file is being repaired".into()));
-        }
-        Loaded::add(&mut state.loaded, handle, &sums)
+        Loaded::add(&mut self.state().loaded, handle, &sums)
     }
 
     async fn diff(self, _: Context, handle: Handle, chunk: u64, against: Against) -> Answer<Delta> {
@@ -628,22 +626,28 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             }
             _ => None,
         };
-        self.job(async move {
+        let diff = async move {
             let file = as_file(&source)?;
             match (against, loaded) {
                 (Against::Sums(sums), _) => file.diff(chunk, Some(&index_of(&sums)?)).await,
                 (Against::Loaded, Some(loaded)) => file.diff(chunk, Some(loaded.index()?)).await,
                 _ => file.diff(chunk, None).await,
             }
-        })
-        .await
+        };
+        let _turn = self.session.turns.diffs().await;
+        self.job(diff).await
     }
 
     async fn apply_delta(self, _: Context, handle: Handle, chunk: u64, delta: Delta) -> Answer<()> {
         let target = self.find_partial(handle)?;
-        let with_others = target.jobs.clone().read_owned().await;
+        let may_read = self.find(handle, Right::Read).map(drop);
+        let with_others = Arc::new(target.jobs.clone().read_owned().await);
         let (rebuilt, sparse, hash) = (target.clone(), delta.sparse, delta.hash);
-        let rebuild = self.job(async move { rebuilt.file.rebuild(chunk, &delta).await });
+        let beside = with_others.clone();
+        let rebuild = self.job(async move {
+            let _beside = beside;
+            rebuilt.file.rebuild(chunk, &delta, may_read).await
+        });
         let data = rebuild.await?;
         let turn = target.turns.clone().lock_owned().await;
         self.job(async move {
@@ -732,6 +736,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         let results = self.jobs(&store, files, self.limits().job_files, delete).await;
         let closed: Vec<_> = {
             let mut state = self.state();
+            state.loaded.take_if(|loaded| handles.contains(&loaded.handle));
             handles.iter().filter_map(|handle| state.open.remove(handle)).collect()
         };
         self.job(async move {

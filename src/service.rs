@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The version of this service. Both sides must have the same.
-pub const SERVICE_VERSION: u32 = 3;
+pub const SERVICE_VERSION: u32 = 4;
 
 /// A configured directory, or one below it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -619,7 +619,7 @@ pub trait RealizeService {
     /// Opens small files and links and gives what is in them. \[read\]
     async fn get(dir: DirId, files: Items<FileRef>) -> Answer<Vec<Answer<Got>>>;
 
-    /// Opens a large file. `Busy` when another writes to the same partial. \[read, or write\]
+    /// Opens a large file. `Busy` when another writes to the same partial. A basis is opened only for who may read, too. \[read, or write\]
     async fn open(dir: DirId, path: RelPath, open_for: OpenFor) -> Answer<Opened>;
 
     /// Reads one chunk of a file open for reading. \[read\]
@@ -650,18 +650,18 @@ pub trait RealizeService {
     async fn finish(handle: Handle, finish: Finish) -> Answer<Finished>;
 
     /// The sums of the blocks of up to [`SIGNATURE_CHUNKS_MAX`] chunks of what the target has of a file open for writing: of its basis, else
-    /// of its partial. They end where that ends. \[write\]
+    /// of its partial. They end where that ends. \[write and read\]
     async fn calculate_signature(handle: Handle, first: u64, count: u64, blocks: Blocks) -> Answer<Sums>;
 
-    /// Gives a file open for reading the sums of the next blocks of a basis, the first of which begin at 0. One file at a time has
-    /// any: `Busy` while another that has some is open. \[read\]
+    /// Gives a file open for reading the sums of the next blocks of a basis, the first of which begin at 0. One file of a session at a time
+    /// has any: those of another go. \[read\]
     async fn load_signature(handle: Handle, sums: Sums) -> Answer<()>;
 
     /// What makes one chunk of a file open for reading of what is at the target. \[read\]
     async fn diff(handle: Handle, chunk: u64, against: Against) -> Answer<Delta>;
 
     /// Writes one whole chunk of a partial, made of the basis and a delta. `DigestMismatch`, and nothing written, where it does not have
-    /// the hash that the delta tells. \[write\]
+    /// the hash that the delta tells. \[write; read where it copies from the basis\]
     async fn apply_delta(handle: Handle, chunk: u64, delta: Delta) -> Answer<()>;
 
     /// Closes open files and links; a partial stays to be continued.

@@ -227,7 +227,9 @@ async fn handles_and_directories_of_nobody_are_refused_call_by_call() {
 #[tokio::test]
 async fn sums_and_deltas_that_cannot_be_are_refused() {
     let (_memory, hosts, dir) = served();
-    let data: Vec<u8> = (0..2 * CHUNK_BYTES).map(|at| (at * 2_654_435_761 >> 9) as u8).collect();
+    let data: Vec<u8> = (0..2 * CHUNK_BYTES)
+        .map(|at| ((at * 2_654_435_761) >> 9) as u8)
+        .collect();
     fs::write(dir.join("source"), &data).unwrap();
     fs::write(dir.join("target"), &data).unwrap();
     let mut peer = Peer::connect(&hosts, 1).await;
@@ -365,6 +367,67 @@ async fn sums_and_deltas_that_cannot_be_are_refused() {
     assert_eq!(partial.len(), 0, "nothing was written");
     assert_eq!(fs::read(dir.join("target")).unwrap(), data);
     assert_serves(&hosts);
+}
+
+/// Who may write and not read learns nothing of what is there by making files of it.
+#[tokio::test]
+async fn who_may_not_read_makes_nothing_of_what_is_there() {
+    let memory = Scratch::in_memory();
+    let dir = memory.dir("served");
+    let hosts = Hosts::serving(&[("a", &dir, r#"["write"]"#)]);
+    fs::write(dir.join("secret"), "secret").unwrap();
+    fs::write(dir.join(".secret.realize-part"), "secret").unwrap();
+    let mut peer = Peer::connect(&hosts, 1).await;
+    peer.hello(1).await;
+    let path = RelPath::new("secret").unwrap();
+    let stat = Request::Stat {
+        dir: DirId::new("a"),
+        paths: vec![path.clone()].into(),
+        restore: false,
+    };
+    let Response::Stat(Ok(mut found)) = peer.call(stat).await else {
+        panic!("no answer")
+    };
+    let version = found.remove(0).unwrap().unwrap().version;
+    let open = Request::Open {
+        dir: DirId::new("a"),
+        path,
+        open_for: OpenFor::Write {
+            size: 1,
+            basis: Some(version),
+        },
+    };
+    let Response::Open(Ok(opened)) = peer.call(open).await else {
+        panic!("not opened")
+    };
+    assert_eq!(opened.basis_len, 0);
+    let handle = opened.held.handle;
+    let calculate = Request::CalculateSignature {
+        handle,
+        first: 0,
+        count: 1,
+        blocks: Blocks::Fine,
+    };
+    let Response::CalculateSignature(Err(error)) = peer.call(calculate).await else {
+        panic!("sums")
+    };
+    assert!(error.to_string().contains("right to read"), "{error}");
+    let delta = Delta {
+        data: Bytes::from_static(b"rs\x026\x45\x00\x01\x00"),
+        form: Form::Plain,
+        literal_bytes: 0,
+        sparse: false,
+        hash: hash_chunk(1, 0, b"s"),
+    };
+    let apply = Request::ApplyDelta {
+        handle,
+        chunk: 0,
+        delta,
+    };
+    let Response::ApplyDelta(Err(error)) = peer.call(apply).await else {
+        panic!("told")
+    };
+    assert!(error.to_string().contains("right to read"), "{error}");
 }
 
 /// No breach: the connection has said whose calls follow.

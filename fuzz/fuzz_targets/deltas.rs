@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use realize::delta::{self, BLOCK_BYTES, Op, SUM_BYTES, Signature};
 
-const BLOCK: u32 = BLOCK_BYTES.start;
+const BLOCK: u32 = *BLOCK_BYTES.start();
 
 fn applied(basis: &[u8], ops: &[Op<'_>]) -> Option<Vec<u8>> {
     let mut out = Vec::new();

@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::{
     Event, How, Item, ServiceStub, Shared, Why,
     calls::{self, flat},
-    repair::Repair,
+    repair::{PAGE, Repair},
 };
 use crate::{
     digest::{CHUNK_BYTES, ChunkHash, FileHasher, chunk_count, chunk_len},
@@ -79,12 +79,6 @@ impl Pages {
         self.rest.start = page.end;
         self.at_once = (2 * self.at_once).min(self.at_most);
         Some(page)
-    }
-
-    /// What is left is not compared.
-    fn end(&mut self) -> std::ops::Range<u64> {
-        self.hashed = None;
-        std::mem::replace(&mut self.rest, 0..0)
     }
 }
 
@@ -165,6 +159,10 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         };
         let opened = self.open_target(item, OpenFor::Write { size, basis }).await?;
         let target = opened.held.handle;
+        if opened.basis_len > 0 && basis.is_none_or(|basis| basis.size != opened.basis_len) {
+            let text = "another basis than was asked for".into();
+            return Err(Why::Target(ServiceError::BadAnswer(text)));
+        }
         let copied = self.fill_and_finish(item, source, &opened).await;
         if copied.is_err() {
             self.close_target(target).await;
@@ -284,9 +282,11 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
                 .await?;
             if right.is_empty() && repair.is_elsewhere() {
                 // Most likely all is, and then nothing of it is in its own place.
-                let rest = pages.end().collect();
-                self.repair_chunks(item, &mut reading, target, rest, &mut repair)
-                    .await?;
+                pages.at_most = PAGE;
+                while let Some(page) = pages.take() {
+                    self.repair_chunks(item, &mut reading, target, page, &mut repair)
+                        .await?;
+                }
             }
         }
         let missing = found_chunks..chunk_count(size);
@@ -340,7 +340,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         permit.map_err(|_| Why::Source(ServiceError::Internal))
     }
 
-    async fn send_chunk(
+    pub(super) async fn send_chunk(
         &self,
         item: &Item,
         source: Handle,

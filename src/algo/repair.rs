@@ -5,6 +5,8 @@
 //! that took fewer bytes: in place; or against the whole basis, whose sums are then asked for once; or, where neither finds anything,
 //! as it is. What has been found counts for nothing until its hash is that of the chunk.
 
+use std::collections::VecDeque;
+
 use futures::{StreamExt, stream, stream::FuturesUnordered};
 use tokio::sync::{MutexGuard, Semaphore};
 
@@ -12,10 +14,11 @@ use super::{
     Item, ServiceStub, Shared, Why,
     calls::{self, flat},
     large::{Reading, Sending},
+    report::stops_all,
 };
 use crate::{
     delta::{self, FINE_BLOCK_BYTES, SUM_BYTES},
-    digest::{CHUNK_BYTES, ChunkHash, chunk_count, chunk_len},
+    digest::{CHUNK_BYTES, ChunkHash, chunk_len},
     service::{Against, Answer, Blocks, Delta, Form, Handle, SIGNATURE_CHUNKS_MAX, ServiceError, Sums},
 };
 
@@ -24,6 +27,13 @@ const SAMPLES: usize = 4;
 
 /// How many chunks are dealt with until it is looked at anew whether that pays.
 const BATCH: usize = 32;
+
+/// How many chunks that were not compared are dealt with at a time; after each it is looked at anew what pays.
+pub(super) const PAGE: u64 = 256;
+
+/// So many times its own size of a basis are worth being looked through for a file, and so many bytes in any case.
+const WORTH_TIMES: u64 = 4;
+const WORTH_BYTES: u64 = 64 << 20;
 
 /// How many calls for signatures are under way at once.
 const SIGNATURES_AT_ONCE: usize = 4;
@@ -74,7 +84,7 @@ impl Repair<'_> {
         let is_mostly_wrong = wrong > right;
         if is_mostly_wrong && !self.is_mostly_wrong {
             // What was good enough for some may not be the best for all.
-            self.way.take_if(|way| *way == Way::InPlace);
+            self.way.take_if(|way| *way != Way::Loaded);
         }
         self.is_mostly_wrong = is_mostly_wrong;
     }
@@ -125,6 +135,7 @@ struct Ends {
     source: Handle,
     target: Handle,
     size: u64,
+    basis_len: u64,
 }
 
 impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
@@ -134,19 +145,26 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         item: &Item,
         reading: &mut Reading,
         target: Handle,
-        mut wrong: Vec<u64>,
+        wrong: impl IntoIterator<Item = u64>,
         repair: &mut Repair<'a>,
     ) -> Result<(), Why> {
+        let ends = Ends {
+            source: reading.handle,
+            target,
+            size: reading.size,
+            basis_len: repair.basis_len,
+        };
+        let mut wrong: VecDeque<u64> = wrong.into_iter().collect();
         while !wrong.is_empty() {
             let Some(way) = repair.way else {
-                self.find_way(item, reading, target, &mut wrong, repair).await?;
+                self.find_way(item, reading, ends, &mut wrong, repair).await?;
                 continue;
             };
             if way == Way::Packed && repair.packs == Some(false) {
                 return self.send_chunks(item, reading, target, wrong.into_iter()).await;
             }
             let batch: Vec<_> = wrong.drain(..wrong.len().min(BATCH)).collect();
-            let tally = self.repair_batch(item, reading, target, batch, way).await?;
+            let tally = self.repair_batch(item, reading, ends, batch, way).await?;
             match way {
                 Way::Packed => repair.packs = Some(tally.is_smaller()),
                 // It may be better later on; until then this page is sent.
@@ -178,14 +196,11 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         let mut missing = missing;
         while !missing.is_empty() {
             // One tells whether it pays to pack the others.
-            let count = if repair.packs.is_none() { 1 } else { BATCH as u64 };
+            let is_unknown = repair.way == Some(Way::Packed) && repair.packs.is_none();
+            let count = if is_unknown { 1 } else { PAGE };
             let some = missing.start..missing.end.min(missing.start + count);
-            if repair.way == Some(Way::Packed) && repair.packs == Some(false) {
-                return self.send_chunks(item, reading, target, missing).await;
-            }
             missing.start = some.end;
-            self.repair_chunks(item, reading, target, some.collect(), repair)
-                .await?;
+            self.repair_chunks(item, reading, target, some, repair).await?;
         }
         Ok(())
     }
@@ -195,13 +210,13 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         &'a self,
         item: &Item,
         reading: &mut Reading,
-        target: Handle,
-        wrong: &mut Vec<u64>,
+        ends: Ends,
+        wrong: &mut VecDeque<u64>,
         repair: &mut Repair<'a>,
     ) -> Result<(), Why> {
         let sum_bytes = |block_bytes: u32| CHUNK_BYTES / u64::from(block_bytes) * SUM_BYTES as u64;
         let in_place = take_spread(wrong, SAMPLES);
-        let in_place = self.repair_batch(item, reading, target, in_place, Way::InPlace).await?;
+        let in_place = self.repair_batch(item, reading, ends, in_place, Way::InPlace).await?;
         if in_place.pays() && !repair.is_mostly_wrong {
             repair.way = Some(Way::InPlace);
             return Ok(());
@@ -210,19 +225,23 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         if around.is_empty() {
             return Ok(());
         }
-        let around = self.repair_batch(item, reading, target, around, Way::Around).await?;
+        let around = self.repair_batch(item, reading, ends, around, Way::Around).await?;
         let coarse = sum_bytes(delta::block_bytes(repair.basis_len));
         let is_in_place = in_place.pays() && in_place.price(sum_bytes(FINE_BLOCK_BYTES)) <= around.price(coarse);
+        repair.packs = Some(around.is_smaller());
         repair.way = Some(match (is_in_place, around.found) {
             (true, _) => Way::InPlace,
             (false, 0) => Way::Packed,
-            (false, _) => Way::Loaded,
+            (false, _) => match self.load_signature(item, reading, ends, repair).await {
+                Ok(true) => Way::Loaded,
+                Err(why) if stops_all(&why) => return Err(why),
+                // Another file has one just now: asked again with the next page.
+                _ => {
+                    repair.is_mostly_wrong = false;
+                    if in_place.pays() { Way::InPlace } else { Way::Packed }
+                }
+            },
         });
-        match repair.way {
-            Some(Way::Loaded) => self.load_signature(item, reading, target, repair).await?,
-            Some(Way::Packed) => repair.packs = Some(around.is_smaller()),
-            _ => {}
-        }
         Ok(())
     }
 
@@ -231,15 +250,10 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         &self,
         item: &Item,
         reading: &mut Reading,
-        target: Handle,
+        ends: Ends,
         chunks: Vec<u64>,
         way: Way,
     ) -> Result<Tally, Why> {
-        let ends = Ends {
-            source: reading.handle,
-            target,
-            size: reading.size,
-        };
         let _sending = Sending::begin(&self.sending);
         let own = Semaphore::new(1);
         let (mut tally, mut chunks) = (Tally::default(), chunks.into_iter().peekable());
@@ -260,7 +274,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         Ok(tally)
     }
 
-    /// Repairs one chunk; its hash, how many of its bytes were not found, and how many were sent.
+    /// Repairs one chunk, or sends it where that can't be done; its hash, how many of its bytes were not found, and how many were sent.
     async fn repair_chunk(
         &self,
         item: &Item,
@@ -269,14 +283,37 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         way: Way,
         own: &Semaphore,
     ) -> Result<(u64, ChunkHash, u64, u64), Why> {
+        let len = chunk_len(ends.size, index).ok_or(Why::Source(ServiceError::Internal))? as u64;
+        let room = self.room(own).await?;
+        match self.try_repair(item, ends, index, way).await {
+            Ok((hash, literal_bytes, sent_bytes)) => {
+                self.sent(sent_bytes);
+                self.advanced(len);
+                Ok((index, hash, literal_bytes, sent_bytes))
+            }
+            Err(why) if stops_all(&why) => Err(why),
+            // Something was taken for something else, the basis is another by now, the target may not be read: whatever it is, if it is in
+            // the way of the chunk itself too, that tells.
+            Err(_) => {
+                drop(room);
+                let (index, hash) = self
+                    .send_chunk(item, ends.source, ends.target, ends.size, index, own)
+                    .await?;
+                Ok((index, hash, len, len))
+            }
+        }
+    }
+
+    async fn try_repair(&self, item: &Item, ends: Ends, index: u64, way: Way) -> Result<(ChunkHash, u64, u64), Why> {
         let len = chunk_len(ends.size, index).ok_or(Why::Source(ServiceError::Internal))?;
-        let _room = self.room(own).await?;
         let against = match way {
-            Way::InPlace => Against::Sums(self.signature(ends.target, index, 1, Blocks::Fine).await?),
+            Way::InPlace => Against::Sums(self.signature(ends, index, 1, Blocks::Fine).await?),
             Way::Around => {
                 let first = index.saturating_sub(SIGNATURE_CHUNKS_MAX / 2);
-                let sums = self.signature(ends.target, first, SIGNATURE_CHUNKS_MAX, Blocks::Coarse);
-                Against::Sums(sums.await?)
+                Against::Sums(
+                    self.signature(ends, first, SIGNATURE_CHUNKS_MAX, Blocks::Coarse)
+                        .await?,
+                )
             }
             Way::Loaded => Against::Loaded,
             Way::Packed => Against::Nothing,
@@ -284,99 +321,108 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         let service = &self.sources[item.source].service;
         let delta = flat(service.diff(calls::context(), ends.source, index, against)).await;
         let delta = delta.and_then(|delta| check_delta(delta, len)).map_err(Why::Source)?;
-        let (hash, literal_bytes) = (delta.hash, delta.literal_bytes);
-        let mut sent_bytes = delta.data.len() as u64;
-        match self.apply(ends.target, index, delta).await {
-            // Something was taken for something else, or the basis is another by now.
-            Err(ServiceError::DigestMismatch) => {
-                let chunk = flat(service.read(calls::context(), ends.source, index)).await;
-                let chunk = chunk.map_err(Why::Source)?;
-                let target = &self.target.service;
-                let sent = target.send(calls::context(), ends.target, index, chunk.data, chunk.sparse);
-                flat(sent).await.map_err(Why::Target)?;
-                sent_bytes += len as u64;
-            }
-            applied => applied.map_err(Why::Target)?,
-        }
-        self.sent(sent_bytes);
-        self.advanced(len as u64);
-        Ok((index, hash, literal_bytes, sent_bytes))
+        let told = (delta.hash, delta.literal_bytes, delta.data.len() as u64);
+        let service = &self.target.service;
+        let applied = match delta.form {
+            Form::Whole => flat(service.send(calls::context(), ends.target, index, delta.data, delta.sparse)).await,
+            Form::Plain | Form::Packed => flat(service.apply_delta(calls::context(), ends.target, index, delta)).await,
+        };
+        applied.map_err(Why::Target)?;
+        Ok(told)
     }
 
-    async fn apply(&self, target: Handle, index: u64, delta: Delta) -> Answer<()> {
+    async fn signature(&self, ends: Ends, first: u64, count: u64, blocks: Blocks) -> Result<Sums, Why> {
         let service = &self.target.service;
-        match delta.form {
-            Form::Whole => flat(service.send(calls::context(), target, index, delta.data, delta.sparse)).await,
-            Form::Plain | Form::Packed => flat(service.apply_delta(calls::context(), target, index, delta)).await,
-        }
-    }
-
-    async fn signature(&self, target: Handle, first: u64, count: u64, blocks: Blocks) -> Result<Sums, Why> {
-        let service = &self.target.service;
-        let sums = flat(service.calculate_signature(calls::context(), target, first, count, blocks)).await;
+        let sums = flat(service.calculate_signature(calls::context(), ends.target, first, count, blocks)).await;
+        let sums = sums.and_then(|sums| check_sums(sums, ends.basis_len, first, count, blocks));
         sums.map_err(Why::Target)
     }
 
-    /// Gives the source the sums of the whole basis.
+    /// Gives the source the sums of the whole basis, as far as there may be so many and it is worth that; whether it has them now.
     async fn load_signature<'a>(
         &'a self,
         item: &Item,
         reading: &Reading,
-        target: Handle,
+        ends: Ends,
         repair: &mut Repair<'a>,
-    ) -> Result<(), Why> {
-        // One file at a time: an index takes memory.
-        repair._loading = Some(self.loading.lock().await);
+    ) -> Result<bool, Why> {
+        // An index takes memory, so one file at a time has one.
+        let Ok(loading) = self.loading.try_lock() else {
+            return Ok(false);
+        };
+        let block_bytes = delta::block_bytes(ends.basis_len);
+        let worth = ends.size.saturating_mul(WORTH_TIMES).max(WORTH_BYTES);
+        let covered = delta::covered_bytes(ends.basis_len, block_bytes).min(worth);
         let service = &self.sources[item.source].service;
         let step = SIGNATURE_CHUNKS_MAX as usize;
-        let pieces = stream::iter((0..chunk_count(repair.basis_len)).step_by(step))
-            .map(|first| self.signature(target, first, SIGNATURE_CHUNKS_MAX, Blocks::Coarse))
+        let pieces = stream::iter((0..covered / CHUNK_BYTES + 1).step_by(step))
+            .map(|first| self.signature(ends, first, SIGNATURE_CHUNKS_MAX, Blocks::Coarse))
             .buffered(SIGNATURES_AT_ONCE);
         let mut pieces = std::pin::pin!(pieces);
-        let mut gathered: Option<(Sums, Vec<u8>)> = None;
+        let (mut start, mut bytes, mut sums) = (0, 0, Vec::new());
         loop {
             let piece = pieces.next().await.transpose()?;
             let is_last = piece.is_none();
             if let Some(piece) = piece {
-                let (sums, bytes) = gathered.get_or_insert_with(|| {
-                    let none = Sums {
-                        bytes: 0,
-                        sums: Default::default(),
-                        ..piece.clone()
-                    };
-                    (none, Vec::new())
-                });
-                sums.bytes = sums.bytes.saturating_add(piece.bytes);
-                bytes.extend_from_slice(&piece.sums);
+                let room = covered.saturating_sub(start + bytes);
+                let taken = piece.bytes.min(room);
+                let blocks = taken.div_ceil(block_bytes.into()) as usize;
+                bytes += taken;
+                sums.extend_from_slice(&piece.sums[..blocks * SUM_BYTES]);
             }
-            let is_enough = |(_, bytes): &mut (Sums, Vec<u8>)| is_last || bytes.len() >= LOAD_BYTES;
-            if let Some((mut sums, bytes)) = gathered.take_if(is_enough) {
-                sums.sums = bytes.into();
-                let loaded = service.load_signature(calls::context(), reading.handle, sums);
+            if bytes > 0 && (is_last || sums.len() >= LOAD_BYTES) {
+                let next = Sums {
+                    start,
+                    bytes,
+                    block_bytes,
+                    sums: std::mem::take(&mut sums).into(),
+                };
+                (start, bytes) = (start + bytes, 0);
+                let loaded = service.load_signature(calls::context(), reading.handle, next);
                 flat(loaded).await.map_err(Why::Source)?;
             }
             if is_last {
-                return Ok(());
+                repair._loading = Some(loading);
+                return Ok(true);
             }
         }
     }
 }
 
 /// Up to `count` of `chunks`, spread evenly, are taken out.
-fn take_spread(chunks: &mut Vec<u64>, count: usize) -> Vec<u64> {
+fn take_spread(chunks: &mut VecDeque<u64>, count: usize) -> Vec<u64> {
     let (len, count) = (chunks.len(), count.min(chunks.len()));
     // From the last on, so that those before keep their places.
-    let mut taken: Vec<_> = (0..count).rev().map(|nth| chunks.remove(nth * len / count)).collect();
+    let taken = (0..count).rev().filter_map(|nth| chunks.remove(nth * len / count));
+    let mut taken: Vec<_> = taken.collect();
     taken.reverse();
     taken
 }
 
 fn check_delta(delta: Delta, len: usize) -> Answer<Delta> {
     let is_whole = delta.form == Form::Whole;
-    if delta.data.len() > len || (is_whole && delta.data.len() != len) || delta.literal_bytes > CHUNK_BYTES {
+    if delta.data.len() > len || (is_whole && delta.data.len() != len) || delta.literal_bytes > len as u64 {
         return Err(ServiceError::BadAnswer("a delta that is none of the chunk".into()));
     }
     Ok(delta)
+}
+
+/// Fails unless `sums` are of the blocks that were asked for.
+fn check_sums(sums: Sums, basis_len: u64, first: u64, count: u64, blocks: Blocks) -> Answer<Sums> {
+    let block_bytes = match blocks {
+        Blocks::Coarse => delta::block_bytes(basis_len),
+        Blocks::Fine => FINE_BLOCK_BYTES,
+    };
+    let [start, end] = [first, first + count].map(|chunk| chunk.saturating_mul(CHUNK_BYTES).min(basis_len));
+    let count = (end - start).div_ceil(block_bytes.into()) as usize;
+    if (sums.start, sums.bytes, sums.block_bytes, sums.sums.len())
+        != (start, end - start, block_bytes, count * SUM_BYTES)
+    {
+        return Err(ServiceError::BadAnswer(
+            "sums of other blocks than were asked for".into(),
+        ));
+    }
+    Ok(sums)
 }
 
 #[cfg(test)]
@@ -385,10 +431,34 @@ mod tests {
 
     #[test]
     fn samples_are_spread_and_taken_out() {
-        let mut chunks: Vec<u64> = (0..10).collect();
+        let mut chunks: VecDeque<u64> = (0..10).collect();
         assert_eq!(take_spread(&mut chunks, 4), [0, 2, 5, 7]);
         assert_eq!(chunks, [1, 3, 4, 6, 8, 9]);
         assert_eq!(take_spread(&mut chunks, 20), [1, 3, 4, 6, 8, 9]);
         assert_eq!(take_spread(&mut chunks, 4), [0; 0]);
+    }
+
+    #[test]
+    fn only_the_sums_that_were_asked_for_are_taken() {
+        let basis_len = 3 * CHUNK_BYTES + 10;
+        let sums = Sums {
+            start: 2 * CHUNK_BYTES,
+            bytes: CHUNK_BYTES + 10,
+            block_bytes: FINE_BLOCK_BYTES,
+            sums: vec![0; 257 * SUM_BYTES].into(),
+        };
+        let check = |sums: &Sums| check_sums(sums.clone(), basis_len, 2, 16, Blocks::Fine).is_ok();
+        assert!(check(&sums));
+        let others: [fn(&mut Sums); 4] = [
+            |sums| sums.start = 0,
+            |sums| sums.bytes = 0,
+            |sums| sums.block_bytes = 512,
+            |sums| sums.sums = vec![0; 2 << 20].into(),
+        ];
+        for change in others {
+            let mut sums = sums.clone();
+            change(&mut sums);
+            assert!(!check(&sums), "{} {} {}", sums.start, sums.bytes, sums.block_bytes);
+        }
     }
 }

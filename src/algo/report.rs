@@ -373,7 +373,7 @@ impl<S, T> Shared<'_, S, T> {
 }
 
 /// Whether no other file would fare better.
-fn stops_all(why: &Why) -> bool {
+pub(super) fn stops_all(why: &Why) -> bool {
     match why {
         Why::Target(ServiceError::Unsafe(_)) => true,
         Why::Source(ServiceError::NoAnswer(_) | ServiceError::BadAnswer(_)) => true,

@@ -432,6 +432,8 @@ fn opened_by(response: &RealizeServiceResponse) -> Vec<Handle> {
 fn answer_bytes(request: &RealizeServiceRequest) -> usize {
     match request {
         RealizeServiceRequest::Read { .. } | RealizeServiceRequest::Diff { .. } => DATA_BYTES_MAX,
+        // Not the answer, but what is made before it is written.
+        RealizeServiceRequest::ApplyDelta { .. } => DATA_BYTES_MAX,
         RealizeServiceRequest::Get { .. } | RealizeServiceRequest::List { .. } => HEAD_BYTES_MAX,
         RealizeServiceRequest::Hashes { count, .. } => (*count).min(HEAD_BYTES_MAX as u64 / 32) as usize * 32,
         _ => 0,

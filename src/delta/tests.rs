@@ -123,13 +123,19 @@ fn blocks_are_about_the_square_root_and_never_too_many() {
         (10 << 20, 4096),
         (1 << 30, 1 << 15),
         (1 << 34, 1 << 17),
-        (1 << 38, 1 << 20),
-        (u64::MAX, 1 << 20),
+        (1 << 36, 1 << 18),
+        (1 << 38, 1 << 18),
+        (u64::MAX, 1 << 18),
     ] {
         assert_eq!(block_bytes(basis), block, "{basis}");
         assert!(Signature::new(0, block_bytes(basis)).is_ok());
     }
-    assert!((1_u64 << 38).div_ceil(block_bytes(1 << 38).into()) <= BLOCKS_MAX as u64);
+    for basis in [1 << 30, 1 << 36, 1 << 40, u64::MAX] {
+        let block = block_bytes(basis);
+        assert!(covered_bytes(basis, block).div_ceil(block.into()) <= BLOCKS_MAX as u64);
+    }
+    assert_eq!(covered_bytes(1 << 36, 1 << 18), 1 << 36);
+    assert_eq!(covered_bytes(1 << 40, 1 << 18), 1 << 36);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::{FutureExt, future::join_all};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::RealizeServer;
 use crate::{
@@ -21,13 +21,16 @@ use crate::{
 /// How many jobs of one peer may be at work at once: fewer than there are threads, so that others get theirs.
 const JOBS_AT_ONCE: usize = 24;
 
+/// How many of them may be searches for differences: each takes a few mebibytes, and one that is made so on purpose takes long.
+const DIFFS_AT_ONCE: usize = 4;
+
 /// Turns of jobs, those of all sessions of one peer. Clones are the same.
 #[derive(Clone)]
-pub struct Turns(pub(super) Arc<Semaphore>);
+pub struct Turns(Arc<[Semaphore; 2]>);
 
 impl Default for Turns {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(JOBS_AT_ONCE)))
+        Self(Arc::new([JOBS_AT_ONCE, DIFFS_AT_ONCE].map(Semaphore::new)))
     }
 }
 
@@ -35,6 +38,16 @@ impl Turns {
     /// Whether no session has them any more but the one who asks.
     pub fn are_unshared(&self) -> bool {
         Arc::strong_count(&self.0) == 1
+    }
+
+    /// A turn of any job. The semaphores are never closed.
+    async fn jobs(&self) -> Option<SemaphorePermit<'_>> {
+        self.0[0].acquire().await.ok()
+    }
+
+    /// A turn to look for differences, beside that of the job.
+    pub(super) async fn diffs(&self) -> Option<SemaphorePermit<'_>> {
+        self.0[1].acquire().await.ok()
     }
 }
 
@@ -48,7 +61,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
 
     /// Runs a job once its turn has come. `None` when the session ends before, or the job is lost.
     async fn offload<T: Send + 'static>(&self, job: impl Future<Output = T> + Send + 'static) -> Option<T> {
-        let turn = self.session.turns.0.acquire().await.ok()?;
+        let turn = self.session.turns.jobs().await?;
         if self.session.is_stopped.load(Ordering::Relaxed) {
             return None;
         }

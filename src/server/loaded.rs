@@ -4,7 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use crate::{
     delta::{Indexed, Malformed, Signature},
-    service::{Answer, Handle, ServiceError, Sums},
+    digest::CHUNK_BYTES,
+    service::{Answer, Handle, SIGNATURE_CHUNKS_MAX, ServiceError, Sums},
 };
 
 /// The signature of the basis of one file. Cheap to clone.
@@ -44,8 +45,11 @@ impl Loaded {
     }
 }
 
-/// What `sums` alone tell.
+/// What `sums` alone tell, which may be those of one call.
 pub(super) fn index_of(sums: &Sums) -> Answer<Indexed> {
+    if sums.bytes > SIGNATURE_CHUNKS_MAX * CHUNK_BYTES {
+        return Err(ServiceError::BadRequest("sums of too much for one call".into()));
+    }
     let mut signature = Signature::new(sums.start, sums.block_bytes)?;
     signature.add(sums.bytes, &sums.sums)?;
     Ok(signature.index()?)

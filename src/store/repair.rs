@@ -58,7 +58,7 @@ impl<F: Fs> Partial<F> {
         let mut buf = Vec::new();
         while at < end {
             buf.resize((end - at).min(CHUNK_BYTES) as usize, 0);
-            read_all(file, at, &mut buf).await?;
+            read_what_can_be(file, at, &mut buf).await;
             sums.extend(Signature::sums(block_bytes, &buf));
             at += buf.len() as u64;
         }
@@ -70,15 +70,18 @@ impl<F: Fs> Partial<F> {
         })
     }
 
-    /// Chunk `index`, made of the basis and of `delta`. `DigestMismatch` where it is not what it should be.
-    pub async fn rebuild(&self, index: u64, delta: &Delta) -> Answer<Bytes> {
+    /// Chunk `index`, made of `delta` and, where the caller may read that, of the basis. `DigestMismatch` where it is not what it should be.
+    pub async fn rebuild(&self, index: u64, delta: &Delta, may_read: Answer<()>) -> Answer<Bytes> {
         let Some(len) = chunk_len(self.size(), index) else {
             return Err(ServiceError::BadRequest("a chunk past the end".into()));
         };
         let data = match delta.form {
             Form::Whole => delta.data.clone(),
-            Form::Plain => self.rebuild_plain(&delta.data, len).await?,
-            Form::Packed => self.rebuild_plain(&delta::decompress(&delta.data)?, len).await?,
+            Form::Plain => self.rebuild_plain(&delta.data, len, may_read).await?,
+            Form::Packed => {
+                self.rebuild_plain(&delta::decompress(&delta.data)?, len, may_read)
+                    .await?
+            }
         };
         if data.len() != len || hash_chunk(self.size(), index, &data) != delta.hash {
             return Err(ServiceError::DigestMismatch);
@@ -86,7 +89,7 @@ impl<F: Fs> Partial<F> {
         Ok(data)
     }
 
-    async fn rebuild_plain(&self, delta: &[u8], len: usize) -> Answer<Bytes> {
+    async fn rebuild_plain(&self, delta: &[u8], len: usize, may_read: Answer<()>) -> Answer<Bytes> {
         let (file, basis_len) = self.basis();
         let mut data = vec![0; len];
         let mut rest = &mut data[..];
@@ -95,10 +98,13 @@ impl<F: Fs> Partial<F> {
             rest = after;
             match op {
                 Op::Literal(literal) => piece.copy_from_slice(literal),
-                Op::Copy { offset, len } if offset.checked_add(len as u64).is_some_and(|end| end <= basis_len) => {
-                    read_all(file, offset, piece).await?;
+                Op::Copy { offset, len } => {
+                    may_read.clone()?;
+                    if offset.checked_add(len as u64).is_none_or(|end| end > basis_len) {
+                        return Err(ServiceError::DigestMismatch);
+                    }
+                    read_what_can_be(file, offset, piece).await;
                 }
-                Op::Copy { .. } => return Err(ServiceError::BadRequest("a delta from outside its basis".into())),
             }
         }
         Ok(data.into())
@@ -111,24 +117,22 @@ impl<F: Fs> Partial<F> {
         };
         let start = index * CHUNK_BYTES;
         let mut data = vec![0; len];
-        let read = read_full(&basis.file, start, &mut data).await;
-        if read.map_err(|e| ServiceError::io("read", &e))? < len || hash_chunk(self.size(), index, &data) != hash {
+        read_what_can_be(&basis.file, start, &mut data).await;
+        if hash_chunk(self.size(), index, &data) != hash {
             return Ok(false);
         }
-        let sparse = has_hole(&basis.file, start, &data).await?;
+        let sparse = has_hole(&basis.file, start, &data).await.unwrap_or(false);
         self.write_hashed(store, index, &data.into(), Some(hash), sparse, ())
             .await?;
         Ok(true)
     }
 }
 
-/// Reads `buf`; what somebody has cut off meanwhile counts as zeros, for whatever comes of it is held against its hash.
-async fn read_all(file: &impl File, offset: u64, buf: &mut [u8]) -> Answer<()> {
-    let read = read_full(file, offset, buf)
-        .await
-        .map_err(|e| ServiceError::io("read", &e))?;
+/// Reads `buf`; what the disk does not give any more, or somebody has cut off meanwhile, counts as zeros: a damaged file is there to be
+/// repaired, and whatever comes of it is held against its hash.
+async fn read_what_can_be(file: &impl File, offset: u64, buf: &mut [u8]) {
+    let read = read_full(file, offset, buf).await.unwrap_or(0);
     buf[read..].fill(0);
-    Ok(())
 }
 
 impl<F: Fs> SourceFile<F> {
@@ -155,7 +159,8 @@ impl<F: Fs> SourceFile<F> {
         };
         let (form, data) = match bytes.len() < len {
             true => (form, bytes.into()),
-            false => (Form::Whole, Bytes::from(data).slice(piece)),
+            // What is around it does not stay in memory with it.
+            false => (Form::Whole, Bytes::copy_from_slice(chunk)),
         };
         Ok(Delta {
             data,
