@@ -215,7 +215,12 @@ impl Stub for LateWire {
 fn a_late_write_is_caught() {
     for (bug, expected) in [(None, false), (Some(Bug::LateWrite), true)] {
         plant(bug);
-        let (world, checker) = (World::small(1, false, Large::OneChunk), Arc::new(Checker::default()));
+        // Under a name of which nothing is there, so that it is sent and not repaired.
+        let files = small_tree(Large::OneChunk).into_iter();
+        let files = files
+            .filter(|(name, ..)| *name == "large")
+            .map(|(_, new, _)| ("new", new, None));
+        let (world, checker) = (World::of(1, false, files.collect()), Arc::new(Checker::default()));
         world.watch(&checker);
         world.move_through(|service| LateWire(service, Arc::default()));
         plant(None);
@@ -228,10 +233,14 @@ fn a_late_write_is_caught() {
 #[test]
 fn tries_without_end_are_caught() {
     for (bug, expected) in [(None, false), (Some(Bug::UnboundedTries), true)] {
+        let plan = || {
+            let world = World::on_two_machines(1, small_tree(Large::OneChunk));
+            TwoHosts::new(world, Direction::Send, 1)
+        };
+        let half = plan().run().up / 2;
         plant(bug);
-        let world = World::on_two_machines(1, small_tree(Large::OneChunk));
-        let mut lost = TwoHosts::new(world, Direction::Send, 1);
-        lost.lines = vec![LinePlan::fault(Way::Up, 4000, Trouble::Reset)];
+        let mut lost = plan();
+        lost.lines = vec![LinePlan::fault(Way::Up, half, Trouble::Reset)];
         lost.lines.resize(2000, LinePlan::Refused);
         let violations = lost.run().violations;
         plant(None);
