@@ -2,8 +2,8 @@
 //! that must complete, with a second power loss in it.
 //!
 //! The states of one disk are listed up to a bound ([`Disk::crash_states`]), those of two are all their pairs. That the power of one of two hosts
-//! goes is among them: a pair in which nothing of the other disk is lost. What is left is durable then; programs that die and leave a disk unsynced are
-//! for the plans by seed.
+//! goes is among them: a pair in which nothing of the other disk is lost. What is left is durable then. A program that is killed leaves a disk
+//! unsynced instead: the move that goes on from there is looked at in the same way, at each of its effects.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,6 +28,8 @@ pub struct Bounds {
     pub states: usize,
     /// Moves that go on from states first seen at one effect.
     pub recoveries: usize,
+    /// Effects at which the program is killed, to go on with the disks as they are then.
+    pub kills: usize,
 }
 
 /// What was tried, and what did not hold.
@@ -45,6 +47,8 @@ pub struct Tally {
     pub recovered: u64,
     /// How many of those moves were cut a second time, and gone on with to the end.
     pub recovered_twice: u64,
+    /// How many moves went on where the program had been killed, to the end.
+    pub killed: u64,
     /// What did not hold.
     pub failures: Vec<String>,
 }
@@ -58,6 +62,7 @@ impl Tally {
         self.states += other.states;
         self.recovered += other.recovered;
         self.recovered_twice += other.recovered_twice;
+        self.killed += other.killed;
         self.failures.extend(other.failures);
     }
 }
@@ -76,45 +81,42 @@ struct State {
 
 /// A state of all disks that a move is to go on from.
 struct Left {
-    effect: u64,
+    when: String,
     images: Vec<(u64, Image)>,
 }
 
 /// Tries one plan, of one host, whose faults are left out.
 pub fn exhaust(plan: &Plan, bounds: Bounds) -> Tally {
     assert!(!plan.scenario.is_remote(), "both disks are looked at at once");
-    let machine = Machine::new(plan.seed);
-    let source = machine.disk(SOURCE);
-    let target = match plan.scenario {
-        Scenario::OneDisk => source.clone(),
-        _ => machine.disk(TARGET),
-    };
-    let world = World::on(source, target, plan.files());
-    plan.take_abilities(&world);
     let search = Arc::new(Mutex::new(Search::default()));
-    let checker = Arc::new(Checker::default());
-    machine.watch({
-        let (world, search, checker) = (world.clone(), search.clone(), checker.clone());
-        let profile = plan.profile;
-        move |moment, call| {
-            checker.check(&world, moment, call);
-            if moment == Moment::After {
-                lock(&search).look(&world, profile, bounds, call.index);
-            }
-        }
-    });
-    // The first states are those before anything has happened.
-    lock(&search).look(&world, plan.profile, bounds, 0);
-    let ended = world.move_all();
-    machine.unwatch();
-    let Search { mut tally, lefts, .. } = std::mem::take(&mut *lock(&search));
-    let violations = checker.violations();
-    if !violations.is_empty() || !is_complete(&ended) {
-        tally.failures.push(format!("undisturbed: {ended:?} {violations:?}"));
+    let (machine, world) = made(plan);
+    if let Err(why) = search_through(plan, &world, bounds, &search, "") {
+        lock(&search).tally.failures.push(format!("undisturbed: {why}"));
     }
+    for effect in spread(machine.effects() as usize, bounds.kills) {
+        let (machine, world) = made(plan);
+        machine.inject(cut(effect as u64, Kind::Kill(Off::Hang)));
+        world.move_all();
+        machine.restart();
+        let killed = search_through(
+            plan,
+            &world,
+            bounds,
+            &search,
+            &format!("a kill at effect {effect} and "),
+        );
+        let mut search = lock(&search);
+        match killed {
+            Ok(()) => search.tally.killed += 1,
+            Err(why) => search
+                .tally
+                .failures
+                .push(format!("after a kill at effect {effect}: {why}")),
+        }
+    }
+    let Search { mut tally, lefts, .. } = std::mem::take(&mut *lock(&search));
     let mut random = Random::new(plan.seed);
     for left in lefts {
-        let effect = left.effect;
         let mut cut_at = None;
         for _ in 0..2 {
             match recover(plan, &machine, &world, &left, cut_at, &mut random) {
@@ -125,7 +127,7 @@ pub fn exhaust(plan: &Plan, bounds: Bounds) -> Tally {
                 }
                 Ok(_) => tally.recovered_twice += 1,
                 Err(why) => {
-                    let text = format!("after effect {effect}, cut again at {cut_at:?}: {why}");
+                    let text = format!("after {}, cut again at {cut_at:?}: {why}", left.when);
                     tally.failures.push(text);
                     break;
                 }
@@ -133,6 +135,54 @@ pub fn exhaust(plan: &Plan, bounds: Bounds) -> Tally {
         }
     }
     tally
+}
+
+/// A machine, and what the plan has on it at first.
+fn made(plan: &Plan) -> (Machine, World) {
+    let machine = Machine::new(plan.seed);
+    let source = machine.disk(SOURCE);
+    let target = match plan.scenario {
+        Scenario::OneDisk => source.clone(),
+        _ => machine.disk(TARGET),
+    };
+    let world = World::on(source, target, plan.files());
+    plan.take_abilities(&world);
+    (machine, world)
+}
+
+/// Moves to the end; at every effect every state that a power loss may leave is looked at, those of before the first too.
+fn search_through(
+    plan: &Plan,
+    world: &World,
+    bounds: Bounds,
+    search: &Arc<Mutex<Search>>,
+    before: &str,
+) -> Result<(), String> {
+    let checker = Arc::new(Checker::default());
+    let profile = plan.profile;
+    world.machine.watch({
+        let (world, search, checker, before) = (world.clone(), search.clone(), checker.clone(), before.to_owned());
+        move |moment, call| {
+            checker.check(&world, moment, call);
+            if moment == Moment::After {
+                let when = format!("{before}effect {}", call.index);
+                lock(&search).look(&world, profile, bounds, &when);
+            }
+        }
+    });
+    lock(search).look(world, profile, bounds, &format!("{before}nothing more"));
+    let ended = world.move_all();
+    world.machine.unwatch();
+    match checker.violations() {
+        none if none.is_empty() && is_complete(&ended) => Ok(()),
+        violations => Err(format!("{ended:?} {violations:?}")),
+    }
+}
+
+/// At most `count` numbers below `end`, spread over them, the first and the last among them.
+fn spread(end: usize, count: usize) -> impl Iterator<Item = usize> {
+    let count = count.min(end);
+    (0..count).map(move |nth| nth * (end - 1) / (count - 1).max(1))
 }
 
 /// Goes on from what was left, being cut again at an effect when there is one; how many effects that took.
@@ -216,8 +266,8 @@ struct Search {
 }
 
 impl Search {
-    /// Lists what a power loss after `effect` may leave, and looks at what is new.
-    fn look(&mut self, world: &World, profile: Profile, bounds: Bounds, effect: u64) {
+    /// Lists what a power loss after `when` may leave, and looks at what is new.
+    fn look(&mut self, world: &World, profile: Profile, bounds: Bounds, when: &str) {
         self.tally.effects += 1;
         let truths = world.truth();
         let devices: BTreeSet<u64> = [world.source.device(), world.target.device()].into();
@@ -227,10 +277,7 @@ impl Search {
             for state in &states {
                 if self.seen_of_disk.insert((*device, state.digest)) {
                     self.tally.disk_states += 1;
-                    let failures = state
-                        .wrong
-                        .iter()
-                        .map(|wrong| format!("after effect {effect}: {wrong}"));
+                    let failures = state.wrong.iter().map(|wrong| format!("after {when}: {wrong}"));
                     self.tally.failures.extend(failures);
                 }
             }
@@ -258,20 +305,20 @@ impl Search {
                     .enumerate()
                     .filter(|(at, _)| survives & (1 << at) == 0)
                     .collect();
-                let failure = format!("after effect {effect}, states {at_source} and {at_target}: lost {lost:?}");
+                let failure = format!("after {when}, states {at_source} and {at_target}: lost {lost:?}");
                 self.tally.failures.push(failure);
             }
             new.push((at_source, at_target));
         }
         // Spread over all that is new, the first, in which most is lost, and the last, in which most is kept, among them.
-        let count = bounds.recoveries.min(new.len());
-        let chosen = (0..count).map(|nth| new[nth * (new.len() - 1) / (count - 1).max(1)]);
-        for (at_source, at_target) in chosen {
+        for nth in spread(new.len(), bounds.recoveries) {
+            let (at_source, at_target) = new[nth];
             let mut images = vec![(world.source.device(), sources[at_source].image.clone())];
             if devices.len() > 1 {
                 images.push((world.target.device(), targets[at_target].image.clone()));
             }
-            self.lefts.push(Left { effect, images });
+            let when = when.to_owned();
+            self.lefts.push(Left { when, images });
         }
     }
 }

@@ -185,6 +185,8 @@ pub enum Act {
     RemoveSource(usize),
     /// Puts a file under the final name just before the move gives it one.
     AppearAtTarget(usize, u8),
+    /// Writes in place to the file under the final name, just before the move replaces it, and syncs it.
+    WriteTarget(usize, u8),
 }
 
 /// What a file system may lack.

@@ -119,11 +119,12 @@ fn fault(scenario: Scenario) -> impl Strategy<Value = FaultPlan> {
 
 fn act() -> impl Strategy<Value = Act> {
     let (file, first) = (0..8usize, any::<u8>());
-    (0..5u8, file, first).prop_map(|(kind, file, first)| match kind {
+    (0..6u8, file, first).prop_map(|(kind, file, first)| match kind {
         0 => Act::ReplaceSource(file, first),
         1 => Act::WriteSource(file, first),
         2 => Act::RemoveSource(file),
         3 => Act::MapSource(file, first),
+        4 => Act::WriteTarget(file, first),
         _ => Act::AppearAtTarget(file, first),
     })
 }

@@ -267,7 +267,7 @@ impl Plan {
                 (nth, first, false)
             }
             Act::RemoveSource(nth) => (nth, 0, false),
-            Act::AppearAtTarget(nth, first) => (nth, first, true),
+            Act::AppearAtTarget(nth, first) | Act::WriteTarget(nth, first) => (nth, first, true),
         };
         let name = |file: &FilePlan| file.name % NAMES.len();
         // Of two of one name only the first is there.
@@ -284,7 +284,7 @@ impl Plan {
             return;
         }
         // The new one may get the inode of the old, and then nothing tells them apart: documented.
-        if matches!(act, Act::AppearAtTarget(..)) && file.there == There::Lookalike {
+        if at_target_disk && file.there == There::Lookalike {
             return;
         }
         let path = RelPath::new(NAMES[name(file)]).expect("written here");
@@ -323,14 +323,15 @@ fn somebody_acts(world: &World, path: &RelPath, act: Act, first: u8, theirs: &Th
     let text = format!("somebody's {first}");
     let now = |disk: &Disk| Body::File(disk.content(there.as_bytes()).expect("it is there"));
     match act {
-        Act::AppearAtTarget(..) => {
+        Act::AppearAtTarget(..) | Act::WriteTarget(..) => {
             let (disk, there) = (&world.target, at_target(path));
-            let body = Body::File(text.as_bytes().into());
-            let put = match disk.node(&there) {
-                None => put(disk, &there, &body),
-                Some(_) => disk.replace(there.as_bytes(), text),
+            let done = match (act, disk.node(&there)) {
+                (Act::WriteTarget(..), _) => disk.write_at(there.as_bytes(), 0, text.as_bytes()),
+                (_, None) => put(disk, &there, &Body::File(text.as_bytes().into())),
+                (_, Some(_)) => disk.replace(there.as_bytes(), text),
             };
-            if put.and_then(|()| disk.sync(there.as_bytes())).is_ok() {
+            if done.and_then(|()| disk.sync(there.as_bytes())).is_ok() {
+                let body = Body::File(disk.content(there.as_bytes()).expect("it is there"));
                 truth.theirs.push(body.clone());
                 let mut theirs = lock(theirs);
                 // Whoever comes last replaces what the one before put there.

@@ -53,13 +53,14 @@ pub fn run(plans: Vec<Plan>, bounds: Bounds, jobs: usize) -> ExitCode {
     });
     let total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
     println!(
-        "{} effects ({} times more states than the bound), {} states checked ({} of one disk), {} recovered, and {} once more with a second power loss; {:.0?}",
+        "{} effects ({} times more states than the bound), {} states checked ({} of one disk), {} recovered, and {} once more with a second power loss; {} went on after a kill; {:.0?}",
         total.effects,
         total.bounded,
         total.states,
         total.disk_states,
         total.recovered,
         total.recovered_twice,
+        total.killed,
         begin.elapsed()
     );
     let Some(plan) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) else {
@@ -70,9 +71,10 @@ pub fn run(plans: Vec<Plan>, bounds: Bounds, jobs: usize) -> ExitCode {
     }
     println!("See it by:");
     println!(
-        "cargo run -p realize-sim --profile sim -- exhaust --states {} --recoveries {} --plan '{}'",
+        "cargo run -p realize-sim --profile sim -- exhaust --states {} --recoveries {} --kills {} --plan '{}'",
         bounds.states,
         bounds.recoveries,
+        bounds.kills,
         plan.text()
     );
     ExitCode::FAILURE

@@ -52,6 +52,9 @@ enum Command {
         /// Moves that go on from the states of one effect, at most
         #[arg(long, default_value_t = 8)]
         recoveries: usize,
+        /// Effects of a plan at which the program is killed, at most
+        #[arg(long, default_value_t = 8)]
+        kills: usize,
         /// Threads
         #[arg(long, default_value_t = 2)]
         jobs: usize,
@@ -116,9 +119,14 @@ fn main() -> ExitCode {
             plan,
             states,
             recoveries,
+            kills,
             jobs,
         } => {
-            let bounds = Bounds { states, recoveries };
+            let bounds = Bounds {
+                states,
+                recoveries,
+                kills,
+            };
             match plan.as_deref().map(Plan::parse).transpose() {
                 Ok(Some(plan)) => exhaust::run(vec![plan], bounds, 1),
                 Ok(None) => exhaust::run(exhaust::plans(seeds), bounds, jobs),
