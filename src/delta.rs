@@ -163,19 +163,33 @@ pub struct Delta {
     pub bytes: Vec<u8>,
     /// How many bytes of the piece are in it, and not in the basis.
     pub literal_bytes: usize,
+    /// How many bytes further on in the basis than in the piece the last copy is, of those longer than a block: one block alone is found in
+    /// many places where all of it is zeros.
+    pub shift: Option<i64>,
 }
 
 impl Delta {
     /// The delta of a piece of which the basis has nothing.
     pub fn literal(data: &[u8]) -> Self {
         let all = [Op::Literal(data)];
-        Self::of(if data.is_empty() { &[] } else { &all })
+        Self::of(if data.is_empty() { &[] } else { &all }, 0)
     }
 
-    fn of(ops: &[Op<'_>]) -> Self {
-        let literals = ops.iter().filter(|op| matches!(op, Op::Literal(_)));
+    fn of(ops: &[Op<'_>], block_bytes: u32) -> Self {
+        let (mut at, mut literal_bytes, mut shift) = (0, 0, None);
+        for op in ops {
+            match op {
+                Op::Literal(data) => literal_bytes += data.len(),
+                Op::Copy { offset, len } if *len > block_bytes as usize => {
+                    shift = i64::try_from(*offset).ok().map(|offset| offset - at as i64);
+                }
+                Op::Copy { .. } => {}
+            }
+            at += op.len();
+        }
         Self {
-            literal_bytes: literals.map(Op::len).sum(),
+            literal_bytes,
+            shift,
             bytes: encode(ops),
         }
     }
@@ -200,7 +214,7 @@ impl Indexed {
                 *offset += self.start;
             }
         }
-        Ok(Delta::of(&ops))
+        Ok(Delta::of(&ops, self.block_bytes))
     }
 }
 

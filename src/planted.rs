@@ -58,6 +58,10 @@ pub enum Bug {
     ResumePastHole,
     /// A call of a dead connection writes to what is final by now.
     LateWrite,
+    /// What a delta gives is not held against the hash of its chunk.
+    DeltaUnhashed,
+    /// What is copied from the older final is not hashed.
+    BasisUnhashed,
 }
 
 impl Bug {
@@ -67,7 +71,7 @@ impl Bug {
     }
 
     /// All of them.
-    pub const ALL: [Bug; 22] = [
+    pub const ALL: [Bug; 24] = [
         Bug::DeleteBeforeSync,
         Bug::NoDirectorySync,
         Bug::AcknowledgeBeforeRename,
@@ -90,6 +94,8 @@ impl Bug {
         Bug::ResumeFromCache,
         Bug::ResumePastHole,
         Bug::LateWrite,
+        Bug::DeltaUnhashed,
+        Bug::BasisUnhashed,
     ];
 }
 

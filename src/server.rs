@@ -508,6 +508,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         handle: Handle,
         first: u64,
         Items(hashes): Items<ChunkHash>,
+        shift: i64,
     ) -> Answer<Vec<bool>> {
         self.check_count(hashes.len(), self.limits().page_hashes)?;
         let open = self.find(handle, Right::Write)?;
@@ -523,7 +524,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
                         server
                             .job(async move {
                                 let _with_others = with_others;
-                                target.file.compare(&target.store, first, &hashes).await
+                                target.file.compare(&target.store, first, &hashes, shift).await
                             })
                             .await
                     }

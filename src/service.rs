@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The version of this service. Both sides must have the same.
-pub const SERVICE_VERSION: u32 = 4;
+pub const SERVICE_VERSION: u32 = 5;
 
 /// A configured directory, or one below it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -482,6 +482,8 @@ pub struct Delta {
     pub form: Form,
     /// How many bytes of the chunk are in it, and were not found in the basis.
     pub literal_bytes: u64,
+    /// How many bytes further on in the basis than in the file what was found last is; `None` where too little was to tell.
+    pub shift: Option<i64>,
     /// Whether holes are among the chunk's bytes: then blocks of zeros need not be written.
     pub sparse: bool,
     /// The hash of the chunk.
@@ -629,8 +631,8 @@ pub trait RealizeService {
     async fn hashes(handle: Handle, first: u64, count: u64) -> Answer<Vec<ChunkHash>>;
 
     /// Compares chunks of a partial or of a final with the source's hashes; those that are equal count as
-    /// sent. Only whole chunks are equal. \[write\]
-    async fn compare(handle: Handle, first: u64, hashes: Items<ChunkHash>) -> Answer<Vec<bool>>;
+    /// sent. Only whole chunks are equal. Of the basis of a partial is looked at what is `shift` bytes further on. \[write\]
+    async fn compare(handle: Handle, first: u64, hashes: Items<ChunkHash>, shift: i64) -> Answer<Vec<bool>>;
 
     /// Writes whole small files and links, each durable when the answer comes. One whose final holds
     /// that very content already succeeds. \[write; replace where something is expected\]

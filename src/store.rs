@@ -75,6 +75,8 @@ struct Inner<F: Fs> {
     failed_sync: Arc<OnceLock<String>>,
     /// Directories whose own names are durable, with device and inode.
     synced: Mutex<BTreeMap<RelPath, (u64, u64)>>,
+    /// Until when names in a directory are durable, by its device and inode: the ctime it had before it was synced.
+    names_synced: Mutex<BTreeMap<(u64, u64), Timestamp>>,
     /// Files that had a partial as a second name, by device and inode: what they were before this process removed it, and since.
     untwinned: Mutex<BTreeMap<(u64, u64), [Version; 2]>>,
     /// Whether a name of the root is found under another case too; told by the token of a claim.
@@ -106,6 +108,7 @@ impl<F: Fs> Store<F> {
                 boot,
                 failed_sync: Arc::default(),
                 synced,
+                names_synced: Mutex::default(),
                 untwinned: Mutex::default(),
                 ignores_case: AtomicBool::new(false),
                 owner: OnceLock::new(),
@@ -376,6 +379,23 @@ impl<F: Fs> Store<F> {
             Err(error) if is_any(&error, &[Errno::INVAL]) && self.inner.accept_unsynced => Ok(()),
             synced => synced.map_err(|e| ServiceError::io(SYNC_DIR, &e)),
         }
+    }
+
+    /// Makes the name of `file`, which is in `dir`, durable, if it may not be: to give a file a name changes its ctime.
+    async fn make_name_durable(&self, dir: &F::Dir, file: &Version) -> Answer<()> {
+        let version = dir.metadata().await.map_err(|e| ServiceError::io("stat", &e))?.version;
+        let inode = (version.dev, version.ino);
+        let lock = || self.inner.names_synced.lock().unwrap_or_else(PoisonError::into_inner);
+        if lock().get(&inode).is_some_and(|until| file.ctime < *until) {
+            return Ok(());
+        }
+        self.sync_one(dir).await?;
+        let mut synced = lock();
+        if synced.len() >= self.inner.limits.synced_dirs {
+            synced.clear();
+        }
+        synced.insert(inode, version.ctime);
+        Ok(())
     }
 
     /// As [`sync_one`](Self::sync_one), where that can be had. `EIO` where one has failed, in this process or an earlier one: it is not tried

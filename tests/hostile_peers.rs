@@ -352,6 +352,7 @@ async fn sums_and_deltas_that_cannot_be_are_refused() {
             data: Bytes::copy_from_slice(delta),
             form,
             literal_bytes: 0,
+            shift: None,
             sparse: false,
             hash,
         };
@@ -416,6 +417,7 @@ async fn who_may_not_read_makes_nothing_of_what_is_there() {
         data: Bytes::from_static(b"rs\x026\x45\x00\x01\x00"),
         form: Form::Plain,
         literal_bytes: 0,
+        shift: None,
         sparse: false,
         hash: hash_chunk(1, 0, b"s"),
     };

@@ -152,6 +152,33 @@ fn what_is_there_is_used_whatever_became_of_it() {
 }
 
 #[test]
+fn what_has_moved_within_a_file_is_found_by_its_hashes() {
+    let new = noise(1, 64 * MIB);
+    let mut cut_out = new.clone();
+    for at in [50, 30, 10] {
+        cut_out.drain(at * MIB + 777..at * MIB + 2000);
+    }
+    for old in [
+        cut_out.clone(),
+        [&noise(2, 100), &cut_out[..]].concat(),
+        new[20 * MIB..].to_vec(),
+    ] {
+        let missing = new.len().saturating_sub(old.len()).max(4000);
+        let case = Case {
+            what: "moved within",
+            old: Some(old),
+            partial: None,
+            bytes_max: 0,
+        };
+        for push in [true, false] {
+            let bytes = repair(&new, &case, push);
+            println!("{bytes} bytes, {missing} missing");
+            assert!(bytes < missing + 500_000, "{bytes} bytes, {missing} missing");
+        }
+    }
+}
+
+#[test]
 fn what_is_added_to_a_log_is_packed() {
     let lines = |numbers: std::ops::Range<usize>| -> Vec<u8> {
         let line = |number| format!("2026-11-26T12:00:00 host program[{number}]: nothing in particular happened\n");

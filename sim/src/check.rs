@@ -67,6 +67,9 @@ impl Checker {
     /// Checks one moment.
     pub fn check(&self, world: &World, moment: Moment, call: &Call) {
         *self.checks.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        if call.op.is_effect() {
+            self.check_within(world, call);
+        }
         match moment {
             Moment::Before if call.op == Op::Unlink => self.check_law(world, call),
             Moment::Before => {}
@@ -126,10 +129,10 @@ impl Checker {
         }
         // What was swapped out while somebody put theirs there may be theirs: it is left to them. So is an old version that
         // could not be removed.
-        let has_theirs = world.truth().values().any(|truth| !truth.theirs.is_empty());
         let may_be_theirs = |path: &RelPath| {
             let is_swap = |name| matches!(names::classify(&name), names::NameKind::Swap(_));
-            (has_theirs || world.could_not_remove(path)) && path.split().is_some_and(|(_, name)| is_swap(name))
+            world.is_swap_of_theirs(path)
+                || (world.could_not_remove(path) && path.split().is_some_and(|(_, name)| is_swap(name)))
         };
         // A mark of an earlier run of the kernel says nothing any more: one that can't be removed stays until somebody comes by again.
         let is_old_mark = |path: &RelPath| {
@@ -179,6 +182,20 @@ impl Checker {
             .push(violation);
     }
 
+    /// A change is made in a root, and nowhere else.
+    fn check_within(&self, world: &World, call: &Call) {
+        let (to_target, to_source) = (
+            call.device == world.target.device(),
+            call.device == world.source.device(),
+        );
+        for path in [&call.path, &call.to].into_iter().flatten() {
+            let is_within = (to_target && path.is_within(&known("target"))) || (to_source && is_in_source(path));
+            if !is_within {
+                self.violated(Property::NothingElse, path, call);
+            }
+        }
+    }
+
     /// A source is about to be unlinked.
     fn check_law(&self, world: &World, call: &Call) {
         let Some(unlinked) = call.path.as_ref().filter(|_| call.device == world.source.device()) else {
@@ -203,7 +220,7 @@ impl Checker {
         }
         let body = body(&node);
         let is_known = truth.new == body || truth.before.contains(&body);
-        if !is_known || !(view.target_is_safe(path, &body) || view.is_theirs(path, truth)) {
+        if !is_known || !view.target_is_safe(path, &body) {
             self.violated(Property::Law, path, call);
         }
     }
@@ -256,12 +273,6 @@ impl View<'_> {
         }
     }
 
-    /// Whether somebody else has put something of theirs under the final name by now.
-    fn is_theirs(&self, path: &RelPath, truth: &Truth) -> bool {
-        let there = || self.0.target.node(&at_target(path));
-        !truth.theirs.is_empty() && there().is_some_and(|node| truth.theirs.iter().any(|body| is(&node, body)))
-    }
-
     fn survives(&self, path: &RelPath, truth: &Truth) -> bool {
         if truth.is_removed || self.target_is_safe(path, &truth.new) {
             return true;
@@ -271,16 +282,14 @@ impl View<'_> {
         if self.0.source.device() == self.0.target.device() {
             names.push(at_target(path));
         }
-        let survives = match &truth.new {
+        match &truth.new {
             Body::File(content) => self.0.source.survives(&names, content),
             // A link's text lives as long as its name; what a crash may take is shown by the files.
             Body::Link(_) => names
                 .iter()
                 .filter_map(|name| self.0.source.node(name))
                 .any(|node| is(&node, &truth.new)),
-        };
-        // What arrived was theirs to replace.
-        survives || self.is_theirs(path, truth)
+        }
     }
 
     /// Whether the final name holds nothing, the old or the complete new one, now and after every crash.

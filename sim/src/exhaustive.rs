@@ -173,6 +173,7 @@ fn search_through(
     lock(search).look(world, profile, bounds, &format!("{before}nothing more"));
     let ended = world.move_all();
     world.machine.unwatch();
+    checker.check_end(world);
     match checker.violations() {
         none if none.is_empty() && is_complete(&ended) => Ok(()),
         violations => Err(format!("{ended:?} {violations:?}")),

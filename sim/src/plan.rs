@@ -96,6 +96,10 @@ pub enum Size {
     AtBatch(u8),
     /// One chunk, or a byte less or more, mostly a hole.
     AtChunk(u8),
+    /// Several blocks of a repair, in one chunk.
+    Blocks,
+    /// More chunks than are tried to learn what pays, mostly holes.
+    Long,
 }
 
 /// What the target has of a file.
@@ -109,8 +113,23 @@ pub enum There {
     Other(BodyPlan),
     /// As many other bytes, of the same mtime.
     Lookalike,
+    /// Much the same.
+    Near(Near),
     /// A partial: so many thousandths of it, right or wrong.
     Partial(u16, bool),
+}
+
+/// What tells a file of the target from that of the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Near {
+    /// A byte.
+    Changed,
+    /// So many bytes less in front.
+    Shifted(u8),
+    /// The last third is missing.
+    Cut,
+    /// Some bytes more at the end.
+    Longer,
 }
 
 /// One thing that goes wrong.
@@ -185,7 +204,7 @@ pub enum Act {
     RemoveSource(usize),
     /// Puts a file under the final name just before the move gives it one.
     AppearAtTarget(usize, u8),
-    /// Writes in place to the file under the final name, just before the move replaces it, and syncs it.
+    /// Writes in place to the file under the final name, and syncs it: just before the move replaces it, or (an odd number) while it is read.
     WriteTarget(usize, u8),
 }
 
@@ -247,6 +266,7 @@ impl FilePlan {
             There::Equal => (Some(new.clone()), None),
             There::Other(other) => (Some(other.body()).filter(|other| same_kind(other, &new)), None),
             There::Lookalike => (lookalike(&new), None),
+            There::Near(near) => (near.of(&new), None),
             There::Partial(thousandths, is_right) => (None, partial(&new, thousandths, is_right)),
         };
         FileAt {
@@ -275,6 +295,32 @@ fn lookalike(new: &Body) -> Option<Body> {
     content.read(last, &mut byte);
     other.write(last, &[!byte[0]]);
     Some(Body::File(other))
+}
+
+impl Near {
+    fn of(self, new: &Body) -> Option<Body> {
+        let Body::File(content) = new else { return None };
+        let (size, mut other) = (content.size(), content.clone());
+        match self {
+            Self::Changed => other.write(size / 2, b"~"),
+            Self::Shifted(by) => other = without_front(content, by.into()),
+            Self::Cut => other.set_len(size - size / 3),
+            Self::Longer => other.write(size, b"and more"),
+        }
+        Some(Body::File(other))
+    }
+}
+
+fn without_front(content: &Content, by: u64) -> Content {
+    let mut rest = Content::default();
+    rest.set_len(content.size().saturating_sub(by));
+    let (mut offset, mut buf) = (by, [0; 4096]);
+    while let Some(data) = content.next_data(offset) {
+        let count = content.read(data, &mut buf);
+        rest.write(data - by, &buf[..count]);
+        offset = data + count as u64;
+    }
+    rest
 }
 
 fn partial(new: &Body, thousandths: u16, is_right: bool) -> Option<Vec<u8>> {
@@ -309,15 +355,20 @@ fn content(size: Size, first: u8) -> Content {
             Size::Small => 10 + usize::from(first % 50),
             Size::Large => 3000 + usize::from(first),
             Size::AtBatch(which) => limits().small_file_bytes as usize - 1 + usize::from(which % 3),
-            Size::Sparse | Size::AtChunk(_) => 0,
+            Size::Blocks => 20_000,
+            Size::Sparse | Size::AtChunk(_) | Size::Long => 0,
         })[..],
     );
     let len = match size {
         Size::Sparse => CHUNK_BYTES + 5000,
         Size::AtChunk(which) => CHUNK_BYTES - 1 + u64::from(which % 3),
+        Size::Long => 8 * CHUNK_BYTES + 5000,
         _ => return content,
     };
     content.set_len(len);
+    for chunk in 0..len / CHUNK_BYTES {
+        content.write(chunk * CHUNK_BYTES + 10_000, &chunk.to_le_bytes());
+    }
     content.write(len - 1000, &fill(900));
     content.write(len - 1, &[first]);
     content

@@ -135,10 +135,12 @@ pub struct TwoHosts {
     /// Whether the mover starts anew when it has died, and runs once more in the end. Otherwise only what is left of it is looked
     /// at, once the daemon has given it up.
     pub comes_back: bool,
-    /// Whether both hosts are started anew before the last run: where a sync has failed nothing is confirmed before that.
+    /// Whether both hosts are started anew before the last run, as they are where a sync has failed: nothing is confirmed before that.
     pub reboots: bool,
     /// Sizes and counts of both sides.
     pub limits: Limits,
+    /// Called before each try of the mover.
+    pub before_try: Arc<dyn Fn() + Send + Sync>,
 }
 
 /// How one run of the mover ended.
@@ -301,6 +303,7 @@ impl TwoHosts {
             comes_back: true,
             reboots: false,
             limits: crate::world::limits(),
+            before_try: Arc::new(|| {}),
         }
     }
 
@@ -357,6 +360,7 @@ impl TwoHosts {
             seed: self.seed,
             limits: self.limits,
             sources,
+            before_try: self.before_try,
         };
         sim.host(MOVER, move || mover.clone().run());
         let mut driver = Driver {
@@ -399,7 +403,13 @@ impl TwoHosts {
         disks.iter().for_each(|disk| {
             disk.machine().heal();
         });
-        if self.reboots {
+        let sync_failed = disks.iter().any(|disk| {
+            let struck = disk.machine().struck();
+            struck
+                .iter()
+                .any(|(kind, call)| matches!(kind, Kind::Error(_)) && call.op.is_sync())
+        });
+        if self.reboots || sync_failed || driver.world.is_doubtful() {
             driver.sim.crash(MOVER);
             driver.sim.crash(DAEMON);
             disks.iter().for_each(|disk| disk.machine().reboot());
@@ -469,7 +479,7 @@ thread_local! {
 }
 
 /// How many panics there were on this thread, from the first call on: a task that panics tells nobody else.
-fn count_panics() -> u64 {
+pub(crate) fn count_panics() -> u64 {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = std::panic::take_hook();

@@ -7,6 +7,7 @@ use std::{
     io,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use realize::{
@@ -295,8 +296,25 @@ impl World {
 
     /// Whether all that `stays` may be what somebody put under a final name while that was replaced: it is left to them.
     pub fn is_left_to_others(&self, stays: &[Failure]) -> bool {
-        let is_leftover = |failure: &Failure| matches!(failure.why, Why::Target(ServiceError::Leftover(_)));
-        stays.iter().all(is_leftover) && self.truth().values().any(|truth| !truth.theirs.is_empty())
+        let is_leftover = |failure: &Failure| {
+            matches!(failure.why, Why::Target(ServiceError::Leftover(_)))
+                && self.is_swap_of_theirs(&at_target(&failure.path))
+        };
+        !stays.is_empty() && stays.iter().all(is_leftover)
+    }
+
+    /// Whether `swap` is the name by which a file is replaced under whose final name somebody else has put theirs.
+    pub fn is_swap_of_theirs(&self, swap: &RelPath) -> bool {
+        let Some((dir, name)) = swap.split() else { return false };
+        let names::NameKind::Swap(swap) = names::classify(&name) else {
+            return false;
+        };
+        let truths = self.truth();
+        let mut theirs = truths.iter().filter(|(_, truth)| !truth.theirs.is_empty());
+        theirs.any(|(path, _)| {
+            let at = at_target(path).split();
+            at.is_some_and(|(at_dir, name)| at_dir == dir && swap.is_of(&name))
+        })
     }
 
     /// Whether a sync of a directory has failed: what it lost shows after a reboot, and nothing goes on before.
@@ -341,7 +359,11 @@ impl World {
     pub fn move_through<T: ServiceStub>(&self, wire: impl FnOnce(SimService) -> T) -> Ended {
         let stays = RefCell::new(Vec::new());
         let result = process(async {
-            let work = self.move_once(wire, &stays);
+            const MOVE: Duration = Duration::from_secs(600);
+            let work = async {
+                let ended = tokio::time::timeout(MOVE, self.move_once(wire, &stays)).await;
+                ended.expect("a move ends; this one stands still")
+            };
             let (work, off) = (std::pin::pin!(work), std::pin::pin!(self.machine.until_off()));
             match futures::future::select(work, off).await {
                 futures::future::Either::Left((result, _)) => Some(result),

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use realize::model::RelPath;
+use realize::model::{RelPath, Timestamp};
 use realize_sim::{
     check::Checker,
     fs::{Act, At, Cache, Fault, Kind, Machine, Op, Refusals},
@@ -665,4 +665,26 @@ fn who_writes_to_a_file_while_its_second_name_goes_is_not_overwritten() {
     let ended = world.move_all();
     assert_eq!(world.machine.struck().len(), 1);
     assert_eq!(world.target.read("target/a").unwrap(), words, "{ended:?}");
+}
+
+/// Files' times: two seconds before the program begins.
+#[test]
+fn what_changed_a_moment_ago_stays_where_there_are_no_leases() {
+    let just_now = Timestamp {
+        secs: 1_700_003_600 - 2,
+        nanos: 0,
+    };
+    for has_leases in [false, true] {
+        let world = World::small(1, false, Large::OneChunk);
+        world.source.refuse(Refusals {
+            lease: (!has_leases).then_some(Errno::INVAL),
+            ..Refusals::default()
+        });
+        world.machine.set_wall(move || just_now);
+        world.source.set_meta("source/a", 0o640, just_now).unwrap();
+        let ended = world.move_all();
+        let stays: Vec<_> = ended.stays.iter().map(|failure| failure.path.to_string()).collect();
+        assert_eq!(world.source.stat("source/a").is_ok(), !has_leases, "{ended:?}");
+        assert_eq!(stays, if has_leases { vec![] } else { vec!["a"] });
+    }
 }

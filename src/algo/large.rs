@@ -1,10 +1,11 @@
 //! Large files, chunk by chunk.
 
-use std::{cell::Cell, pin::pin};
+use std::{cell::Cell, collections::VecDeque, pin::pin};
 
 use futures::{
     StreamExt,
     future::{Either, OptionFuture, join, select},
+    stream,
     stream::FuturesUnordered,
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -74,11 +75,35 @@ impl Pages {
         (!self.rest.is_empty()).then_some(self.rest.start..end)
     }
 
+    /// The first `count` chunks are to be compared, those that were taken counted in.
+    fn extend(&mut self, count: u64) {
+        self.rest.end = self.rest.end.max(count);
+    }
+
     fn take(&mut self) -> Option<std::ops::Range<u64>> {
         let page = self.peek()?;
         self.rest.start = page.end;
         self.at_once = (2 * self.at_once).min(self.at_most);
         Some(page)
+    }
+}
+
+/// Some chunks of a file in a row, and which of them the target has.
+struct Compared {
+    first: u64,
+    /// The source's.
+    hashes: Vec<ChunkHash>,
+    equal: Vec<bool>,
+}
+
+impl Compared {
+    fn wrong(&self) -> VecDeque<u64> {
+        let wrong = (self.first..).zip(&self.equal).filter(|(_, equal)| !**equal);
+        wrong.map(|(index, _)| index).collect()
+    }
+
+    fn hash(&self, index: u64) -> ChunkHash {
+        self.hashes[(index - self.first) as usize]
     }
 }
 
@@ -204,8 +229,8 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         let size = item.entry.version.size;
         let mut reading = Reading::new(source, size, self.options.limits.hashes_ahead);
         let mut pages = Pages::of(chunk_count(size), self.compare_at_once());
-        while let Some((_, equal)) = self.compare_page(item, &mut reading, target, &mut pages).await? {
-            if equal.contains(&false) {
+        while let Some(page) = self.compare_page(item, &mut reading, target, &mut pages, 0).await? {
+            if page.equal.contains(&false) {
                 return Ok(None);
             }
         }
@@ -221,14 +246,15 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         CHUNKS_AT_ONCE.min(self.options.limits.page_hashes as u64)
     }
 
-    /// The next of `pages`: its first chunk, and which of its chunks the target has. Meanwhile the source hashes the one after it.
+    /// The next of `pages`, compared with what is `shift` bytes further on in the basis. Meanwhile the source hashes the one after it.
     async fn compare_page(
         &self,
         item: &Item,
         reading: &mut Reading,
         target: Handle,
         pages: &mut Pages,
-    ) -> Result<Option<(u64, Vec<bool>)>, Why> {
+        shift: i64,
+    ) -> Result<Option<Compared>, Why> {
         let hashes = |page: std::ops::Range<u64>| {
             let service = &self.sources[item.source].service;
             let (handle, count) = (reading.handle, page.end - page.start);
@@ -238,24 +264,71 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
             }
         };
         let Some(page) = pages.take() else { return Ok(None) };
-        let (first, ours) = match pages.hashed.take() {
+        let (first, hashed) = match pages.hashed.take() {
             Some(hashed) => (page.start, hashed),
             None => (page.start, hashes(page).await.map_err(Why::Source)?),
         };
-        let compared = self
-            .target
-            .service
-            .compare(calls::context(), target, first, ours.clone().into());
         let next = OptionFuture::from(pages.peek().map(hashes));
-        let (equal, next) = join(flat(compared), next).await;
+        let (equal, next) = join(self.compare(target, first, hashed.clone(), shift), next).await;
         pages.hashed = next.transpose().map_err(Why::Source)?;
-        let equal = equal
-            .and_then(|equal| calls::check_count(equal, ours.len()))
-            .map_err(Why::Target)?;
-        for ((index, hash), _) in (first..).zip(ours).zip(&equal).filter(|(_, equal)| **equal) {
-            reading.add(index, hash)?;
+        let page = Compared {
+            first,
+            hashes: hashed,
+            equal: equal?,
+        };
+        self.take_equal(reading, &page)?;
+        Ok(Some(page))
+    }
+
+    async fn compare(&self, target: Handle, first: u64, hashes: Vec<ChunkHash>, shift: i64) -> Result<Vec<bool>, Why> {
+        let count = hashes.len();
+        let service = &self.target.service;
+        let equal = flat(service.compare(calls::context(), target, first, hashes.into(), shift)).await;
+        equal
+            .and_then(|equal| calls::check_count(equal, count))
+            .map_err(Why::Target)
+    }
+
+    /// What the target has need not be sent.
+    fn take_equal(&self, reading: &mut Reading, page: &Compared) -> Result<(), Why> {
+        let hashed = (page.first..).zip(&page.hashes).zip(&page.equal);
+        for ((index, hash), _) in hashed.filter(|(_, equal)| **equal) {
+            reading.add(index, *hash)?;
         }
-        Ok(Some((first, equal)))
+        Ok(())
+    }
+
+    /// Which of `wrong` chunks of a page are not what is at another place of the basis either.
+    async fn compare_shifted(
+        &self,
+        reading: &mut Reading,
+        target: Handle,
+        page: &Compared,
+        wrong: VecDeque<u64>,
+        shift: i64,
+    ) -> Result<VecDeque<u64>, Why> {
+        const RUNS_AT_ONCE: usize = 4;
+        let indices: Vec<_> = wrong.into_iter().collect();
+        let runs = indices.chunk_by(|one, next| one + 1 == *next).map(|run| async {
+            let first = run[0];
+            let hashes: Vec<_> = run.iter().map(|index| page.hash(*index)).collect();
+            let equal = self.compare(target, first, hashes.clone(), shift).await?;
+            Ok::<_, Why>(Compared { first, hashes, equal })
+        });
+        let mut runs = pin!(stream::iter(runs).buffered(RUNS_AT_ONCE));
+        let mut still_wrong = VecDeque::new();
+        while let Some(run) = runs.next().await.transpose()? {
+            self.take_equal(reading, &run)?;
+            self.advanced_by(reading.size, &run);
+            still_wrong.extend(run.wrong());
+        }
+        Ok(still_wrong)
+    }
+
+    fn advanced_by(&self, size: u64, page: &Compared) {
+        let equal = (page.first..).zip(&page.equal).filter(|(_, equal)| **equal);
+        let bytes = equal.map(|(index, _)| chunk_len(size, index).unwrap_or(0) as u64);
+        self.advanced(bytes.sum());
     }
 
     /// Completes the partial: what is right stays, what is wrong is repaired, what is missing is sent.
@@ -268,28 +341,42 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
             (self.observer)(Event::Checking(&item.to));
         }
         // Of both the basis is what chunks are made of.
-        let mut repair = Repair::new(if opened.basis_len > 0 { opened.basis_len } else { found });
+        let mut repair = Repair::new(
+            if opened.basis_len > 0 { opened.basis_len } else { found },
+            opened.basis_len > 0,
+        );
         let mut pages = Pages::of(found_chunks, self.compare_at_once());
-        while let Some((first, equal)) = self.compare_page(item, &mut reading, target, &mut pages).await? {
-            let (right, wrong): (Vec<_>, Vec<_>) = (first..).zip(equal).partition(|(_, equal)| *equal);
-            let right_bytes = right
-                .iter()
-                .map(|(index, _)| chunk_len(size, *index).unwrap_or(0) as u64);
-            self.advanced(right_bytes.sum());
-            let wrong: Vec<_> = wrong.into_iter().map(|(index, _)| index).collect();
-            repair.compared(right.len(), wrong.len());
-            self.repair_chunks(item, &mut reading, target, wrong, &mut repair)
-                .await?;
-            if right.is_empty() && repair.is_elsewhere() {
+        while let Some(page) = self
+            .compare_page(item, &mut reading, target, &mut pages, repair.shift())
+            .await?
+        {
+            self.advanced_by(size, &page);
+            let mut wrong = page.wrong();
+            let right = page.equal.len() - wrong.len();
+            repair.compared(right, wrong.len());
+            loop {
+                wrong = self
+                    .repair_chunks(item, &mut reading, target, wrong, &mut repair)
+                    .await?;
+                if wrong.is_empty() {
+                    break;
+                }
+                let before = wrong.len();
+                wrong = self
+                    .compare_shifted(&mut reading, target, &page, wrong, repair.shift())
+                    .await?;
+                repair.judge_shift(before - wrong.len(), wrong.len());
+            }
+            pages.extend(chunk_count(repair.reach().min(size)));
+            if right == 0 && repair.is_elsewhere() {
                 // Most likely all is, and then nothing of it is in its own place.
                 pages.at_most = PAGE;
                 while let Some(page) = pages.take() {
-                    self.repair_chunks(item, &mut reading, target, page, &mut repair)
-                        .await?;
+                    self.repair_all(item, &mut reading, target, page, &mut repair).await?;
                 }
             }
         }
-        let missing = found_chunks..chunk_count(size);
+        let missing = pages.rest.end..chunk_count(size);
         self.send_missing(item, &mut reading, target, missing, &mut repair)
             .await?;
         let digest = reading.digest()?;

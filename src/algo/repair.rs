@@ -31,6 +31,9 @@ const BATCH: usize = 32;
 /// How many chunks that were not compared are dealt with at a time; after each it is looked at anew what pays.
 pub(super) const PAGE: u64 = 256;
 
+/// Another shift is looked for as long as one in so many chunks was right at the last.
+const WRONG_FOR_A_RIGHT: usize = 8;
+
 /// So many times its own size of a basis are worth being looked through for a file, and so many bytes in any case.
 const WORTH_TIMES: u64 = 4;
 const WORTH_BYTES: u64 = 64 << 20;
@@ -61,6 +64,12 @@ pub(super) struct Repair<'a> {
     is_mostly_wrong: bool,
     /// `None` before it is known.
     way: Option<Way>,
+    /// How many bytes further on in the basis than in the file what is to come was found.
+    shift: i64,
+    /// The shift before, as long as nothing was right at this one.
+    shift_before: Option<i64>,
+    /// Whether to look for another shift where chunks are wrong.
+    may_shift: bool,
     /// Whether what is sent as it is gets smaller when it is packed; `None` before it is known.
     packs: Option<bool>,
     /// Held by the one file whose basis is loaded.
@@ -68,12 +77,16 @@ pub(super) struct Repair<'a> {
 }
 
 impl Repair<'_> {
-    /// Of a file of which the target has `basis_len` bytes.
-    pub fn new(basis_len: u64) -> Self {
+    /// Of a file of which the target has `basis_len` bytes, in the final if `is_final`, else in the partial itself, which is not looked at
+    /// in other places.
+    pub fn new(basis_len: u64, is_final: bool) -> Self {
         Self {
             basis_len,
             is_mostly_wrong: false,
             way: None,
+            shift: 0,
+            shift_before: None,
+            may_shift: is_final,
             packs: None,
             _loading: None,
         }
@@ -81,12 +94,41 @@ impl Repair<'_> {
 
     /// So many chunks of a page are right or wrong.
     pub fn compared(&mut self, right: usize, wrong: usize) {
+        self.judge_shift(right, wrong);
         let is_mostly_wrong = wrong > right;
         if is_mostly_wrong && !self.is_mostly_wrong {
             // What was good enough for some may not be the best for all.
             self.way.take_if(|way| *way != Way::Loaded);
         }
         self.is_mostly_wrong = is_mostly_wrong;
+    }
+
+    /// So many chunks are right where they were looked for, or wrong there too.
+    pub fn judge_shift(&mut self, right: usize, wrong: usize) {
+        let Some(before) = self.shift_before.take() else { return };
+        if WRONG_FOR_A_RIGHT * right < wrong {
+            (self.shift, self.may_shift) = (before, false);
+        }
+    }
+
+    /// How many bytes further on in the basis than in the file the next chunks are.
+    pub fn shift(&self) -> i64 {
+        self.shift
+    }
+
+    /// The end of that part of the file of which the basis has something, as far as is known.
+    pub fn reach(&self) -> u64 {
+        self.basis_len.saturating_add_signed(self.shift.saturating_neg())
+    }
+
+    /// Whether what was found is elsewhere than it was looked for, and what is to come is to be looked for there.
+    fn learn(&mut self, tally: &Tally) -> bool {
+        let shift = tally.shift.map(|(_, shift)| shift).filter(|shift| *shift != self.shift);
+        let (Some(shift), true) = (shift, self.may_shift) else {
+            return false;
+        };
+        self.shift_before = Some(std::mem::replace(&mut self.shift, shift));
+        true
     }
 
     /// Whether the file's content is in other places of the basis than its own.
@@ -103,14 +145,18 @@ struct Tally {
     found: usize,
     bytes: u64,
     sent_bytes: u64,
+    /// The shift that the first of those that tell one tells.
+    shift: Option<(u64, i64)>,
 }
 
 impl Tally {
-    fn add(&mut self, len: u64, literal_bytes: u64, sent_bytes: u64) {
+    fn add(&mut self, len: u64, repaired: &Repaired) {
         self.chunks += 1;
-        self.found += usize::from(literal_bytes <= len - len / 4);
+        self.found += usize::from(repaired.literal_bytes <= len - len / 4);
         self.bytes += len;
-        self.sent_bytes += sent_bytes;
+        self.sent_bytes += repaired.sent_bytes;
+        let told = repaired.shift.map(|shift| (repaired.index, shift));
+        self.shift = [self.shift, told].into_iter().flatten().min();
     }
 
     fn pays(&self) -> bool {
@@ -129,6 +175,16 @@ impl Tally {
     }
 }
 
+/// A chunk that is right now.
+struct Repaired {
+    index: u64,
+    hash: ChunkHash,
+    /// How many of its bytes were not found.
+    literal_bytes: u64,
+    sent_bytes: u64,
+    shift: Option<i64>,
+}
+
 /// Both ends of a file.
 #[derive(Clone, Copy)]
 struct Ends {
@@ -139,29 +195,47 @@ struct Ends {
 }
 
 impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
-    /// Brings `wrong` chunks of the target to what they are at the source.
+    /// As [`repair_chunks`](Self::repair_chunks), wherever they are found.
+    pub(super) async fn repair_all<'a>(
+        &'a self,
+        item: &Item,
+        reading: &mut Reading,
+        target: Handle,
+        wrong: std::ops::Range<u64>,
+        repair: &mut Repair<'a>,
+    ) -> Result<(), Why> {
+        let mut wrong: VecDeque<u64> = wrong.collect();
+        while !wrong.is_empty() {
+            wrong = self.repair_chunks(item, reading, target, wrong, repair).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings `wrong` chunks of the target to what they are at the source. Those that are left are to be looked for with a shift that was learned.
     pub(super) async fn repair_chunks<'a>(
         &'a self,
         item: &Item,
         reading: &mut Reading,
         target: Handle,
-        wrong: impl IntoIterator<Item = u64>,
+        mut wrong: VecDeque<u64>,
         repair: &mut Repair<'a>,
-    ) -> Result<(), Why> {
+    ) -> Result<VecDeque<u64>, Why> {
         let ends = Ends {
             source: reading.handle,
             target,
             size: reading.size,
             basis_len: repair.basis_len,
         };
-        let mut wrong: VecDeque<u64> = wrong.into_iter().collect();
         while !wrong.is_empty() {
             let Some(way) = repair.way else {
-                self.find_way(item, reading, ends, &mut wrong, repair).await?;
+                if self.find_way(item, reading, ends, &mut wrong, repair).await? {
+                    break;
+                }
                 continue;
             };
             if way == Way::Packed && repair.packs == Some(false) {
-                return self.send_chunks(item, reading, target, wrong.into_iter()).await;
+                self.send_chunks(item, reading, target, wrong.drain(..)).await?;
+                break;
             }
             let batch: Vec<_> = wrong.drain(..wrong.len().min(BATCH)).collect();
             let tally = self.repair_batch(item, reading, ends, batch, way).await?;
@@ -169,13 +243,14 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
                 Way::Packed => repair.packs = Some(tally.is_smaller()),
                 // It may be better later on; until then this page is sent.
                 Way::Loaded if tally.found == 0 => {
-                    return self.send_chunks(item, reading, target, wrong.into_iter()).await;
+                    self.send_chunks(item, reading, target, wrong.drain(..)).await?;
                 }
+                Way::InPlace if repair.learn(&tally) => break,
                 Way::InPlace if !tally.pays() => repair.way = None,
                 _ => {}
             }
         }
-        Ok(())
+        Ok(wrong)
     }
 
     /// Sends chunks of which the target has nothing in their places.
@@ -200,12 +275,12 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
             let count = if is_unknown { 1 } else { PAGE };
             let some = missing.start..missing.end.min(missing.start + count);
             missing.start = some.end;
-            self.repair_chunks(item, reading, target, some, repair).await?;
+            self.repair_all(item, reading, target, some, repair).await?;
         }
         Ok(())
     }
 
-    /// Tries some of the `wrong` chunks, to learn what pays.
+    /// Tries some of the `wrong` chunks, to learn what pays. Whether the others may be where these were found, and are to be looked for there.
     async fn find_way<'a>(
         &'a self,
         item: &Item,
@@ -213,19 +288,25 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         ends: Ends,
         wrong: &mut VecDeque<u64>,
         repair: &mut Repair<'a>,
-    ) -> Result<(), Why> {
+    ) -> Result<bool, Why> {
         let sum_bytes = |block_bytes: u32| CHUNK_BYTES / u64::from(block_bytes) * SUM_BYTES as u64;
         let in_place = take_spread(wrong, SAMPLES);
         let in_place = self.repair_batch(item, reading, ends, in_place, Way::InPlace).await?;
+        if repair.learn(&in_place) {
+            return Ok(true);
+        }
         if in_place.pays() && !repair.is_mostly_wrong {
             repair.way = Some(Way::InPlace);
-            return Ok(());
+            return Ok(false);
         }
         let around = take_spread(wrong, SAMPLES);
         if around.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let around = self.repair_batch(item, reading, ends, around, Way::Around).await?;
+        if repair.learn(&around) {
+            return Ok(true);
+        }
         let coarse = sum_bytes(delta::block_bytes(repair.basis_len));
         let is_in_place = in_place.pays() && in_place.price(sum_bytes(FINE_BLOCK_BYTES)) <= around.price(coarse);
         repair.packs = Some(around.is_smaller());
@@ -242,7 +323,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
                 }
             },
         });
-        Ok(())
+        Ok(false)
     }
 
     /// Repairs chunks, several at once.
@@ -265,16 +346,16 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
                 in_flight.push(self.repair_chunk(item, ends, index, way, &own));
             }
             if let Some(repaired) = in_flight.next().await {
-                let (index, hash, literal_bytes, sent_bytes) = repaired?;
-                reading.add(index, hash)?;
-                let len = chunk_len(ends.size, index).unwrap_or(0) as u64;
-                tally.add(len, literal_bytes, sent_bytes);
+                let repaired = repaired?;
+                reading.add(repaired.index, repaired.hash)?;
+                let len = chunk_len(ends.size, repaired.index).unwrap_or(0) as u64;
+                tally.add(len, &repaired);
             }
         }
         Ok(tally)
     }
 
-    /// Repairs one chunk, or sends it where that can't be done; its hash, how many of its bytes were not found, and how many were sent.
+    /// Repairs one chunk, or sends it where that can't be done.
     async fn repair_chunk(
         &self,
         item: &Item,
@@ -282,14 +363,14 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         index: u64,
         way: Way,
         own: &Semaphore,
-    ) -> Result<(u64, ChunkHash, u64, u64), Why> {
+    ) -> Result<Repaired, Why> {
         let len = chunk_len(ends.size, index).ok_or(Why::Source(ServiceError::Internal))? as u64;
         let room = self.room(own).await?;
         match self.try_repair(item, ends, index, way).await {
-            Ok((hash, literal_bytes, sent_bytes)) => {
-                self.sent(sent_bytes);
+            Ok(repaired) => {
+                self.sent(repaired.sent_bytes);
                 self.advanced(len);
-                Ok((index, hash, literal_bytes, sent_bytes))
+                Ok(repaired)
             }
             Err(why) if stops_all(&why) => Err(why),
             // Something was taken for something else, the basis is another by now, the target may not be read: whatever it is, if it is in
@@ -299,12 +380,18 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
                 let (index, hash) = self
                     .send_chunk(item, ends.source, ends.target, ends.size, index, own)
                     .await?;
-                Ok((index, hash, len, len))
+                Ok(Repaired {
+                    index,
+                    hash,
+                    literal_bytes: len,
+                    sent_bytes: len,
+                    shift: None,
+                })
             }
         }
     }
 
-    async fn try_repair(&self, item: &Item, ends: Ends, index: u64, way: Way) -> Result<(ChunkHash, u64, u64), Why> {
+    async fn try_repair(&self, item: &Item, ends: Ends, index: u64, way: Way) -> Result<Repaired, Why> {
         let len = chunk_len(ends.size, index).ok_or(Why::Source(ServiceError::Internal))?;
         let against = match way {
             Way::InPlace => Against::Sums(self.signature(ends, index, 1, Blocks::Fine).await?),
@@ -321,14 +408,20 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         let service = &self.sources[item.source].service;
         let delta = flat(service.diff(calls::context(), ends.source, index, against)).await;
         let delta = delta.and_then(|delta| check_delta(delta, len)).map_err(Why::Source)?;
-        let told = (delta.hash, delta.literal_bytes, delta.data.len() as u64);
+        let repaired = Repaired {
+            index,
+            hash: delta.hash,
+            literal_bytes: delta.literal_bytes,
+            sent_bytes: delta.data.len() as u64,
+            shift: delta.shift,
+        };
         let service = &self.target.service;
         let applied = match delta.form {
             Form::Whole => flat(service.send(calls::context(), ends.target, index, delta.data, delta.sparse)).await,
             Form::Plain | Form::Packed => flat(service.apply_delta(calls::context(), ends.target, index, delta)).await,
         };
         applied.map_err(Why::Target)?;
-        Ok(told)
+        Ok(repaired)
     }
 
     async fn signature(&self, ends: Ends, first: u64, count: u64, blocks: Blocks) -> Result<Sums, Why> {

@@ -67,6 +67,25 @@ fn a_signature_in_pieces_is_that_of_the_whole() {
 }
 
 #[test]
+fn where_the_last_of_what_was_found_lay_is_told() {
+    let basis = noise(2, 64 * 1024);
+    let signature = signature_of(&basis, BLOCK).index().unwrap();
+    let shift = |new: &[u8], piece| signature.diff(new, piece).unwrap().shift;
+    let all = |new: &[u8]| shift(new, 0..new.len());
+    assert_eq!(all(&basis), Some(0));
+    assert_eq!(all(&[b"in front", &basis[..]].concat()), Some(-8));
+    assert_eq!(all(&basis[10_000..]), Some(10_000));
+    assert_eq!(shift(&[b"in front", &basis[..]].concat(), 1000..9000), Some(1000 - 8));
+    assert_eq!(
+        all(&[&basis[..8192], &noise(3, 1000), &basis[20_480..]].concat()),
+        Some(20_480 - 9192)
+    );
+    // One block may be found anywhere.
+    assert_eq!(all(&[&noise(4, 1000), &basis[..512], &noise(5, 1000)].concat()), None);
+    assert_eq!(all(&noise(4, 4000)), None);
+}
+
+#[test]
 fn what_is_shifted_is_copied_across_the_ends_of_pieces() {
     let basis = noise(2, 64 * 1024);
     let new = [b"a byte or two in front".as_slice(), &basis].concat();

@@ -202,14 +202,21 @@ impl<F: Fs> Partial<F> {
         }
     }
 
-    /// Which of the chunks from `first` on are those of the source; these count as written. What the basis has in the same place is
-    /// copied.
-    pub async fn compare(&self, store: &Store<F>, first: u64, theirs: &[ChunkHash]) -> Answer<Vec<bool>> {
+    /// Which of the chunks from `first` on are those of the source; these count as written. What the basis has `shift` bytes further on
+    /// is copied.
+    pub async fn compare(&self, store: &Store<F>, first: u64, theirs: &[ChunkHash], shift: i64) -> Answer<Vec<bool>> {
         self.ensure_partial()?;
-        let mut equal = compare_chunks(&self.file, &self.hashes, first, theirs).await?;
+        if chunk_len(self.size, first.saturating_add(theirs.len().saturating_sub(1) as u64)).is_none() {
+            return Err(ServiceError::BadRequest("a chunk past the end".into()));
+        }
+        // What is behind this handle wrote itself.
+        let found = self.found_len.div_ceil(CHUNK_BYTES).saturating_sub(first);
+        let found = theirs.len().min(usize::try_from(found).unwrap_or(usize::MAX));
+        let mut equal = compare_chunks(&self.file, &self.hashes, first, &theirs[..found]).await?;
+        equal.resize(theirs.len(), false);
         let wrong = (first..).zip(theirs).zip(&mut equal).filter(|(_, equal)| !**equal);
         for ((index, hash), equal) in wrong {
-            *equal = self.copy_from_basis(store, index, *hash).await?;
+            *equal = self.copy_from_basis(store, index, *hash, shift).await?;
         }
         Ok(equal)
     }

@@ -77,6 +77,8 @@ impl<F: Fs> Store<F> {
     /// Puts `part` in the place of `version`, by way of a name that tells a crash what was going on.
     async fn replace(&self, dir: &F::Dir, part: &Name, name: &Name, version: &Version, ours: &Ours) -> Answer<()> {
         let found = self.ensure_final_is(dir, name, version).await?;
+        // Were its name lost by a crash, what should have replaced it would be beside nothing, and nobody could tell whose that is.
+        self.make_name_durable(dir, &found.version).await?;
         // Who is writing to the old one would lose it without a word.
         let old = match dir.open(name).await {
             Ok(old) => {

@@ -45,11 +45,6 @@ impl<F: Fs> Store<F> {
                 _ => {}
             }
         }
-        if !swept.is_empty && !path.is_root() {
-            // Of what is replaced the name must be on the disk, as that of the root's files is since it was claimed: a crash could leave what
-            // replaces it beside nothing, and nobody could tell whose that is.
-            self.sync_one(&dir).await?;
-        }
         for names in [&mut swept.tokens, &mut swept.leftovers] {
             // A live run's mark among so many dead ones is not looked for.
             names.truncate(NAMES_MAX);

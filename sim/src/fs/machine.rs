@@ -449,6 +449,7 @@ impl State {
 
     fn switch_on(&mut self) {
         self.off = None;
+        self.is_untold = false;
         self.power.send_replace(true);
     }
 
@@ -514,6 +515,7 @@ impl State {
             false
         });
         // A process that is killed before it could tell of a failed sync of a directory has nobody to tell it: documented, and left out.
+        self.is_untold &= call.op != Op::Create;
         self.is_untold |= strike.sync_lost.is_some() && call.op == Op::DirSync;
         if self.is_untold
             && matches!(
@@ -529,7 +531,6 @@ impl State {
         {
             strike.off = None;
         }
-        self.is_untold &= call.op != Op::Create;
         strike
     }
 }

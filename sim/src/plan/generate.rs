@@ -7,7 +7,7 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 
-use super::{Act, BodyPlan, Errno, FaultPlan, FilePlan, Lack, NAMES, Plan, Scenario, Size, Step, There};
+use super::{Act, BodyPlan, Errno, FaultPlan, FilePlan, Lack, NAMES, Near, Plan, Scenario, Size, Step, There};
 use crate::{
     fs::{Cache, Off, Profile},
     net::{LinePlan, Trouble, Way, WireFault},
@@ -49,6 +49,7 @@ fn file() -> impl Strategy<Value = FilePlan> {
         3 => Just(There::Nothing),
         1 => Just(There::Equal),
         1 => Just(There::Lookalike),
+        2 => near().prop_map(There::Near),
         2 => body().prop_map(There::Other),
         // Wholly there is a boundary, so not left to chance.
         1 => (prop_oneof![0..1001u16, Just(1000)], any::<bool>()).prop_map(|(thousandths, is_right)| There::Partial(thousandths, is_right)),
@@ -56,15 +57,25 @@ fn file() -> impl Strategy<Value = FilePlan> {
     (0..NAMES.len(), body(), there).prop_map(|(name, new, there)| FilePlan { name, new, there })
 }
 
+fn near() -> impl Strategy<Value = Near> {
+    prop_oneof![
+        Just(Near::Changed),
+        (1..200u8).prop_map(Near::Shifted),
+        Just(Near::Cut),
+        Just(Near::Longer),
+    ]
+}
+
 fn body() -> impl Strategy<Value = BodyPlan> {
     let size = prop_oneof![
         6 => Just(Size::Small),
         1 => Just(Size::Empty),
         3 => Just(Size::Large),
+        2 => Just(Size::Blocks),
         1 => (0..3u8).prop_map(Size::AtBatch),
     ];
     // Hashing a mebibyte takes as long as the rest of a small plan: rare.
-    let large = prop_oneof![Just(Size::Sparse), (0..3u8).prop_map(Size::AtChunk)];
+    let large = prop_oneof![4 => Just(Size::Sparse), 4 => (0..3u8).prop_map(Size::AtChunk), 1 => Just(Size::Long)];
     let rare = prop_oneof![40 => size, 1 => large];
     prop_oneof![
         5 => (rare, any::<u8>()).prop_map(|(size, first)| BodyPlan::File(size, first)),

@@ -1,6 +1,7 @@
 //! Carries a plan out: at first things go wrong, then nothing does any more, and a last run must complete.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -12,12 +13,12 @@ use crate::{
     check::{Checker, Property, Violation, gone},
     fs::{self, At, Call, Disk, Fault, Kind, Machine, Moment, Off, Op, Refusals},
     random::Random,
-    two_hosts::{Direction, Ending, TwoHosts},
+    two_hosts::{Direction, Ending, TwoHosts, count_panics},
     world::{Body, SOURCE, TARGET, World, at_source, at_target, put},
 };
 
 /// What came of a plan.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Verdict {
     /// What was violated.
     pub violations: Vec<Violation>,
@@ -68,30 +69,35 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Plan {
     /// Carries it out. With `is_told` all that happens is noted.
     pub fn run(&self, is_told: bool) -> Verdict {
-        match self.scenario {
+        let panics = count_panics();
+        let ran = catch_unwind(AssertUnwindSafe(|| match self.scenario {
             Scenario::OneDisk => self.run_on_one_host(true, is_told),
             Scenario::TwoDisks => self.run_on_one_host(false, is_told),
             Scenario::Send => self.run_on_two_hosts(Direction::Send),
             Scenario::Fetch => self.run_on_two_hosts(Direction::Fetch),
+        }));
+        let mut verdict = ran.unwrap_or_default();
+        let panics = count_panics() - panics;
+        if panics > 0 {
+            // A task that panics tells nobody else.
+            verdict.problems.push(format!("{panics} panics"));
         }
+        verdict
     }
 
     fn run_on_two_hosts(&self, direction: Direction) -> Verdict {
         let [source, target] = [0, 1].map(|nth| Machine::new(self.seed.wrapping_mul(2).wrapping_add(nth)));
         let world = World::on(source.disk(SOURCE), target.disk(TARGET), self.files());
-        self.prepare(&world, &Theirs::default());
+        let theirs = Theirs::default();
+        self.prepare(&world, &theirs);
         let mut plan = TwoHosts::new(world.clone(), direction, self.seed);
+        let overwritten = Arc::new(Mutex::new(Vec::new()));
+        plan.before_try = Arc::new({
+            let (plan, world, overwritten) = (self.clone(), world.clone(), overwritten.clone());
+            move || plan.expect_theirs(&world, &theirs, &mut lock(&overwritten))
+        });
         plan.profile = self.profile;
-        let fails = |step: &Step| {
-            matches!(
-                step,
-                Step::Fault {
-                    kind: FaultPlan::Error(_),
-                    ..
-                }
-            )
-        };
-        plan.reboots = self.loses_syncs() || self.steps.iter().any(fails);
+        plan.reboots = self.loses_syncs();
         let lines = self.steps.iter().filter_map(|step| match step {
             Step::Line(line) => Some(line.clone()),
             _ => None,
@@ -99,6 +105,7 @@ impl Plan {
         plan.lines = lines.collect();
         let outcome = plan.run();
         let mut problems = outcome.left;
+        problems.append(&mut lock(&overwritten));
         if !outcome.last.as_ref().is_some_and(Ending::is_complete) && !world.is_left_to_others(&outcome.stays) {
             problems.push(format!("the last run: {:?} {:?}", outcome.last, outcome.stays));
         }
@@ -171,8 +178,8 @@ impl Plan {
         let last = world.move_all();
         lock(&notes).say(is_told, || format!("ended: {last:?}"));
         let is_complete = matches!(&last.result, Some(Ok(report)) if report.is_complete());
+        checker.check_end(&world);
         if is_complete {
-            checker.check_end(&world);
             let again = world.move_all();
             if !matches!(&again.result, Some(Ok(report)) if report.is_complete() && (report.copied, report.bytes_sent) == (0, 0))
             {
@@ -291,7 +298,12 @@ impl Plan {
         let (disk, at) = match at_target_disk {
             false => (&world.source, At::Effect(effect)),
             true => {
-                let (op, path, nth) = (Op::Rename, Some(at_target(&path)), 0);
+                let (op, nth) = match act {
+                    // Compared, its sums told, copied from.
+                    Act::WriteTarget(_, odd) if odd % 2 == 1 => (Op::Read, u64::from(odd / 2 % 4)),
+                    _ => (Op::Rename, 0),
+                };
+                let path = Some(at_target(&path));
                 (&world.target, At::Call { op, path, nth })
             }
         };
@@ -336,7 +348,10 @@ fn somebody_acts(world: &World, path: &RelPath, act: Act, first: u8, theirs: &Th
                 let mut theirs = lock(theirs);
                 // Whoever comes last replaces what the one before put there.
                 theirs.retain(|(known, _)| known != path);
-                theirs.push((path.clone(), body));
+                // While it is read it may be what is to be replaced.
+                if !matches!(act, Act::WriteTarget(_, odd) if odd % 2 == 1) {
+                    theirs.push((path.clone(), body));
+                }
             }
         }
         // Nothing is made where there is no source any more.

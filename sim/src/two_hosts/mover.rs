@@ -81,6 +81,7 @@ pub(super) struct Mover {
     pub limits: Limits,
     /// The roots that are moved.
     pub sources: &'static [&'static str],
+    pub before_try: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Mover {
@@ -123,6 +124,7 @@ impl Mover {
         let roots = Arc::new(roots);
         let mut tries = Tries::new(try_limits());
         loop {
+            (self.before_try)();
             link.attempt += 1;
             let (next, ending) = match self.connect_and_move(&clock, link, &roots).await {
                 // Both hosts know each other: whatever it is, it may be better in a while.

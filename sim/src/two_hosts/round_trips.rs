@@ -50,6 +50,7 @@ pub fn count_round_trips(files: &[(String, Vec<u8>)], round_trip: Duration) -> (
         seed: 1,
         limits: Limits::default(),
         sources: &["source"],
+        before_try: Arc::new(|| {}),
     };
     sim.host(MOVER, move || mover.clone().run());
     while shared.state().ended.is_empty() {
