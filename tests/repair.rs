@@ -158,12 +158,13 @@ fn what_has_moved_within_a_file_is_found_by_its_hashes() {
     for at in [50, 30, 10] {
         cut_out.drain(at * MIB + 777..at * MIB + 2000);
     }
-    for old in [
-        cut_out.clone(),
-        [&noise(2, 100), &cut_out[..]].concat(),
-        new[20 * MIB..].to_vec(),
+    let shifted_too = [&noise(2, 100), &cut_out[..]].concat();
+    // Of the last, most chunks that are looked at first are missing: one of those that are not is sent in vain.
+    for (old, bytes_max) in [
+        (cut_out, 150_000),
+        (shifted_too, 150_000),
+        (new[5 * MIB..].to_vec(), 6 * MIB + 150_000),
     ] {
-        let missing = new.len().saturating_sub(old.len()).max(4000);
         let case = Case {
             what: "moved within",
             old: Some(old),
@@ -172,8 +173,7 @@ fn what_has_moved_within_a_file_is_found_by_its_hashes() {
         };
         for push in [true, false] {
             let bytes = repair(&new, &case, push);
-            println!("{bytes} bytes, {missing} missing");
-            assert!(bytes < missing + 500_000, "{bytes} bytes, {missing} missing");
+            assert!(bytes < bytes_max, "{bytes} bytes, not {bytes_max}");
         }
     }
 }

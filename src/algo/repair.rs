@@ -192,6 +192,14 @@ struct Ends {
     target: Handle,
     size: u64,
     basis_len: u64,
+    shift: i64,
+}
+
+impl Ends {
+    /// The chunk of the basis in which that begins which is chunk `index` of the file.
+    fn place(&self, index: u64) -> u64 {
+        (index * CHUNK_BYTES).saturating_add_signed(self.shift) / CHUNK_BYTES
+    }
 }
 
 impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
@@ -225,6 +233,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
             target,
             size: reading.size,
             basis_len: repair.basis_len,
+            shift: repair.shift,
         };
         while !wrong.is_empty() {
             let Some(way) = repair.way else {
@@ -394,9 +403,12 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
     async fn try_repair(&self, item: &Item, ends: Ends, index: u64, way: Way) -> Result<Repaired, Why> {
         let len = chunk_len(ends.size, index).ok_or(Why::Source(ServiceError::Internal))?;
         let against = match way {
-            Way::InPlace => Against::Sums(self.signature(ends, index, 1, Blocks::Fine).await?),
+            Way::InPlace => {
+                let count = if ends.shift == 0 { 1 } else { 2 };
+                Against::Sums(self.signature(ends, ends.place(index), count, Blocks::Fine).await?)
+            }
             Way::Around => {
-                let first = index.saturating_sub(SIGNATURE_CHUNKS_MAX / 2);
+                let first = ends.place(index).saturating_sub(SIGNATURE_CHUNKS_MAX / 2);
                 Against::Sums(
                     self.signature(ends, first, SIGNATURE_CHUNKS_MAX, Blocks::Coarse)
                         .await?,

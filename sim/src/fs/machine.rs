@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use realize::model::{RelPath, Timestamp};
+use realize::{
+    model::{RelPath, Timestamp},
+    store::names,
+};
 use rustix::io::Errno;
 use tokio::{sync::watch, time::Instant};
 
@@ -515,7 +518,9 @@ impl State {
             false
         });
         // A process that is killed before it could tell of a failed sync of a directory has nobody to tell it: documented, and left out.
-        self.is_untold &= call.op != Op::Create;
+        let name = call.path.as_ref().and_then(RelPath::split).map(|(_, name)| name);
+        let is_mark = name.is_some_and(|name| names::classify(&name) == names::NameKind::Unsynced);
+        self.is_untold &= call.op != Op::Create || !is_mark;
         self.is_untold |= strike.sync_lost.is_some() && call.op == Op::DirSync;
         if self.is_untold
             && matches!(
