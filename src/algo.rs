@@ -42,7 +42,7 @@ use crate::{
     filter::Filter,
     limits::Limits,
     model::{Entry, RelPath},
-    service::{DirId, Expected, RealizeServiceClient, RealizeServiceRequest, RealizeServiceResponse, RunId},
+    service::{DirId, Expected, RealizeServiceClient, RealizeServiceRequest, RealizeServiceResponse, RunId, Verify},
 };
 
 /// A connection to a service, or the service itself.
@@ -84,6 +84,8 @@ pub struct MoveOptions {
     pub copy: bool,
     /// Leaves files of which a copy would lose something.
     pub strict: bool,
+    /// How the target proves what it has written.
+    pub verify: Verify,
     /// The move begins again: a file that was named and is gone has been moved.
     pub is_again: bool,
     /// Sizes and counts.

@@ -376,6 +376,16 @@ pub struct Meta {
     pub mtime: Timestamp,
 }
 
+/// How the target proves what it has written before it says so.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verify {
+    /// By the bytes that it wrote: what the device does to them afterwards is not seen.
+    #[default]
+    Written,
+    /// By the bytes that it reads back once they are synced and dropped from the cache.
+    Disk,
+}
+
 /// A whole small file or link to write.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NewFile {
@@ -387,6 +397,8 @@ pub struct NewFile {
     pub meta: Meta,
     /// What is there now.
     pub expected: Expected,
+    /// How it is proven.
+    pub verify: Verify,
 }
 
 /// A small file that the target seems to have already.
@@ -519,6 +531,8 @@ pub struct Finish {
     pub meta: Meta,
     /// What is under the final name now.
     pub expected: Expected,
+    /// How it is proven.
+    pub verify: Verify,
 }
 
 /// A directory and what becomes of it.

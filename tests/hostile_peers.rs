@@ -15,7 +15,7 @@ use realize::{
     model::{RelPath, Timestamp, Version},
     service::{
         Against, Answer, Blocks, Content, Delta, DirId, Expected, FileRef, Finish, Form, Handle, Meta, NewFile,
-        OpenFor, RealizeServiceRequest as Request, RealizeServiceResponse as Response, Role, RunId, Sums,
+        OpenFor, RealizeServiceRequest as Request, RealizeServiceResponse as Response, Role, RunId, Sums, Verify,
     },
     wire::{Encoded, Outbox, ToServer, write_messages},
 };
@@ -123,6 +123,7 @@ async fn who_calls_and_cancels_gets_no_more_memory_than_others() {
                 mtime: Timestamp { secs: 1, nanos: 0 },
             },
             expected: Expected::Absent,
+            verify: Verify::Written,
         };
         let files = (0..15).map(new_file).collect();
         let dir = DirId::new("a");
@@ -577,6 +578,7 @@ async fn a_batch_longer_than_any_may_be_ends_the_connection() {
         content: Content::Symlink(Bytes::new()),
         meta: Meta { mode, mtime },
         expected: Expected::Absent,
+        verify: Verify::Written,
     };
     let files = vec![empty; 150_000].into();
     let dir = DirId::new("a");
@@ -629,6 +631,7 @@ async fn one_peer_that_finishes_large_files_does_not_stop_the_others() {
                 mtime: Timestamp { secs: 1, nanos: 0 },
             },
             expected: Expected::Absent,
+            verify: Verify::Written,
         };
         peer.begin(Request::Finish { handle, finish }).await.unwrap();
     }

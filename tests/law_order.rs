@@ -43,6 +43,12 @@ impl Trace {
     /// Moves `source` to `target` under the eyes of strace.
     #[track_caller]
     fn of_move(source: &Path, target: &Path) -> Self {
+        Self::of_move_with(&[], source, target)
+    }
+
+    /// The same with options.
+    #[track_caller]
+    fn of_move_with(options: &[&str], source: &Path, target: &Path) -> Self {
         let has_strace = std::process::Command::new("strace").arg("--version").output();
         assert!(
             has_strace.is_ok(),
@@ -52,7 +58,9 @@ impl Trace {
         let log = dir.join("trace");
         Run::program("strace")
             .args(["-f", "-y", "-tt", "-s", "8", "-e", "signal=none", "-o"])
-            .args([&log, Path::new(env!("CARGO_BIN_EXE_realize")), source, target])
+            .args([&log, Path::new(env!("CARGO_BIN_EXE_realize"))])
+            .args(options)
+            .args([source, target])
             .run()
             .expect_code(0);
         let text = fs::read(&log).unwrap();
@@ -331,6 +339,31 @@ fn a_renamed_file_is_synced_before_and_both_directories_after() {
                     .iter()
                     .any(|sync| made.end < sync.begin && sync.end < rename.begin)
             );
+        }
+    }
+}
+
+#[test]
+fn with_verify_disk_what_was_written_is_read_back_before_it_has_its_name() {
+    let (disk, memory) = (Scratch::on_disk(), Scratch::in_memory());
+    let (source, target) = (memory.dir("source"), disk.dir("target"));
+    for path in ["large", "below/small"] {
+        write(source.join(path), vec![1; if path == "large" { LARGE } else { 100 }]);
+    }
+    let trace = Trace::of_move_with(&["--verify=disk"], &source, &target);
+    for path in ["large", "below/small"] {
+        trace.assert_copied(path);
+        let (to, name) = trace.place(&target, path);
+        let part = format!(".{name}.realize-part>");
+        let sync = *trace.all("fsync", &[&part]).last().unwrap();
+        let drop = *trace.all("fadvise64", &[&part, "POSIX_FADV_DONTNEED"]).last().unwrap();
+        let named = trace.one("renameat2", &[&to, &format!("\"{name}\"")]);
+        let reads = trace.all("pread64", &[&part]);
+        sync.assert_before(drop);
+        assert!(!reads.is_empty(), "{path} is read back");
+        for read in reads {
+            drop.assert_before(read);
+            read.assert_before(named);
         }
     }
 }

@@ -17,7 +17,7 @@ use realize::{
     limits::Limits,
     model::RelPath,
     server::{RealizeServer, Roots},
-    service::{DirId, RealizeService, RealizeServiceClient, RunId, ServiceError},
+    service::{DirId, RealizeService, RealizeServiceClient, RunId, ServiceError, Verify},
     store::names,
 };
 
@@ -91,6 +91,8 @@ pub struct World {
     pub source: Disk,
     /// The target's disk, which may be the same; everything is below `target`.
     pub target: Disk,
+    /// How the target proves what it has written.
+    pub verify: Verify,
     truth: Arc<Mutex<BTreeMap<RelPath, Truth>>>,
 }
 
@@ -208,6 +210,7 @@ impl World {
         });
         let world = Self {
             machine: source.machine().clone(),
+            verify: Verify::Written,
             truth: Arc::new(Mutex::new(truth.collect())),
             source,
             target,
@@ -223,6 +226,7 @@ impl World {
         truth.values_mut().for_each(|truth| truth.olds.clear());
         let world = Self {
             machine: source.machine().clone(),
+            verify: Verify::Written,
             truth: Arc::new(Mutex::new(truth)),
             source,
             target,
@@ -407,6 +411,7 @@ impl World {
         };
         let options = MoveOptions {
             limits: limits(),
+            verify: self.verify,
             ..MoveOptions::default()
         };
         let observer = |event: Event<'_>| {

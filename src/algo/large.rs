@@ -457,6 +457,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
 
     async fn finish(&self, item: &Item, target: Handle, digest: Digest) -> Result<(), Why> {
         let finish = Finish {
+            verify: self.options.verify,
             digest,
             meta: plan::meta(&item.entry),
             expected: item.expected,

@@ -61,6 +61,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
                         Content::Symlink(_) => None,
                     };
                     files.push(NewFile {
+                        verify: self.options.verify,
                         path: item.to.clone(),
                         content: got.content,
                         meta,

@@ -22,7 +22,7 @@ use crate::{
     fs::{Dir, File, Fs, Lock, Metadata, read_full, write_all},
     model::{Digest, Name, RelPath, Version},
     planted::{Bug, planted},
-    service::{Answer, Finish, ServiceError},
+    service::{Answer, Finish, ServiceError, Verify},
 };
 
 /// How often a partial that somebody else removes or publishes meanwhile is opened again.
@@ -83,6 +83,14 @@ impl Hashes {
                 Ok(())
             }
             Err(error) => Err(ServiceError::BadRequest(format!("chunk {index}: {error}"))),
+        }
+    }
+
+    /// What was written and compared does not count: all is to be read back.
+    fn distrust(&self) {
+        let mut state = self.lock();
+        if matches!(&*state, Known::Chunks(hasher) if hasher.next_missing() == chunk_count(self.size)) {
+            *state = Known::Nothing;
         }
     }
 
@@ -301,6 +309,9 @@ impl<F: Fs> Partial<F> {
         set_meta(&self.file, finish.meta).await?;
         if !planted(Bug::DeleteBeforeSync) {
             self.file.sync().await.map_err(|e| store.sync_failed("sync", &e))?;
+        }
+        if finish.verify == Verify::Disk {
+            self.hashes.distrust();
         }
         Ok(())
     }

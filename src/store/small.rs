@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::{
     Store, ignore_missing, names,
+    partial::Hashes,
     publish::{Ours, remove_ours, set_meta},
 };
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
     fs::{Dir, File, Fs, write_all},
     model::{Digest, Kind, Name, Timestamp},
     planted::{Bug, planted},
-    service::{Answer, Content, NewFile, ServiceError},
+    service::{Answer, Content, NewFile, ServiceError, Verify},
 };
 
 /// A small file or link that is written, but has not its final name.
@@ -91,13 +92,27 @@ impl<F: Fs> Store<F> {
         if let Some(file) = &prepared.file
             && !planted(Bug::DeleteBeforeSync)
         {
-            let synced = file.sync().await.map_err(|e| self.sync_failed("sync", &e));
+            let synced = self.sync_file(file, &prepared.new).await;
             if synced.is_err() {
                 remove_ours(&prepared.dir, &prepared.part, &prepared.ours).await;
             }
             synced?;
         }
         Ok(prepared)
+    }
+
+    async fn sync_file(&self, file: &F::File, new: &NewFile) -> Answer<()> {
+        file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
+        if let (Verify::Disk, Content::File { data, digest }) = (new.verify, &new.content) {
+            file.drop_cache()
+                .await
+                .map_err(|e| ServiceError::io("drop the cache of", &e))?;
+            let hashes = Hashes::new(data.len() as u64, 1);
+            if hashes.read_whole(file).await? != *digest {
+                return Err(ServiceError::DigestMismatch);
+            }
+        }
+        Ok(())
     }
 
     /// The third step: it has its final name, which is not durable before

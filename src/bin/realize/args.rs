@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
-use realize::filter::Rule;
+use realize::{filter::Rule, service::Verify};
 
 /// Moves files and directories, and never loses one.
 ///
@@ -53,6 +53,10 @@ pub struct Args {
     #[arg(long)]
     pub strict: bool,
 
+    /// Which bytes the target holds against the source's digest before a source goes. (What is renamed on one file system is not read.)
+    #[arg(long, value_name = "BYTES", default_value = "written")]
+    pub verify: Bytes,
+
     /// Move even where the target's file system cannot make names durable (some network file systems): a power cut just
     /// after the move may then lose files
     #[arg(long)]
@@ -68,6 +72,24 @@ pub struct Args {
 
     #[command(flatten)]
     pub known: Known,
+}
+
+/// What is verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Bytes {
+    /// As they are written
+    Written,
+    /// As they are read back from the disk once they are synced: shows what it has done to them, and takes the time of reading all
+    Disk,
+}
+
+impl From<Bytes> for Verify {
+    fn from(bytes: Bytes) -> Self {
+        match bytes {
+            Bytes::Written => Self::Written,
+            Bytes::Disk => Self::Disk,
+        }
+    }
 }
 
 /// Who this host is, and whom it knows.

@@ -84,6 +84,7 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
         dry_run: args.dry_run,
         copy: args.copy,
         strict: args.strict,
+        verify: args.verify.into(),
         is_again: false,
         limits,
     };
