@@ -32,7 +32,9 @@ pub fn plan_of(scenario: Scenario, seed: u64) -> Box<dyn ValueTree<Value = Plan>
 
 /// All plans of a scenario.
 pub fn plans(scenario: Scenario) -> impl Strategy<Value = Plan> {
-    let files = prop::collection::vec(file(), 1..7);
+    // Hashing a mebibyte takes as long as the rest of a small plan: few are about large files, and then about little else.
+    let few = prop::collection::vec(file(large_body().boxed()), 1..3);
+    let files = prop_oneof![15 => prop::collection::vec(file(body().boxed()), 1..7), 1 => few];
     let steps = prop::collection::vec(step(scenario), 0..6);
     let profile = select(&Profile::ALL[..]);
     (any::<u64>().no_shrink(), files, steps, profile).prop_map(move |(seed, files, steps, profile)| Plan {
@@ -44,7 +46,7 @@ pub fn plans(scenario: Scenario) -> impl Strategy<Value = Plan> {
     })
 }
 
-fn file() -> impl Strategy<Value = FilePlan> {
+fn file(new: BoxedStrategy<BodyPlan>) -> impl Strategy<Value = FilePlan> {
     let there = prop_oneof![
         3 => Just(There::Nothing),
         1 => Just(There::Equal),
@@ -54,7 +56,7 @@ fn file() -> impl Strategy<Value = FilePlan> {
         // Wholly there is a boundary, so not left to chance.
         1 => (prop_oneof![0..1001u16, Just(1000)], any::<bool>()).prop_map(|(thousandths, is_right)| There::Partial(thousandths, is_right)),
     ];
-    (0..NAMES.len(), body(), there).prop_map(|(name, new, there)| FilePlan { name, new, there })
+    (0..NAMES.len(), new, there).prop_map(|(name, new, there)| FilePlan { name, new, there })
 }
 
 fn near() -> impl Strategy<Value = Near> {
@@ -74,13 +76,16 @@ fn body() -> impl Strategy<Value = BodyPlan> {
         2 => Just(Size::Blocks),
         1 => (0..3u8).prop_map(Size::AtBatch),
     ];
-    // Hashing a mebibyte takes as long as the rest of a small plan: rare.
-    let large = prop_oneof![4 => Just(Size::Sparse), 4 => (0..3u8).prop_map(Size::AtChunk), 1 => Just(Size::Long)];
-    let rare = prop_oneof![40 => size, 1 => large];
     prop_oneof![
-        5 => (rare, any::<u8>()).prop_map(|(size, first)| BodyPlan::File(size, first)),
+        5 => (size, any::<u8>()).prop_map(|(size, first)| BodyPlan::File(size, first)),
         1 => (0..4u8).prop_map(BodyPlan::Link),
     ]
+}
+
+/// Of a chunk or more.
+fn large_body() -> impl Strategy<Value = BodyPlan> {
+    let size = prop_oneof![4 => Just(Size::Sparse), 3 => (0..3u8).prop_map(Size::AtChunk), 1 => Just(Size::Long)];
+    (size, any::<u8>()).prop_map(|(size, first)| BodyPlan::File(size, first))
 }
 
 fn step(scenario: Scenario) -> BoxedStrategy<Step> {
