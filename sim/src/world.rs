@@ -12,6 +12,7 @@ use std::{
 
 use realize::{
     algo::{Event, Failure, MoveError, MoveOptions, MoveReport, ServiceStub, Source, Target, Why, move_files},
+    clock::timeout,
     digest::CHUNK_BYTES,
     fs::{BootId, Fs, JobLost},
     limits::Limits,
@@ -366,7 +367,8 @@ impl World {
         let result = process(async {
             const MOVE: Duration = Duration::from_secs(600);
             let work = async {
-                let ended = tokio::time::timeout(MOVE, self.move_once(wire, &stays)).await;
+                let clock = SimClock::on(&self.machine);
+                let ended = timeout(&clock, MOVE, self.move_once(wire, &stays)).await;
                 ended.expect("a move ends; this one stands still")
             };
             let (work, off) = (std::pin::pin!(work), std::pin::pin!(self.machine.until_off()));

@@ -168,8 +168,6 @@ fn plans_by_seed_find_each_bug() {
         (Bug::WriterIgnored, Scenario::TwoDisks, Property::Law),
         (Bug::ResumeFromCache, Scenario::TwoDisks, Property::Law),
         (Bug::ResumePastHole, Scenario::TwoDisks, Property::Law),
-        (Bug::RememberedEarly, Scenario::TwoDisks, Property::Law),
-        (Bug::RememberedKept, Scenario::TwoDisks, Property::Law),
         (Bug::BasisUnhashed, Scenario::TwoDisks, Property::WholeFinals),
         (Bug::DeleteBeforeSync, Scenario::Send, Property::Law),
         (Bug::OverwriteAppeared, Scenario::Send, Property::Convergence),
