@@ -664,7 +664,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         let with_others = target.jobs.clone().read_owned().await;
         self.job(async move {
             let _with_others = with_others;
-            target.file.truncate(&target.store, len).await
+            target.file.truncate(len).await
         })
         .await
     }

@@ -7,7 +7,6 @@ mod listing;
 pub mod names;
 mod partial;
 mod publish;
-mod remembered;
 mod rename;
 mod repair;
 mod settle;

@@ -3,7 +3,6 @@
 //! | name | where | what |
 //! |---|---|---|
 //! | `.NAME.realize-part` | target | a file that is still arriving |
-//! | `.NAME.realize-sums` | target | hashes of what a large file has while it is arriving |
 //! | `.NAME.realize-link` | target | a symbolic link that is still arriving |
 //! | `.NAME.realize-swap-VERSION` | target | a file while it replaces an older one |
 //! | `.NAME.realize-gone` | source | a file about to be deleted |
@@ -11,7 +10,7 @@
 //! | `.realize-token.RUN.END` | either root | the mark of a run |
 //! | `.realize-unsynced.BOOT` | target | a sync of this directory has failed since the kernel started |
 //!
-//! Where NAME is too long for a suffix, the first four have a hash in its place.
+//! Where NAME is too long for a suffix, the first three have a hash in its place.
 
 use crate::{
     fs::BootId,
@@ -20,8 +19,6 @@ use crate::{
 };
 
 const PART: &[u8] = b".realize-part";
-/// As long as [`PART`], so that one is told from the other.
-const SUMS: &[u8] = b".realize-sums";
 const LINK: &[u8] = b".realize-link";
 const SWAP: &[u8] = b".realize-swap-";
 const GONE: &[u8] = b".realize-gone";
@@ -38,8 +35,6 @@ pub enum NameKind {
     Plain,
     /// A partial.
     Partial,
-    /// The hashes of a partial, whose name this is.
-    Hashes(Name),
     /// A file that was being swapped in or out.
     Swap(Swap),
     /// A source set aside for deletion; its name when it carries it.
@@ -93,11 +88,6 @@ pub fn classify(name: &Name) -> NameKind {
             NameKind::Partial
         };
     }
-    if let Some(stem) = inner.strip_suffix(SUMS)
-        && !stem.is_empty()
-    {
-        return NameKind::Hashes(valid([b".", stem, PART].concat()));
-    }
     if let Some(stem) = inner.strip_suffix(GONE) {
         return carried(stem).map_or(NameKind::Plain, NameKind::Gone);
     }
@@ -122,12 +112,6 @@ pub fn classify(name: &Name) -> NameKind {
 /// The name of the partial of `name`.
 pub fn partial(name: &Name) -> Name {
     dressed(name, PART)
-}
-
-/// The name of the hashes of the partial `part`.
-pub fn hashes(part: &Name) -> Name {
-    let bytes = part.as_bytes();
-    valid([bytes.strip_suffix(PART).unwrap_or(bytes), SUMS].concat())
 }
 
 /// The name of the partial of a link. Not that of a file: a link can't be locked, so whoever finds one may remove it.
@@ -249,7 +233,6 @@ mod tests {
         fn own_names_are_told_from_any_name(bytes in prop::collection::vec(any::<u8>(), 1..=255)) {
             if let Ok(name) = Name::new(bytes) {
                 prop_assert_eq!(classify(&partial(&name)), NameKind::Partial);
-                prop_assert_eq!(classify(&hashes(&partial(&name))), NameKind::Hashes(partial(&name)));
                 prop_assert_eq!(classify(&link_partial(&name)), NameKind::Partial);
                 let NameKind::Swap(swap) = classify(&swap(&name, &version_tag(&version()))) else { panic!("not a swap") };
                 prop_assert!(swap.is_of(&name));

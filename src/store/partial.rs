@@ -14,7 +14,6 @@ use rustix::io::Errno;
 use super::{
     Store, ignore_missing, is_any, names,
     publish::{Ours, is_ours, remove_ours, set_meta},
-    remembered::Remembered,
     repair::Basis,
     source::{BLOCK_BYTES, is_zero},
 };
@@ -42,11 +41,7 @@ pub struct Partial<F: Fs> {
     /// Bytes that an earlier process left, as far as they may count.
     found_len: u64,
     hashes: Hashes,
-    remembered: Remembered<F>,
-    /// As it was when it was opened.
-    found: Version,
     unsynced_bytes: AtomicU64,
-    is_syncing: AtomicBool,
     /// Set once it has its final name: nothing may be written any more.
     is_final: AtomicBool,
 }
@@ -159,7 +154,7 @@ impl Hashes {
 }
 
 /// The hash of chunk `index` of a file that shall have `size` bytes; `None` when it ends before.
-pub(super) async fn read_chunk_hash(file: &impl File, size: u64, index: u64) -> Answer<Option<ChunkHash>> {
+async fn read_chunk_hash(file: &impl File, size: u64, index: u64) -> Answer<Option<ChunkHash>> {
     let Some(len) = chunk_len(size, index) else {
         return Err(ServiceError::BadRequest("a chunk past the end".into()));
     };
@@ -225,67 +220,13 @@ impl<F: Fs> Partial<F> {
         // What is behind this handle wrote itself.
         let found = self.found_len.div_ceil(CHUNK_BYTES).saturating_sub(first);
         let found = theirs.len().min(usize::try_from(found).unwrap_or(usize::MAX));
-        let mut equal = self.compare_found(store, first, &theirs[..found]).await?;
+        let mut equal = compare_chunks(&self.file, &self.hashes, first, &theirs[..found]).await?;
         equal.resize(theirs.len(), false);
         let wrong = (first..).zip(theirs).zip(&mut equal).filter(|(_, equal)| !**equal);
         for ((index, hash), equal) in wrong {
             *equal = self.copy_from_basis(store, index, *hash, shift).await?;
         }
         Ok(equal)
-    }
-
-    /// As [`compare`](Self::compare), of chunks that an earlier process may have left. What is remembered is not read.
-    async fn compare_found(&self, store: &Store<F>, first: u64, theirs: &[ChunkHash]) -> Answer<Vec<bool>> {
-        let (mut equal, mut others, mut found) = (Vec::with_capacity(theirs.len()), Vec::new(), Vec::new());
-        for (index, theirs) in (first..).zip(theirs) {
-            let known = self.remembered.hash(index).await;
-            let is_equal = match known {
-                Some(known) if known == *theirs => {
-                    self.hashes.add(index, known)?;
-                    true
-                }
-                Some(_) => {
-                    others.push(index);
-                    false
-                }
-                None => {
-                    let is_equal = compare_chunks(&self.file, &self.hashes, index, &[*theirs]).await? == [true];
-                    // Read from the device, so it is there.
-                    found.extend(is_equal.then_some((index, *theirs)));
-                    is_equal
-                }
-            };
-            equal.push(is_equal);
-        }
-        self.remembered.forget(store, &others).await?;
-        self.remembered.synced(store, found, &self.found).await?;
-        Ok(equal)
-    }
-
-    /// Makes what was written durable, and remembers it. Not while another job does: of two syncs one may be told of what the other has lost.
-    async fn sync(&self, store: &Store<F>) -> Answer<()> {
-        if self.is_syncing.swap(true, Ordering::Acquire) {
-            return Ok(());
-        }
-        let synced = self.sync_alone(store).await;
-        if synced.is_err() {
-            // It stays as it is, or goes: what it tells was on the disk before.
-            self.remembered.give_up(store).await.ok();
-        }
-        self.is_syncing.store(false, Ordering::Release);
-        synced
-    }
-
-    async fn sync_alone(&self, store: &Store<F>) -> Answer<()> {
-        self.unsynced_bytes.store(0, Ordering::Relaxed);
-        let covered = self.remembered.begin_sync();
-        // As it is now at least it is on the disk then.
-        let before = self.file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
-        if planted(Bug::RememberedEarly) {
-            self.remembered.synced(store, covered.clone(), &before.version).await?;
-        }
-        self.file.sync().await.map_err(|e| store.sync_failed("sync", &e))?;
-        self.remembered.synced(store, covered, &before.version).await
     }
 
     /// Writes chunk `index`, which must be whole. Where `sparse`, blocks of zeros in new ground become holes.
@@ -316,10 +257,8 @@ impl<F: Fs> Partial<F> {
         }
         self.ensure_partial()?;
         store.ensure_safe()?;
-        self.remembered.before_write(store, index).await?;
         let start = index * CHUNK_BYTES;
-        let around_zeros = sparse && start >= self.found_len;
-        let written = if around_zeros {
+        let written = if sparse && start >= self.found_len {
             self.write_around_zeros(start, data).await
         } else {
             write_all(&self.file, start, data).await
@@ -331,15 +270,10 @@ impl<F: Fs> Partial<F> {
         }
         let hash = hash.unwrap_or_else(|| hash_chunk(self.size, index, data));
         self.hashes.add(index, hash)?;
-        // Of a hole at its end nothing is there before the file has its length.
-        let ends_in_hole = around_zeros && data.chunks(BLOCK_BYTES).next_back().is_some_and(is_zero);
-        if !ends_in_hole {
-            self.remembered.written(index, hash);
-        }
         let unsynced_bytes = self.unsynced_bytes.fetch_add(data.len() as u64, Ordering::Relaxed) + data.len() as u64;
-        let now = self.file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
-        if unsynced_bytes >= store.inner.limits.sync_every_bytes || self.remembered.is_due(now.version.ctime) {
-            self.sync(store).await?;
+        if unsynced_bytes >= store.inner.limits.sync_every_bytes {
+            self.unsynced_bytes.store(0, Ordering::Relaxed);
+            self.file.sync().await.map_err(|e| store.sync_failed("sync", &e))?;
         }
         Ok(())
     }
@@ -354,12 +288,11 @@ impl<F: Fs> Partial<F> {
     }
 
     /// Cuts or extends it to `len` bytes.
-    pub async fn truncate(&self, store: &Store<F>, len: u64) -> Answer<()> {
+    pub async fn truncate(&self, len: u64) -> Answer<()> {
         self.ensure_partial()?;
         if len > self.size {
             return Err(ServiceError::BadRequest("past the end of the file".into()));
         }
-        self.remembered.give_up(store).await?;
         self.file.set_len(len).await.map_err(|e| ServiceError::io("cut", &e))
     }
 
@@ -404,7 +337,6 @@ impl<F: Fs> Partial<F> {
         if self.hashes.digest()? != finish.digest && !planted(Bug::SkipDigest) {
             return Err(ServiceError::DigestMismatch);
         }
-        self.remembered.end().await?;
         let ours = Ours::Inode(
             self.file
                 .metadata()
@@ -439,7 +371,6 @@ impl<F: Fs> Store<F> {
         let (dir, name) = self.parent_of(path).await?;
         let part = names::partial(&name);
         let (file, found) = self.take_partial(&dir, &part, true).await?;
-        let remembered = self.remember(&dir, &part, &file, &found, size).await?;
         let found_len = found.size;
         if found_len > size {
             file.set_len(size).await.map_err(|e| ServiceError::io("cut", &e))?;
@@ -468,10 +399,7 @@ impl<F: Fs> Store<F> {
             size,
             found_len,
             hashes,
-            remembered,
-            found,
             unsynced_bytes: AtomicU64::new(0),
-            is_syncing: AtomicBool::new(false),
             is_final: AtomicBool::new(false),
         })
     }
@@ -487,14 +415,13 @@ impl<F: Fs> Store<F> {
         let is_held = held.is_some_and(|held| held.is_same_inode(&found));
         // Locked until it is gone.
         if is_held || matches!(lock_named(dir, &part, &file).await?, Locked::Yes(_)) {
-            ignore_missing(dir.unlink(&names::hashes(&part)).await).map_err(|e| ServiceError::io("remove", &e))?;
             ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))?;
         }
         Ok(())
     }
 
     /// The owner of what this process makes: as the root's mark told, or else a file made for that.
-    pub(super) async fn owner(&self, dir: &F::Dir, part: &Name) -> Answer<u32> {
+    async fn owner(&self, dir: &F::Dir, part: &Name) -> Answer<u32> {
         if let Some(owner) = self.inner.owner.get() {
             return Ok(*owner);
         }
@@ -547,8 +474,7 @@ impl<F: Fs> Store<F> {
             if is_new || (resume && found.links == 1 && found.uid == self.owner(dir, part).await?) {
                 return Ok((file, found.version));
             }
-            // Somebody's, or of no use: this name alone goes, and what is remembered of it.
-            ignore_missing(dir.unlink(&names::hashes(part)).await).map_err(|e| ServiceError::io("remove", &e))?;
+            // Somebody's, or of no use: this name alone goes.
             self.remove_twin(dir, part, &file, &found)
                 .await
                 .map_err(|e| ServiceError::io("remove", &e))?;

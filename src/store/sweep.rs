@@ -35,7 +35,6 @@ impl<F: Fs> Store<F> {
             match names::classify(&name) {
                 NameKind::Token => swept.tokens.push(name),
                 NameKind::Partial => swept.partials += 1,
-                NameKind::Hashes(part) => remove_if_alone(&dir, &name, &part).await?,
                 NameKind::Unsynced => self.heed_unsynced(&dir, path, &name).await?,
                 NameKind::Swap(swap) => match self.resolve_swap(&dir, &name, &swap).await {
                     // It may have become one.
@@ -151,8 +150,6 @@ impl<F: Fs> Store<F> {
             let is_old = is_older(metadata.version.ctime, self.inner.limits.orphan_age, wall);
             if is_old && matches!(lock_named(&dir, &name, &file).await?, Locked::Yes(_)) {
                 ignore_missing(dir.unlink(&name).await).map_err(|e| ServiceError::io("remove", &e))?;
-                let hashes = dir.unlink(&names::hashes(&name)).await;
-                ignore_missing(hashes).map_err(|e| ServiceError::io("remove", &e))?;
                 removed += 1;
             }
         }
@@ -178,16 +175,6 @@ pub(super) async fn remove_mark<D: Dir>(dir: &D, mark: &Name) -> io::Result<()> 
     match dir.stat(mark).await {
         Ok(found) if found.kind == Kind::File && found.version.size == 0 => ignore_missing(dir.unlink(mark).await),
         looked => ignore_missing(looked.map(drop)),
-    }
-}
-
-/// Removes hashes of a partial that is not there any more: it goes after them.
-async fn remove_if_alone<D: Dir>(dir: &D, hashes: &Name, part: &Name) -> Answer<()> {
-    match dir.stat(part).await {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            ignore_missing(dir.unlink(hashes).await).map_err(|e| ServiceError::io("remove", &e))
-        }
-        _ => Ok(()),
     }
 }
 
