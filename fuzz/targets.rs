@@ -66,7 +66,11 @@ pub fn signatures(data: &[u8]) {
     };
     let blocks = (sums.len() / SUM_BYTES) as u64;
     // A length that is none is refused, and tells nothing more.
-    let sums = if shift % 4 == 0 { sums } else { &sums[..blocks as usize * SUM_BYTES] };
+    let sums = if shift % 4 == 0 {
+        sums
+    } else {
+        &sums[..blocks as usize * SUM_BYTES]
+    };
     let Ok(mut signature) = Signature::new(u64::from(*shift) << 55, BLOCK << (shift % 12)) else {
         return;
     };
@@ -84,7 +88,9 @@ pub fn signatures(data: &[u8]) {
 pub fn round_trips(data: &[u8]) {
     let Some((basis, other)) = halves(data) else { return };
     let mut signature = Signature::new(0, BLOCK).unwrap();
-    signature.add(basis.len() as u64, &Signature::sums(BLOCK, basis)).unwrap();
+    signature
+        .add(basis.len() as u64, &Signature::sums(BLOCK, basis))
+        .unwrap();
     let indexed = signature.index().unwrap();
     for new in [[other, basis].concat(), [basis, other].concat(), other.to_vec()] {
         let cut = usize::from(data[0]) * 16 % (new.len() + 1);

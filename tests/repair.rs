@@ -178,6 +178,22 @@ fn what_has_moved_within_a_file_is_found_by_its_hashes() {
     }
 }
 
+/// More turns out to be there than the page that was hashed meanwhile was cut to.
+#[test]
+fn a_file_that_grew_in_front_arrives_whole() {
+    let new = noise(6, 22 * MIB);
+    let case = Case {
+        what: "grown in front",
+        old: Some(new[2 * MIB..].to_vec()),
+        partial: None,
+        bytes_max: 6 * MIB,
+    };
+    for push in [true, false] {
+        let bytes = repair(&new, &case, push);
+        assert!(bytes < case.bytes_max, "{bytes} bytes");
+    }
+}
+
 #[test]
 fn what_is_added_to_a_log_is_packed() {
     let lines = |numbers: std::ops::Range<usize>| -> Vec<u8> {

@@ -368,7 +368,7 @@ fn content(size: Size, first: u8) -> Content {
     content.set_len(len);
     for chunk in 0..len / CHUNK_BYTES {
         content.write(chunk * CHUNK_BYTES + 10_000, &chunk.to_le_bytes());
-        // What ends in a hole is not remembered.
+        // Not every chunk ends in a hole.
         content.write((chunk + 1) * CHUNK_BYTES - 1, b"!");
     }
     content.write(len - 1000, &fill(900));

@@ -117,7 +117,6 @@ pub fn limits() -> Limits {
         files_in_flight: 2,
         dirs_per_batch: 2,
         page_entries: 5,
-        sync_every_bytes: CHUNK_BYTES / 2,
         ..Limits::default()
     }
 }

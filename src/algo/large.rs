@@ -265,7 +265,11 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         };
         let Some(page) = pages.take() else { return Ok(None) };
         let (first, hashed) = match pages.hashed.take() {
-            Some(hashed) => (page.start, hashed),
+            Some(hashed) => {
+                // More may have turned out to be there since it was asked for.
+                pages.rest.start = page.start + hashed.len() as u64;
+                (page.start, hashed)
+            }
             None => (page.start, hashes(page).await.map_err(Why::Source)?),
         };
         let next = OptionFuture::from(pages.peek().map(hashes));
