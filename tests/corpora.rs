@@ -1,5 +1,7 @@
 //! The corpora of the fuzz targets, replayed without the fuzzer.
 
+#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
+
 #[path = "../fuzz/targets.rs"]
 mod targets;
 
