@@ -254,17 +254,18 @@ impl Stub for DeltaWire {
     }
 }
 
-/// Bytes of [`Size::Blocks`].
+/// Bytes of the file: one chunk of several blocks.
 const BLOCKS_BYTES: u32 = 20_000;
 
 #[test]
 fn a_wrong_delta_is_caught() {
     for (bug, expected) in [(None, false), (Some(Bug::DeltaUnhashed), true)] {
         plant(bug);
-        let new = |first| Body::File(vec![first; BLOCKS_BYTES as usize][..].into());
-        let mut old = vec![b'a'; BLOCKS_BYTES as usize];
+        let new = vec![b'a'; BLOCKS_BYTES as usize];
+        let mut old = new.clone();
         old[9000] = b'b';
-        let files = vec![("file", new(b'a'), Some(Body::File(old[..].into())))];
+        let body = |bytes: &[u8]| Body::File(bytes.into());
+        let files = vec![("file", body(&new), Some(body(&old)))];
         let (world, checker) = (World::of(1, false, files), Arc::new(Checker::default()));
         world.watch(&checker);
         let ended = world.move_through(DeltaWire);

@@ -31,7 +31,7 @@ const BATCH: usize = 32;
 /// How many chunks that were not compared are dealt with at a time; after each it is looked at anew what pays.
 pub(super) const PAGE: u64 = 256;
 
-/// Another shift is looked for as long as one in so many chunks was right at the last.
+/// A shift is kept, and another one looked for, as long as at most so many chunks were wrong at it for each that was right.
 const WRONG_FOR_A_RIGHT: usize = 8;
 
 /// So many times its own size of a basis are worth being looked through for a file, and so many bytes in any case.

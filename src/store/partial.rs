@@ -217,7 +217,7 @@ impl<F: Fs> Partial<F> {
         if chunk_len(self.size, first.saturating_add(theirs.len().saturating_sub(1) as u64)).is_none() {
             return Err(ServiceError::BadRequest("a chunk past the end".into()));
         }
-        // What is behind this handle wrote itself.
+        // What lies behind that was written by this handle, and its hashes are known.
         let found = self.found_len.div_ceil(CHUNK_BYTES).saturating_sub(first);
         let found = theirs.len().min(usize::try_from(found).unwrap_or(usize::MAX));
         let mut equal = compare_chunks(&self.file, &self.hashes, first, &theirs[..found]).await?;
