@@ -62,6 +62,8 @@ pub enum Bug {
     DeltaUnhashed,
     /// What is copied from the older final is not hashed.
     BasisUnhashed,
+    /// Whatever is found in a directory of the target counts as left by an earlier run.
+    SweepUnknown,
 }
 
 impl Bug {
@@ -71,7 +73,7 @@ impl Bug {
     }
 
     /// All of them.
-    pub const ALL: [Bug; 24] = [
+    pub const ALL: [Bug; 25] = [
         Bug::DeleteBeforeSync,
         Bug::NoDirectorySync,
         Bug::AcknowledgeBeforeRename,
@@ -96,6 +98,7 @@ impl Bug {
         Bug::LateWrite,
         Bug::DeltaUnhashed,
         Bug::BasisUnhashed,
+        Bug::SweepUnknown,
     ];
 }
 

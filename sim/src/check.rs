@@ -67,12 +67,15 @@ impl Checker {
     /// Checks one moment.
     pub fn check(&self, world: &World, moment: Moment, call: &Call) {
         *self.checks.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        if call.op.is_effect() {
-            self.check_within(world, call);
-        }
         match moment {
-            Moment::Before if call.op == Op::Unlink => self.check_law(world, call),
-            Moment::Before => {}
+            Moment::Before => {
+                if call.op.is_effect() {
+                    self.check_within(world, call);
+                }
+                if call.op == Op::Unlink {
+                    self.check_law(world, call);
+                }
+            }
             Moment::After => {
                 let view = View(world);
                 // A call changes what is beside its names; now and then all is looked at, for whatever else may have changed.
@@ -321,5 +324,37 @@ fn body(node: &Node) -> Body {
     match node.kind {
         Kind::Symlink => Body::Link(node.target.clone()),
         _ => Body::File(node.content.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, sync::Arc};
+
+    use realize::{
+        fs::{Dir, Fs},
+        model::Name,
+    };
+
+    use super::*;
+    use crate::world::{Large, process};
+
+    #[test]
+    fn a_change_outside_of_the_roots_is_seen() {
+        for (root, is_outside) in [("/target", false), ("/", true)] {
+            let (world, checker) = (World::small(1, false, Large::OneChunk), Arc::new(Checker::default()));
+            world.watch(&checker);
+            process(async {
+                let dir = world.target.fs().open_root(Path::new(root)).await.unwrap();
+                dir.create(&Name::new("new").unwrap()).await.unwrap();
+            });
+            let properties: Vec<_> = checker.violations().iter().map(|found| found.property).collect();
+            let expected = if is_outside {
+                vec![Property::NothingElse]
+            } else {
+                vec![]
+            };
+            assert_eq!(properties, expected, "a file in {root}");
+        }
     }
 }

@@ -243,7 +243,8 @@ impl Plan {
 
     /// The plan that `text` says.
     pub fn parse(text: &str) -> Result<Self, String> {
-        serde_json::from_str(text).map_err(|error| format!("not a plan: {error}"))
+        serde_json::from_str(text)
+            .map_err(|error| format!("not a plan: {error}; a failure prints one, and so does `show SEED --scenario S`"))
     }
 
     /// The files, each name once.

@@ -169,6 +169,7 @@ fn plans_by_seed_find_each_bug() {
         (Bug::ResumeFromCache, Scenario::TwoDisks, Property::Law),
         (Bug::ResumePastHole, Scenario::TwoDisks, Property::Law),
         (Bug::BasisUnhashed, Scenario::TwoDisks, Property::WholeFinals),
+        (Bug::SweepUnknown, Scenario::TwoDisks, Property::NothingElse),
         (Bug::DeleteBeforeSync, Scenario::Send, Property::Law),
         (Bug::OverwriteAppeared, Scenario::Send, Property::Convergence),
         (Bug::NoDirectorySync, Scenario::Fetch, Property::Law),

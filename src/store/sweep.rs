@@ -14,6 +14,7 @@ use super::{
 use crate::{
     fs::{Dir, File, Fs, Lock, Metadata},
     model::{Kind, Name, RelPath, Timestamp},
+    planted::{Bug, planted},
     service::{Answer, ServiceError, Swept},
 };
 
@@ -42,6 +43,7 @@ impl<F: Fs> Store<F> {
                     // What could not be looked at may be somebody's as well.
                     Ok(false) | Err(_) => swept.leftovers.push(name),
                 },
+                NameKind::Plain if planted(Bug::SweepUnknown) => dir.unlink(&name).await.unwrap_or_default(),
                 _ => {}
             }
         }
@@ -187,7 +189,7 @@ async fn names_of_interest<D: Dir>(dir: &D) -> io::Result<(Vec<Name>, bool)> {
     }
     let mut names = dir.names().await?;
     let is_empty = names.iter().all(|name| names::classify(name) != NameKind::Plain);
-    names.retain(|name| name.as_bytes().first() == Some(&b'.'));
+    names.retain(|name| name.as_bytes().first() == Some(&b'.') || planted(Bug::SweepUnknown));
     Ok((names, is_empty))
 }
 

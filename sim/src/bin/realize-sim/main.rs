@@ -4,7 +4,11 @@
 mod exhaust;
 mod seeds;
 
-use std::{ops::Range, process::ExitCode};
+use std::{
+    io::{self, Write},
+    ops::Range,
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use realize_sim::{
@@ -41,8 +45,8 @@ enum Command {
     /// Tries every state that a power loss may leave at every effect of small moves, and ends with the first that fails
     Exhaust {
         /// The plans of these seeds, without their faults, after those of the corpus
-        #[arg(long, value_name = "FIRST..END", default_value = "0..0", value_parser = seeds)]
-        seeds: Range<u64>,
+        #[arg(long, value_name = "FIRST..END", value_parser = seeds)]
+        seeds: Option<Range<u64>>,
         /// Only this plan
         #[arg(long, conflicts_with = "seeds")]
         plan: Option<String>,
@@ -86,8 +90,9 @@ enum Command {
 fn seeds(text: &str) -> Result<Range<u64>, String> {
     let parsed = text
         .split_once("..")
-        .and_then(|(first, end)| Some(first.parse().ok()?..end.parse().ok()?));
-    parsed.ok_or_else(|| "write FIRST..END, as 0..1000".into())
+        .and_then(|(first, end)| Some(first.parse().ok()?..end.parse().ok()?))
+        .filter(|seeds: &Range<u64>| !seeds.is_empty());
+    parsed.ok_or_else(|| "write FIRST..END, as 0..1000, the end being the first that is not run".into())
 }
 
 fn scenario(text: &str) -> Result<Scenario, String> {
@@ -129,7 +134,7 @@ fn main() -> ExitCode {
             };
             match plan.as_deref().map(Plan::parse).transpose() {
                 Ok(Some(plan)) => exhaust::run(vec![plan], bounds, 1),
-                Ok(None) => exhaust::run(exhaust::plans(seeds), bounds, jobs),
+                Ok(None) => exhaust::run(exhaust::plans(seeds.unwrap_or_default()), bounds, jobs),
                 Err(error) => refuse(&error),
             }
         }
@@ -143,7 +148,11 @@ fn main() -> ExitCode {
         }
         Command::Trace { seeds, scenario } => {
             for seed in seeds {
-                println!("{seed} {:016x}", plan_of(scenario, seed).current().run(false).trace);
+                let trace = plan_of(scenario, seed).current().run(false).trace;
+                // Who reads them may have seen enough.
+                if writeln!(io::stdout(), "{seed} {trace:016x}").is_err() {
+                    break;
+                }
             }
             ExitCode::SUCCESS
         }
