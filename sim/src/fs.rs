@@ -26,6 +26,7 @@ pub use self::{
     content::{Content, PAGE_BYTES, SECTOR_BYTES},
     crash::{Image, Node, Nodes, Profile},
     disk::{Disk, Mapping, Writer},
+    disks::Disks,
     fault::{Act, At, Cache, Call, Fault, Kind, Off, Op, Refusals},
     inode::{Ino, Meta},
     machine::{Machine, Moment},
@@ -40,6 +41,7 @@ use crate::random::Random;
 mod content;
 mod crash;
 mod disk;
+mod disks;
 mod fault;
 mod inode;
 mod machine;

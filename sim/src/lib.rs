@@ -10,5 +10,6 @@ pub mod clock;
 pub mod exhaustive;
 pub mod net;
 pub mod plan;
+pub mod service;
 pub mod two_hosts;
 pub mod world;

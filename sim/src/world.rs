@@ -11,21 +11,21 @@ use std::{
 };
 
 use realize::{
-    algo::{Event, Failure, MoveError, MoveOptions, MoveReport, ServiceStub, Source, Target, Why, move_files},
+    algo::{Event, Failure, MoveError, MoveOptions, MoveReport, Source, Target, Why, move_files},
     clock::timeout,
     digest::CHUNK_BYTES,
-    fs::{BootId, Fs, JobLost},
     limits::Limits,
     model::RelPath,
     server::{RealizeServer, Roots},
-    service::{DirId, RealizeService, RealizeServiceClient, RunId, ServiceError, Verify},
+    service::{DirId, RunId, ServiceError, Verify},
     store::names,
 };
 
 use crate::{
     check::Checker,
     clock::SimClock,
-    fs::{Content, Disk, Ino, Kind, Machine, Op, SimDir, SimFile, SimFs},
+    fs::{Content, Disk, Disks, Ino, Kind, Machine, Op},
+    service::SimService,
 };
 
 /// Device number of the source's disk.
@@ -361,7 +361,7 @@ impl World {
     }
 
     /// As [`move_all`](Self::move_all), the target's service being reached through `wire`.
-    pub fn move_through<T: ServiceStub>(&self, wire: impl FnOnce(SimService) -> T) -> Ended {
+    pub fn move_through(&self, wire: impl FnOnce(SimService) -> SimService) -> Ended {
         let stays = RefCell::new(Vec::new());
         let result = process(async {
             const MOVE: Duration = Duration::from_secs(600);
@@ -382,33 +382,28 @@ impl World {
         }
     }
 
-    async fn move_once<T: ServiceStub>(
+    async fn move_once(
         &self,
-        wire: impl FnOnce(SimService) -> T,
+        wire: impl FnOnce(SimService) -> SimService,
         stays: &RefCell<Vec<Failure>>,
     ) -> Result<MoveReport, MoveError> {
         let clock = SimClock::on(&self.machine);
-        let fs = Disks {
-            source: self.source.fs(),
-            target: self.target.fs(),
-        };
-        let mut roots = Roots::new(fs, clock, limits(), [1; 16]);
+        let mut roots = Roots::new(Disks::of(&self.source, &self.target), clock, limits(), [1; 16]);
         let failed = |error: io::Error| MoveError::Side(realize::algo::Side::Source(0), sim_error(&error));
         for root in self.source_roots().iter().chain(&["target"]) {
             let path = format!("/{root}");
             roots.add(*root, Path::new(&path), false).await.map_err(failed)?;
         }
-        let service = SimService(RealizeServer::new(Arc::new(roots)));
-        let client = RealizeServiceClient::from(service.clone());
+        let service = SimService::within(RealizeServer::new(Arc::new(roots)));
         let source = |root: &&str| Source {
-            service: client.clone(),
+            service: service.clone().client(),
             dir: DirId::new(*root),
             beside_target: true,
             files: None,
         };
         let sources: Vec<_> = self.source_roots().iter().map(source).collect();
         let target = Target {
-            service: RealizeServiceClient::from(wire(service)),
+            service: wire(service.clone()).client(),
             dir: Some(DirId::new("target")),
         };
         let options = MoveOptions {
@@ -481,61 +476,6 @@ pub fn process<T>(program: impl Future<Output = T>) -> T {
         .start_paused(true)
         .build();
     runtime.expect("a runtime needs nothing from outside").block_on(program)
-}
-
-/// The service of the program on simulated disks.
-pub struct SimService<F: Fs = Disks>(pub RealizeServer<F, SimClock>);
-
-impl<F: Fs> Clone for SimService<F> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<F: Fs> tarpc::client::stub::Stub for SimService<F> {
-    type Req = realize::service::RealizeServiceRequest;
-    type Resp = realize::service::RealizeServiceResponse;
-
-    async fn call(
-        &self,
-        context: tarpc::context::Context,
-        request: Self::Req,
-    ) -> Result<Self::Resp, tarpc::client::RpcError> {
-        tarpc::client::stub::Stub::call(&self.0.clone().serve(), context, request).await
-    }
-}
-
-/// The disks of a world as the one file system that a program sees.
-#[derive(Clone)]
-pub struct Disks {
-    source: SimFs,
-    target: SimFs,
-}
-
-impl Fs for Disks {
-    type Dir = SimDir;
-    type File = SimFile;
-
-    fn boot(&self) -> BootId {
-        self.source.boot()
-    }
-
-    async fn open_root(&self, path: &Path) -> io::Result<SimDir> {
-        let disk = if path.starts_with("/target") {
-            &self.target
-        } else {
-            &self.source
-        };
-        disk.open_root(path).await
-    }
-
-    async fn offload<T, J>(&self, job: J) -> Result<T, JobLost>
-    where
-        T: Send + 'static,
-        J: Future<Output = T> + Send + 'static,
-    {
-        self.source.offload(job).await
-    }
 }
 
 /// Whether `node` is exactly `body`.

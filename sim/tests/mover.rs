@@ -13,15 +13,13 @@ use realize::{
     limits::Limits,
     plan::Nesting,
     server::{RealizeServer, Roots},
-    service::{
-        DirId, Handle, OpenFor, RealizeServiceClient, RealizeServiceRequest as Request,
-        RealizeServiceResponse as Response, RunId,
-    },
+    service::{DirId, Handle, OpenFor, RealizeServiceRequest as Request, RealizeServiceResponse as Response, RunId},
 };
 use realize_sim::{
     clock::SimClock,
-    fs::{Disk, Machine, SimFs},
-    world::{SimService, process},
+    fs::{Disk, Disks, Machine},
+    service::SimService,
+    world::process,
 };
 use tarpc::{
     RequestName,
@@ -45,7 +43,7 @@ struct Way {
 
 #[derive(Clone)]
 struct Wire {
-    service: SimService<SimFs>,
+    service: SimService,
     way: Arc<Way>,
 }
 
@@ -113,15 +111,15 @@ impl Ends {
         let way = Arc::new(self.way);
         let result = process(async {
             let clock = SimClock::on(&Machine::new(0));
-            let (sources, targets) = (self.source.fs(), self.target.fs());
+            let [sources, targets] = [&self.source, &self.target].map(|disk| Disks::of(disk, disk));
             let serve = async |fs, name: &str| {
                 let mut roots = Roots::new(fs, clock.clone(), limits.clone(), [name.len() as u8; 16]);
                 let path = format!("/{name}");
                 roots.add(name, Path::new(&path), false).await.unwrap();
-                SimService(RealizeServer::new(Arc::new(roots)))
+                SimService::within(RealizeServer::new(Arc::new(roots)))
             };
             let source = Source {
-                service: RealizeServiceClient::from(serve(sources, "source").await),
+                service: serve(sources, "source").await.client(),
                 dir: DirId::new("source"),
                 beside_target: true,
                 files: None,
@@ -131,7 +129,7 @@ impl Ends {
                 way: way.clone(),
             };
             let target = Target {
-                service: RealizeServiceClient::from(wire),
+                service: SimService::new(wire).client(),
                 dir: Some(DirId::new("target")),
             };
             let options = MoveOptions {

@@ -18,8 +18,9 @@ use realize_sim::{
     fs::{Act, At, Fault, Kind, Op, Refusals},
     net::{LinePlan, Trouble, Way},
     plan::{Plan, Scenario, plan_of, shrink},
+    service::SimService,
     two_hosts::{Direction, TwoHosts},
-    world::{Body, Large, SimService, World, at_source, small_tree},
+    world::{Body, Large, World, at_source, small_tree},
 };
 use rustix::io::Errno;
 use tarpc::client::{RpcError, stub::Stub};
@@ -54,7 +55,7 @@ fn violated(bug: Bug) -> Vec<Property> {
     world.watch(&checker);
     match bug {
         Bug::SkipDigest => {
-            world.move_through(BadWire);
+            world.move_through(|service| SimService::new(BadWire(service)));
         }
         Bug::NoSourceCheck => {
             // Somebody puts another file under the name once it has been read; no lease tells of that.
@@ -228,7 +229,7 @@ fn a_late_write_is_caught() {
             .map(|(_, new, _)| ("new", new, None));
         let (world, checker) = (World::of(1, false, files.collect()), Arc::new(Checker::default()));
         world.watch(&checker);
-        world.move_through(|service| LateWire(service, Arc::default()));
+        world.move_through(|service| SimService::new(LateWire(service, Arc::default())));
         plant(None);
         let is_torn = |violation: &Violation| violation.property == Property::WholeFinals;
         assert_eq!(checker.violations().iter().any(is_torn), expected, "{bug:?}");
@@ -269,7 +270,7 @@ fn a_wrong_delta_is_caught() {
         let files = vec![("file", body(&new), Some(body(&old)))];
         let (world, checker) = (World::of(1, false, files), Arc::new(Checker::default()));
         world.watch(&checker);
-        let ended = world.move_through(DeltaWire);
+        let ended = world.move_through(|service| SimService::new(DeltaWire(service)));
         plant(None);
         let is_torn = |violation: &Violation| violation.property == Property::WholeFinals;
         assert_eq!(checker.violations().iter().any(is_torn), expected, "{bug:?}");

@@ -17,7 +17,11 @@ use realize::{
 };
 
 use super::{DAEMON, KEYS, MOVER, PORT, Shared, daemon_limits, key, now};
-use crate::{clock::SimClock, fs::Disk, net::SimNetwork};
+use crate::{
+    clock::SimClock,
+    fs::{Disk, Disks},
+    net::SimNetwork,
+};
 
 /// The daemon, from its start to its death.
 pub(super) async fn serve(
@@ -30,7 +34,7 @@ pub(super) async fn serve(
 ) -> turmoil::Result {
     shared.seen(DAEMON);
     let clock = SimClock::on(disk.machine());
-    let mut roots = Roots::new(disk.fs(), clock.clone(), limits, [2; 16]);
+    let mut roots = Roots::new(Disks::of(&disk, &disk), clock.clone(), limits, [2; 16]);
     let (mut directories, mut rights) = (BTreeMap::new(), BTreeMap::new());
     for root in served {
         let path = PathBuf::from(format!("/{root}"));

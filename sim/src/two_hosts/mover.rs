@@ -9,7 +9,7 @@ use realize::{
     limits::Limits,
     net::Network,
     server::{RealizeServer, Roots},
-    service::{DirId, RealizeServiceClient, RealizeServiceRequest, RealizeServiceResponse, RunId, ServiceError},
+    service::{DirId, RealizeServiceRequest, RealizeServiceResponse, RunId, ServiceError},
     tls::Connector,
     wire::LinkId,
 };
@@ -20,9 +20,9 @@ use super::{
 };
 use crate::{
     clock::SimClock,
-    fs::{Disk, SimFs},
+    fs::{Disk, Disks},
     net::{SimNetwork, SimStream},
-    world::SimService,
+    service::SimService,
 };
 
 /// Connections to the daemon.
@@ -44,14 +44,10 @@ impl Dial for SimDial {
     }
 }
 
-/// A service on this host or on the other.
-#[derive(Clone)]
-enum Service {
-    Local(SimService<SimFs>),
-    Remote(Link, Arc<Shared>),
-}
+/// The service of the other host.
+struct Remote(Link, Arc<Shared>);
 
-impl Stub for Service {
+impl Stub for Remote {
     type Req = RealizeServiceRequest;
     type Resp = RealizeServiceResponse;
 
@@ -60,13 +56,8 @@ impl Stub for Service {
         context: tarpc::context::Context,
         request: Self::Req,
     ) -> Result<Self::Resp, tarpc::client::RpcError> {
-        match self {
-            Self::Local(service) => service.call(context, request).await,
-            Self::Remote(link, shared) => {
-                let _under_way = UnderWay::new(shared, request.name());
-                link.call(context, request).await
-            }
-        }
+        let _under_way = UnderWay::new(&self.1, request.name());
+        self.0.call(context, request).await
     }
 }
 
@@ -110,7 +101,12 @@ impl Mover {
             number: 0,
         };
         // They outlive every try: a sync that failed is not forgotten.
-        let mut roots = Roots::new(self.disk.fs(), clock.clone(), self.limits.clone(), [1; 16]);
+        let mut roots = Roots::new(
+            Disks::of(&self.disk, &self.disk),
+            clock.clone(),
+            self.limits.clone(),
+            [1; 16],
+        );
         let own = match self.direction {
             Direction::Send => self.sources,
             Direction::Fetch => TARGET_ROOT,
@@ -157,7 +153,7 @@ impl Mover {
         &self,
         clock: &SimClock,
         id: LinkId,
-        roots: &Arc<Roots<SimFs, SimClock>>,
+        roots: &Arc<Roots<Disks, SimClock>>,
     ) -> Result<Result<MoveReport, MoveError>, ConnectError> {
         let (link, let_in) = self.link(clock, id).await?;
         let local = RealizeServer::new(roots.clone());
@@ -182,12 +178,12 @@ impl Mover {
 
     async fn move_once(
         &self,
-        local: RealizeServer<SimFs, SimClock>,
+        local: RealizeServer<Disks, SimClock>,
         link: &Link,
         id: LinkId,
     ) -> Result<MoveReport, MoveError> {
-        let local = RealizeServiceClient::from(Service::Local(SimService(local)));
-        let remote = RealizeServiceClient::from(Service::Remote(link.clone(), self.shared.clone()));
+        let local = SimService::within(local).client();
+        let remote = SimService::new(Remote(link.clone(), self.shared.clone())).client();
         let (from, to) = match self.direction {
             Direction::Send => (local, remote),
             Direction::Fetch => (remote, local),
