@@ -114,10 +114,11 @@ async fn serve(config: DaemonConfig, key: realize::keys::SecretKey) -> Result<()
         let listener = TcpNetwork.bind(address).await;
         listeners.push(listener.with_context(|| format!("cannot listen at {address}"))?);
     }
+    // Before anybody is told that there is somebody to send them to.
+    let mut signals = signal_hook_tokio::Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot take signals")?;
     for listener in &listeners {
         log(&format!("listening at {}, with the key {public}", listened(listener)?));
     }
-    let mut signals = signal_hook_tokio::Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot take signals")?;
     ready();
     let (stop, _) = tokio::sync::watch::channel(false);
     let serving = listeners.into_iter().map(|listener| {
