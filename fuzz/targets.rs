@@ -71,14 +71,20 @@ pub fn signatures(data: &[u8]) {
     } else {
         &sums[..blocks as usize * SUM_BYTES]
     };
-    let Ok(mut signature) = Signature::new(u64::from(*shift) << 55, BLOCK << (shift % 12)) else {
+    let Ok(mut signature) = Signature::new(u64::from(*shift) << 55, BLOCK << (shift % 12), 1 << (shift / 12 % 5))
+    else {
         return;
     };
-    let bytes = blocks * u64::from(signature.block_bytes());
+    let bytes = blocks * u64::from(signature.block_bytes()) * u64::from(signature.stride());
     if signature.add(bytes, sums).is_err() {
         return;
     }
-    let delta = signature.index().unwrap().diff(new, 0..new.len()).unwrap();
+    let indexed = signature.index().unwrap();
+    if indexed.is_sampled() {
+        assert!(indexed.probe(new, 0..new.len()).unwrap().found_bytes <= new.len());
+        return;
+    }
+    let delta = indexed.diff(new, 0..new.len()).unwrap();
     let ops = delta::ops(&delta.bytes, new.len()).unwrap();
     assert_eq!(ops.iter().map(Op::len).sum::<usize>(), new.len());
     assert!(delta.literal_bytes <= new.len() && delta.bytes.len() <= delta::DELTA_BYTES_MAX);
@@ -87,7 +93,7 @@ pub fn signatures(data: &[u8]) {
 /// The delta between any two data, in two pieces, gives the second of the first.
 pub fn round_trips(data: &[u8]) {
     let Some((basis, other)) = halves(data) else { return };
-    let mut signature = Signature::new(0, BLOCK).unwrap();
+    let mut signature = Signature::new(0, BLOCK, 1).unwrap();
     signature
         .add(basis.len() as u64, &Signature::sums(BLOCK, basis))
         .unwrap();

@@ -6,6 +6,7 @@
 //! librsync. MD4 is broken, and only some bytes of it are sent: a delta's result counts for nothing until its BLAKE3 hash agrees.
 
 use std::{
+    collections::BTreeMap,
     io,
     ops::{Range, RangeInclusive},
 };
@@ -60,21 +61,36 @@ pub fn covered_bytes(basis_bytes: u64, block_bytes: u32) -> u64 {
     basis_bytes.min(BLOCKS_MAX as u64 * u64::from(block_bytes))
 }
 
-/// What is known of a basis: the sums of blocks that follow each other.
+/// Of so many blocks one at most is looked at where a basis is only sampled.
+pub const STRIDE_MAX: u32 = 8;
+
+/// Of how many blocks of this size one is looked at to learn whether a basis has anything of a file: four of a chunk at least.
+pub fn stride(block_bytes: u32) -> u32 {
+    const BLOCKS_OF_A_CHUNK: u32 = 4;
+    (CHUNK_BYTES as u32 / BLOCKS_OF_A_CHUNK / block_bytes).clamp(1, STRIDE_MAX)
+}
+
+/// What is known of a basis: the sums of blocks that follow each other, or of one of each so many.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signature {
     /// Where in the basis the first block begins.
     start: u64,
     block_bytes: u32,
+    /// From the beginning of one block to that of the next, in blocks.
+    stride: u32,
     /// As fast_rsync has it, with the header.
     serialized: Vec<u8>,
 }
 
 impl Signature {
-    /// Nothing yet of a basis, from the byte `start` on, in blocks of this size; it must be a power of two within [`BLOCK_BYTES`].
-    pub fn new(start: u64, block_bytes: u32) -> Result<Self, Malformed> {
+    /// Nothing yet of a basis, from the byte `start` on, in blocks of this size, one of each `stride`; both must be powers of two, within
+    /// [`BLOCK_BYTES`] and up to [`STRIDE_MAX`].
+    pub fn new(start: u64, block_bytes: u32, stride: u32) -> Result<Self, Malformed> {
         if !BLOCK_BYTES.contains(&block_bytes) || !block_bytes.is_power_of_two() {
             return Err(Malformed("a block size that is none"));
+        }
+        if stride > STRIDE_MAX || !stride.is_power_of_two() {
+            return Err(Malformed("a stride that is none"));
         }
         if start > i64::MAX as u64 {
             return Err(Malformed("a basis larger than files can be"));
@@ -83,6 +99,7 @@ impl Signature {
         Ok(Self {
             start,
             block_bytes,
+            stride,
             serialized: header.concat(),
         })
     }
@@ -100,7 +117,7 @@ impl Signature {
 
     /// Adds the `sums` of the next `bytes` of the basis, which must be exactly those of its blocks.
     pub fn add(&mut self, bytes: u64, sums: &[u8]) -> Result<(), Malformed> {
-        let blocks = bytes.div_ceil(self.block_bytes.into());
+        let blocks = bytes.div_ceil(self.step_bytes());
         if blocks > (BLOCKS_MAX - self.blocks()) as u64 {
             return Err(Malformed("a signature of too many blocks"));
         }
@@ -118,7 +135,16 @@ impl Signature {
 
     /// Where in the basis the next block begins, if all are whole so far.
     pub fn end(&self) -> u64 {
-        self.start + self.blocks() as u64 * u64::from(self.block_bytes)
+        self.start + self.blocks() as u64 * self.step_bytes()
+    }
+
+    fn step_bytes(&self) -> u64 {
+        u64::from(self.block_bytes) * u64::from(self.stride)
+    }
+
+    /// Of how many blocks one is known.
+    pub fn stride(&self) -> u32 {
+        self.stride
     }
 
     /// Bytes of a block.
@@ -128,12 +154,13 @@ impl Signature {
 
     /// Ready to be looked up in.
     pub fn index(self) -> Result<Indexed, Malformed> {
-        let (start, block_bytes) = (self.start, self.block_bytes);
+        let (start, block_bytes, stride) = (self.start, self.block_bytes, self.stride);
         let parsed = fast_rsync::Signature::deserialize(self.serialized);
         let parsed = parsed.map_err(|_| Malformed("a signature that is none"))?;
         Ok(Indexed {
             start,
             block_bytes,
+            stride,
             index: Index::new(parsed, fast_rsync::Signature::index),
         })
     }
@@ -153,6 +180,7 @@ self_cell::self_cell!(
 pub struct Indexed {
     start: u64,
     block_bytes: u32,
+    stride: u32,
     index: Index,
 }
 
@@ -195,26 +223,82 @@ impl Delta {
     }
 }
 
+/// How much of a piece of new data the sampled blocks of a basis have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probed {
+    /// How many bytes.
+    pub found_bytes: usize,
+    /// How many bytes further on in the basis than in the piece most of them are, if two at least agree.
+    pub shift: Option<i64>,
+}
+
 impl Indexed {
     /// Bytes of a block.
     pub fn block_bytes(&self) -> u32 {
         self.block_bytes
     }
 
+    /// Whether only some of the blocks are known: then there is no [`diff`](Self::diff).
+    pub fn is_sampled(&self) -> bool {
+        self.stride > 1
+    }
+
+    /// What the blocks have of the `piece` of `data`: see [`diff`](Self::diff).
+    pub fn probe(&self, data: &[u8], piece: Range<usize>) -> Result<Probed, Malformed> {
+        let mut delta = Vec::new();
+        let mut found = Probed {
+            found_bytes: 0,
+            shift: None,
+        };
+        let mut votes = BTreeMap::<i64, u32>::new();
+        let mut at = 0;
+        for op in self.ops(data, &piece, &mut delta)? {
+            if let Op::Copy { mut offset, len } = op {
+                found.found_bytes += len;
+                // Blocks that the signature has side by side are not so in the basis.
+                let (end, block) = (offset + len as u64, u64::from(self.block_bytes));
+                let ahead = offset as i64 - at as i64;
+                while offset < end {
+                    let skipped = offset / block * block * u64::from(self.stride - 1);
+                    let shift = i64::try_from(self.start + skipped)
+                        .ok()
+                        .and_then(|skipped| skipped.checked_add(ahead));
+                    *votes.entry(shift.unwrap_or(i64::MAX)).or_default() += 1;
+                    offset = (offset / block + 1) * block;
+                }
+            }
+            at += op.len();
+        }
+        let best = votes
+            .into_iter()
+            .filter(|(_, votes)| *votes > 1)
+            .max_by_key(|(_, votes)| *votes);
+        found.shift = best.map(|(shift, _)| shift);
+        Ok(found)
+    }
+
     /// The delta from the basis to the `piece` of `data`, which has a block more on both sides where there is that much: so a match across
     /// an end of the piece is found. A checksum that has been wrong 1,024 times is not looked up any more (fast_rsync's bound). At most
     /// [`DELTA_BYTES_MAX`] bytes for a piece up to a chunk.
     pub fn diff(&self, data: &[u8], piece: Range<usize>) -> Result<Delta, Malformed> {
+        if self.is_sampled() {
+            return Err(Malformed("sums of some blocks only"));
+        }
         let mut delta = Vec::new();
-        let done = fast_rsync::diff(self.index.borrow_dependent(), data, &mut delta);
-        done.map_err(|_| Malformed("a signature that is none"))?;
-        let mut ops = cut(&parse(&delta, data.len(), usize::MAX)?, &piece);
+        let mut ops = self.ops(data, &piece, &mut delta)?;
         for op in &mut ops {
             if let Op::Copy { offset, .. } = op {
                 *offset += self.start;
             }
         }
         Ok(Delta::of(&ops, self.block_bytes))
+    }
+
+    /// What gives the `piece` of `data`, the blocks of the signature taken as if they lay side by side. `delta` is for its bytes.
+    fn ops<'a>(&self, data: &[u8], piece: &Range<usize>, delta: &'a mut Vec<u8>) -> Result<Vec<Op<'a>>, Malformed> {
+        let done = fast_rsync::diff(self.index.borrow_dependent(), data, &mut *delta);
+        done.map_err(|_| Malformed("a signature that is none"))?;
+        Ok(cut(&parse(delta, data.len(), usize::MAX)?, piece))
     }
 }
 

@@ -616,7 +616,14 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         Loaded::add(&mut self.state().loaded, handle, &sums)
     }
 
-    async fn diff(self, _: Context, handle: Handle, chunk: u64, against: Against) -> Answer<Delta> {
+    async fn diff(
+        self,
+        _: Context,
+        handle: Handle,
+        chunk: u64,
+        against: Against,
+        literal_max: Option<u64>,
+    ) -> Answer<Delta> {
         let source = self.find_source(handle, Right::Read)?;
         let loaded = match &against {
             Against::Loaded => {
@@ -630,9 +637,9 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         let diff = async move {
             let file = as_file(&source)?;
             match (against, loaded) {
-                (Against::Sums(sums), _) => file.diff(chunk, Some(&index_of(&sums)?)).await,
-                (Against::Loaded, Some(loaded)) => file.diff(chunk, Some(loaded.index()?)).await,
-                _ => file.diff(chunk, None).await,
+                (Against::Sums(sums), _) => file.diff(chunk, Some(&index_of(&sums)?), literal_max).await,
+                (Against::Loaded, Some(loaded)) => file.diff(chunk, Some(loaded.index()?), literal_max).await,
+                _ => file.diff(chunk, None, literal_max).await,
             }
         };
         let _turn = self.session.turns.diffs().await;

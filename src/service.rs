@@ -17,13 +17,14 @@ use tarpc::context::Context;
 
 pub use self::items::{ITEMS_MAX, Items};
 use crate::{
+    delta,
     digest::ChunkHash,
     fs::Place,
     model::{BadPath, Digest, Entry, Line, Name, RelPath, Timestamp, Uncarried, Version},
 };
 
 /// The version of this service. Both sides must have the same.
-pub const SERVICE_VERSION: u32 = 5;
+pub const SERVICE_VERSION: u32 = 6;
 
 /// A configured directory, or one below it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -459,9 +460,23 @@ pub enum Blocks {
     Coarse,
     /// For a chunk that is held against the one in its own place.
     Fine,
+    /// Some of the coarse ones, to learn whether a basis has anything of a file.
+    Sampled,
 }
 
-/// The sums of blocks of a basis that follow each other: see [`crate::delta`].
+impl Blocks {
+    /// Bytes of a block of a basis of so many bytes, and of how many blocks one is summed up.
+    pub fn of(self, basis_bytes: u64) -> (u32, u32) {
+        let coarse = delta::block_bytes(basis_bytes);
+        match self {
+            Self::Coarse => (coarse, 1),
+            Self::Fine => (delta::FINE_BLOCK_BYTES, 1),
+            Self::Sampled => (coarse, delta::stride(coarse)),
+        }
+    }
+}
+
+/// The sums of blocks of a basis that follow each other, or of one of each so many: see [`crate::delta`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sums {
     /// Where in the basis they begin, in bytes.
@@ -470,6 +485,8 @@ pub struct Sums {
     pub bytes: u64,
     /// Bytes of a block; only the last of the basis may have less.
     pub block_bytes: u32,
+    /// Of how many blocks one is summed up: the first.
+    pub stride: u32,
     /// For each block a checksum and part of a hash.
     pub sums: Bytes,
 }
@@ -488,7 +505,7 @@ pub enum Against {
 /// What makes a chunk of what the target has.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Delta {
-    /// The delta; never longer than the chunk.
+    /// The delta; never longer than the chunk, and empty where it is held back.
     pub data: Bytes,
     /// How it is written down.
     pub form: Form,
@@ -511,6 +528,8 @@ pub enum Form {
     Plain,
     /// That, compressed by zstd.
     Packed,
+    /// Held back: too little was found.
+    Left,
 }
 
 /// How far a `finish` is.
@@ -673,8 +692,9 @@ pub trait RealizeService {
     /// has any: those of another go. \[read\]
     async fn load_signature(handle: Handle, sums: Sums) -> Answer<()>;
 
-    /// What makes one chunk of a file open for reading of what is at the target. \[read\]
-    async fn diff(handle: Handle, chunk: u64, against: Against) -> Answer<Delta>;
+    /// What makes one chunk of a file open for reading of what is at the target, if no more than `literal_max` bytes of it are not found there; else,
+    /// and where there is no such number or only samples are loaded, how much is found. \[read\]
+    async fn diff(handle: Handle, chunk: u64, against: Against, literal_max: Option<u64>) -> Answer<Delta>;
 
     /// Writes one whole chunk of a partial, made of the basis and a delta. `DigestMismatch`, and nothing written, where it does not have
     /// the hash that the delta tells. \[write; read where it copies from the basis\]

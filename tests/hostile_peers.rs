@@ -266,27 +266,32 @@ async fn sums_and_deltas_that_cannot_be_are_refused() {
         handles.push(opened.held.handle);
     }
     let (source, target) = (handles[0], handles[1]);
-    let sums = |start, bytes, block_bytes, count: usize| Sums {
+    let sums = |start, bytes, block_bytes, stride, count: usize| Sums {
         start,
         bytes,
         block_bytes,
+        stride,
         sums: vec![7; count].into(),
     };
-    for (start, bytes, block_bytes, count) in [
-        (0, 4096, 0, 7),
-        (0, 4096, 1, 7 * 4096),
-        (0, 4096, 4095, 14),
-        (0, 4096, u32::MAX, 7),
-        (0, u64::MAX, 4096, 7),
-        (0, 4096, 4096, 6),
-        (0, 4096, 4096, 70),
-        (4096, 4096, 4096, 7),
-        (u64::MAX, 4096, 4096, 7),
+    for (start, bytes, block_bytes, stride, count) in [
+        (0, 4096, 0, 1, 7),
+        (0, 4096, 1, 1, 7 * 4096),
+        (0, 4096, 4095, 1, 14),
+        (0, 4096, u32::MAX, 1, 7),
+        (0, u64::MAX, 4096, 1, 7),
+        (0, 4096, 4096, 1, 6),
+        (0, 4096, 4096, 1, 70),
+        (4096, 4096, 4096, 1, 7),
+        (u64::MAX, 4096, 4096, 1, 7),
+        (0, 4096, 4096, 0, 7),
+        (0, 3 * 4096, 4096, 3, 7),
+        (0, 4096, 4096, u32::MAX, 7),
+        (0, 2 * 4096, 4096, 2, 14),
     ] {
-        let what = (start, bytes, block_bytes, count);
+        let what = (start, bytes, block_bytes, stride, count);
         let load = Request::LoadSignature {
             handle: source,
-            sums: sums(start, bytes, block_bytes, count),
+            sums: sums(start, bytes, block_bytes, stride, count),
         };
         let loaded = peer.call(load).await;
         assert!(
@@ -299,7 +304,8 @@ async fn sums_and_deltas_that_cannot_be_are_refused() {
         let diff = Request::Diff {
             handle: source,
             chunk: 0,
-            against: Against::Sums(sums(start, bytes, block_bytes, count)),
+            against: Against::Sums(sums(start, bytes, block_bytes, stride, count)),
+            literal_max: Some(CHUNK_BYTES),
         };
         let made = peer.call(diff).await;
         assert!(matches!(made, Response::Diff(Err(_))), "{what:?}: {made:?}");
@@ -310,7 +316,12 @@ async fn sums_and_deltas_that_cannot_be_are_refused() {
         (source, u64::MAX, Against::Nothing),
         (target, 0, Against::Nothing),
     ] {
-        let diff = Request::Diff { handle, chunk, against };
+        let diff = Request::Diff {
+            handle,
+            chunk,
+            against,
+            literal_max: Some(CHUNK_BYTES),
+        };
         let made = peer.call(diff).await;
         assert!(matches!(made, Response::Diff(Err(_))), "{handle:?} {chunk}: {made:?}");
     }
@@ -342,6 +353,7 @@ async fn sums_and_deltas_that_cannot_be_are_refused() {
     .concat();
     for (form, delta) in [
         (Form::Whole, &b"too short"[..]),
+        (Form::Left, b""),
         (Form::Plain, b""),
         (Form::Plain, b"rs\x026no delta"),
         (Form::Plain, &bomb),

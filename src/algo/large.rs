@@ -56,6 +56,8 @@ struct Pages {
     at_most: u64,
     /// The source's hashes of the next page, where they are known.
     hashed: Option<Vec<ChunkHash>>,
+    /// Whether those are worth to be known before it is its turn.
+    goes_on: bool,
 }
 
 impl Pages {
@@ -67,6 +69,7 @@ impl Pages {
             at_once: AT_FIRST.min(at_most),
             at_most,
             hashed: None,
+            goes_on: true,
         }
     }
 
@@ -255,14 +258,6 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         pages: &mut Pages,
         shift: i64,
     ) -> Result<Option<Compared>, Why> {
-        let hashes = |page: std::ops::Range<u64>| {
-            let service = &self.sources[item.source].service;
-            let (handle, count) = (reading.handle, page.end - page.start);
-            async move {
-                let hashes = flat(service.hashes(calls::context(), handle, page.start, count)).await;
-                hashes.and_then(|hashes| calls::check_count(hashes, count as usize))
-            }
-        };
         let Some(page) = pages.take() else { return Ok(None) };
         let (first, hashed) = match pages.hashed.take() {
             Some(hashed) => {
@@ -270,11 +265,12 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
                 pages.rest.start = page.start + hashed.len() as u64;
                 (page.start, hashed)
             }
-            None => (page.start, hashes(page).await.map_err(Why::Source)?),
+            None => (page.start, self.hashes(item, reading.handle, page).await?),
         };
-        let next = OptionFuture::from(pages.peek().map(hashes));
+        let next = pages.peek().filter(|_| pages.goes_on);
+        let next = OptionFuture::from(next.map(|page| self.hashes(item, reading.handle, page)));
         let (equal, next) = join(self.compare(target, first, hashed.clone(), shift), next).await;
-        pages.hashed = next.transpose().map_err(Why::Source)?;
+        pages.hashed = next.transpose()?;
         let page = Compared {
             first,
             hashes: hashed,
@@ -282,6 +278,77 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         };
         self.take_equal(reading, &page)?;
         Ok(Some(page))
+    }
+
+    /// As [`compare_page`](Self::compare_page), where most likely nothing is right: one chunk of many is looked at, and the others where that is
+    /// right, or elsewhere. `None` where it is not: what is sent then need not be hashed before.
+    async fn sample_page(
+        &self,
+        item: &Item,
+        reading: &mut Reading,
+        target: Handle,
+        page: std::ops::Range<u64>,
+        repair: &mut Repair<'_>,
+    ) -> Result<Option<Compared>, Why> {
+        const ONE_OF: usize = 16;
+        const AT_ONCE: usize = 8;
+        let (source, shift) = (reading.handle, repair.shift());
+        let samples = page.clone().step_by(ONE_OF).map(|index| async move {
+            let hashes = self.hashes(item, source, index..index + 1).await?;
+            let equal = self.compare(target, index, hashes.clone(), shift).await?;
+            Ok::<_, Why>(Compared {
+                first: index,
+                hashes,
+                equal,
+            })
+        });
+        let mut samples = pin!(stream::iter(samples).buffered(AT_ONCE));
+        let mut right = Vec::new();
+        while let Some(sample) = samples.next().await.transpose()? {
+            self.take_equal(reading, &sample)?;
+            right.extend(sample.equal.contains(&true).then_some(sample.first));
+        }
+        if right.is_empty() && !self.is_elsewhere(item, reading, target, &page, repair).await? {
+            return Ok(None);
+        }
+        let mut found = Compared {
+            first: page.start,
+            hashes: self.hashes(item, source, page.clone()).await?,
+            equal: page.map(|index| right.contains(&index)).collect(),
+        };
+        self.advanced_by(reading.size, &found);
+        self.look_elsewhere(reading, target, &mut found, repair).await?;
+        Ok(Some(found))
+    }
+
+    /// Compares what is wrong of a page with what is at the shift that was learned.
+    async fn look_elsewhere(
+        &self,
+        reading: &mut Reading,
+        target: Handle,
+        page: &mut Compared,
+        repair: &mut Repair<'_>,
+    ) -> Result<(), Why> {
+        let before = page.wrong();
+        let wrong = self
+            .compare_shifted(reading, target, page, before.clone(), repair.shift())
+            .await?;
+        for index in before.iter().filter(|index| !wrong.contains(index)) {
+            page.equal[(index - page.first) as usize] = true;
+        }
+        repair.judge_shift(before.len() - wrong.len(), wrong.len());
+        repair.finds_something();
+        Ok(())
+    }
+
+    /// What the source has.
+    async fn hashes(&self, item: &Item, source: Handle, page: std::ops::Range<u64>) -> Result<Vec<ChunkHash>, Why> {
+        let count = page.end - page.start;
+        let service = &self.sources[item.source].service;
+        let hashes = flat(service.hashes(calls::context(), source, page.start, count)).await;
+        hashes
+            .and_then(|hashes| calls::check_count(hashes, count as usize))
+            .map_err(Why::Source)
     }
 
     async fn compare(&self, target: Handle, first: u64, hashes: Vec<ChunkHash>, shift: i64) -> Result<Vec<bool>, Why> {
@@ -350,11 +417,32 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
             opened.basis_len > 0,
         );
         let mut pages = Pages::of(found_chunks, self.compare_at_once());
-        while let Some(page) = self
-            .compare_page(item, &mut reading, target, &mut pages, repair.shift())
-            .await?
-        {
-            self.advanced_by(size, &page);
+        loop {
+            let page = if repair.finds_nothing() && pages.hashed.is_none() {
+                let Some(page) = pages.take() else { break };
+                let sampled = self.sample_page(item, &mut reading, target, page.clone(), &mut repair);
+                let Some(found) = sampled.await? else {
+                    self.repair_all(item, &mut reading, target, page, &mut repair).await?;
+                    continue;
+                };
+                found
+            } else {
+                pages.goes_on = !repair.finds_nothing();
+                let compared = self.compare_page(item, &mut reading, target, &mut pages, repair.shift());
+                let Some(mut page) = compared.await? else { break };
+                self.advanced_by(size, &page);
+                let indices = page.first..page.first + page.equal.len() as u64;
+                if repair.finds_nothing()
+                    && !page.equal.contains(&true)
+                    && self
+                        .is_elsewhere(item, &mut reading, target, &indices, &mut repair)
+                        .await?
+                {
+                    self.look_elsewhere(&mut reading, target, &mut page, &mut repair)
+                        .await?;
+                }
+                page
+            };
             let mut wrong = page.wrong();
             let right = page.equal.len() - wrong.len();
             repair.compared(right, wrong.len());
@@ -372,7 +460,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
                 repair.judge_shift(before - wrong.len(), wrong.len());
             }
             pages.extend(chunk_count(repair.reach().min(size)));
-            if right == 0 && repair.is_elsewhere() {
+            if right == 0 && repair.is_loaded() {
                 // Most likely all is, and then nothing of it is in its own place.
                 pages.at_most = PAGE;
                 while let Some(page) = pages.take() {

@@ -1,13 +1,13 @@
 //! Repairs ({#rsync}): what the target has of a large file is used, and the difference alone is sent.
 //!
 //! Of the chunks that are wrong a few are tried in two ways: against the ones in their own places, in fine blocks, which finds what was
-//! changed, overwritten or damaged; and against what lies around them, in coarse ones, which finds what was shifted. The rest goes the way
-//! that took fewer bytes: in place; or against the whole basis, whose sums are then asked for once; or, where neither finds anything,
-//! as it is. What has been found counts for nothing until its hash is that of the chunk.
+//! changed, overwritten or damaged; and against samples of the whole basis, which find what has moved. Neither sends anything that was not found.
+//! The rest goes the way that this shows: in place; or against the whole basis, whose sums are then asked for once; or, where neither finds
+//! anything, as it is. What has been found counts for nothing until its hash is that of the chunk.
 
 use std::collections::VecDeque;
 
-use futures::{StreamExt, stream, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, stream, stream::FuturesUnordered};
 use tokio::sync::{MutexGuard, Semaphore};
 
 use super::{
@@ -17,13 +17,16 @@ use super::{
     report::stops_all,
 };
 use crate::{
-    delta::{self, FINE_BLOCK_BYTES, SUM_BYTES},
+    delta::{self, SUM_BYTES},
     digest::{CHUNK_BYTES, ChunkHash, chunk_len},
     service::{Against, Answer, Blocks, Delta, Form, Handle, SIGNATURE_CHUNKS_MAX, ServiceError, Sums},
 };
 
 /// How many chunks are tried, spread over those that are wrong, to learn what pays.
 const SAMPLES: usize = 4;
+
+/// How often the samples of one basis are loaded.
+const PROBES_MAX: u8 = 4;
 
 /// How many chunks are dealt with until it is looked at anew whether that pays.
 const BATCH: usize = 32;
@@ -49,9 +52,7 @@ const LOAD_BYTES: usize = 256 << 10;
 enum Way {
     /// Against the chunk in its own place.
     InPlace,
-    /// Against what lies around it.
-    Around,
-    /// Against all of the basis.
+    /// Against what is loaded: all of the basis, or samples of it.
     Loaded,
     /// Against nothing: made smaller at best.
     Packed,
@@ -62,6 +63,8 @@ pub(super) struct Repair<'a> {
     basis_len: u64,
     /// Whether of the chunks that were compared last most are wrong: some alone are not worth the sums of the whole basis.
     is_mostly_wrong: bool,
+    /// Whether of those none is right.
+    is_all_wrong: bool,
     /// `None` before it is known.
     way: Option<Way>,
     /// How many bytes further on in the basis than in the file what is to come was found.
@@ -72,8 +75,10 @@ pub(super) struct Repair<'a> {
     may_shift: bool,
     /// Whether what is sent as it is gets smaller when it is packed; `None` before it is known.
     packs: Option<bool>,
-    /// Held by the one file whose basis is loaded.
-    _loading: Option<MutexGuard<'a, ()>>,
+    /// What is loaded of the basis, as it is of one file at a time.
+    loaded: Option<(Blocks, MutexGuard<'a, ()>)>,
+    /// How often its samples may still be loaded.
+    probes_left: u8,
 }
 
 impl Repair<'_> {
@@ -83,12 +88,14 @@ impl Repair<'_> {
         Self {
             basis_len,
             is_mostly_wrong: false,
+            is_all_wrong: false,
             way: None,
             shift: 0,
             shift_before: None,
             may_shift: is_final,
             packs: None,
-            _loading: None,
+            loaded: None,
+            probes_left: PROBES_MAX,
         }
     }
 
@@ -101,6 +108,17 @@ impl Repair<'_> {
             self.way.take_if(|way| *way != Way::Loaded);
         }
         self.is_mostly_wrong = is_mostly_wrong;
+        self.is_all_wrong = right == 0;
+    }
+
+    /// Whether nothing of what was compared last was found anywhere, so that the next chunks most likely are not there either.
+    pub fn finds_nothing(&self) -> bool {
+        self.is_all_wrong && self.way == Some(Way::Packed)
+    }
+
+    /// Something is right after all.
+    pub fn finds_something(&mut self) {
+        self.way = None;
     }
 
     /// So many chunks are right where they were looked for, or wrong there too.
@@ -131,9 +149,19 @@ impl Repair<'_> {
         true
     }
 
-    /// Whether the file's content is in other places of the basis than its own.
-    pub fn is_elsewhere(&self) -> bool {
+    /// Whether the whole basis is looked through for each chunk.
+    pub fn is_loaded(&self) -> bool {
         self.way == Some(Way::Loaded)
+    }
+
+    fn ends(&self, reading: &Reading, target: Handle) -> Ends {
+        Ends {
+            source: reading.handle,
+            target,
+            size: reading.size,
+            basis_len: self.basis_len,
+            shift: self.shift,
+        }
     }
 }
 
@@ -141,8 +169,10 @@ impl Repair<'_> {
 #[derive(Debug, Default)]
 struct Tally {
     chunks: usize,
-    /// Of how many at least a fourth was found.
+    /// Of how many enough was found.
     found: usize,
+    /// Which are still wrong, because too little was.
+    left: Vec<u64>,
     bytes: u64,
     sent_bytes: u64,
     /// The shift that the first of those that tell one tells.
@@ -150,12 +180,17 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, len: u64, repaired: &Repaired) {
+    fn add(&mut self, len: u64, index: u64, tried: &Tried) {
         self.chunks += 1;
-        self.found += usize::from(repaired.literal_bytes <= len - len / 4);
-        self.bytes += len;
-        self.sent_bytes += repaired.sent_bytes;
-        let told = repaired.shift.map(|shift| (repaired.index, shift));
+        self.found += usize::from(tried.is_found);
+        match tried.sent {
+            Some((_, sent_bytes)) => {
+                self.bytes += len;
+                self.sent_bytes += sent_bytes;
+            }
+            None => self.left.push(index),
+        }
+        let told = tried.shift.map(|shift| (index, shift));
         self.shift = [self.shift, told].into_iter().flatten().min();
     }
 
@@ -163,10 +198,9 @@ impl Tally {
         2 * self.found >= self.chunks
     }
 
-    /// What a mebibyte takes, in bytes, with `sum_bytes` of sums for each.
-    fn price(&self, sum_bytes: u64) -> u64 {
-        let whole = CHUNK_BYTES.saturating_mul(self.sent_bytes) / self.bytes.max(1);
-        whole + sum_bytes
+    /// Whether nearly all was found.
+    fn is_cheap(&self) -> bool {
+        self.left.is_empty() && self.sent_bytes <= self.bytes / 8
     }
 
     /// Whether a tenth at least was saved.
@@ -175,14 +209,24 @@ impl Tally {
     }
 }
 
-/// A chunk that is right now.
-struct Repaired {
-    index: u64,
-    hash: ChunkHash,
-    /// How many of its bytes were not found.
-    literal_bytes: u64,
-    sent_bytes: u64,
+/// What came of one chunk.
+struct Tried {
+    /// Whether enough of it was found: a fourth, or of samples a fourth of what they can have of it.
+    is_found: bool,
+    /// Its hash, and how many bytes were sent, if it is right now.
+    sent: Option<(ChunkHash, u64)>,
     shift: Option<i64>,
+}
+
+/// How far one goes with chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Aim {
+    /// They are right afterwards.
+    All,
+    /// Those of which too little is found are left for another way.
+    Found,
+    /// It is only looked how much is found.
+    Told,
 }
 
 /// Both ends of a file.
@@ -228,13 +272,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         mut wrong: VecDeque<u64>,
         repair: &mut Repair<'a>,
     ) -> Result<VecDeque<u64>, Why> {
-        let ends = Ends {
-            source: reading.handle,
-            target,
-            size: reading.size,
-            basis_len: repair.basis_len,
-            shift: repair.shift,
-        };
+        let ends = repair.ends(reading, target);
         while !wrong.is_empty() {
             let Some(way) = repair.way else {
                 if self.find_way(item, reading, ends, &mut wrong, repair).await? {
@@ -246,8 +284,11 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
                 self.send_chunks(item, reading, target, wrong.drain(..)).await?;
                 break;
             }
-            let batch: Vec<_> = wrong.drain(..wrong.len().min(BATCH)).collect();
-            let tally = self.repair_batch(item, reading, ends, batch, way).await?;
+            // One tells whether it pays to pack the others.
+            let is_unknown = way == Way::Packed && repair.packs.is_none();
+            let count = if is_unknown { 1 } else { BATCH };
+            let batch: Vec<_> = wrong.drain(..wrong.len().min(count)).collect();
+            let tally = self.repair_batch(item, reading, ends, batch, way, Aim::All).await?;
             match way {
                 Way::Packed => repair.packs = Some(tally.is_smaller()),
                 // It may be better later on; until then this page is sent.
@@ -279,10 +320,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         }
         let mut missing = missing;
         while !missing.is_empty() {
-            // One tells whether it pays to pack the others.
-            let is_unknown = repair.way == Some(Way::Packed) && repair.packs.is_none();
-            let count = if is_unknown { 1 } else { PAGE };
-            let some = missing.start..missing.end.min(missing.start + count);
+            let some = missing.start..missing.end.min(missing.start + PAGE);
             missing.start = some.end;
             self.repair_all(item, reading, target, some, repair).await?;
         }
@@ -298,41 +336,61 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         wrong: &mut VecDeque<u64>,
         repair: &mut Repair<'a>,
     ) -> Result<bool, Why> {
-        let sum_bytes = |block_bytes: u32| CHUNK_BYTES / u64::from(block_bytes) * SUM_BYTES as u64;
-        let in_place = take_spread(wrong, SAMPLES);
-        let in_place = self.repair_batch(item, reading, ends, in_place, Way::InPlace).await?;
+        let some = spread(wrong, SAMPLES);
+        let in_place = self
+            .repair_batch(item, reading, ends, some.clone(), Way::InPlace, Aim::Found)
+            .await?;
+        wrong.retain(|index| !some.contains(index) || in_place.left.contains(index));
         if repair.learn(&in_place) {
             return Ok(true);
         }
-        if in_place.pays() && !repair.is_mostly_wrong {
+        if in_place.pays() && (!repair.is_mostly_wrong || in_place.is_cheap()) {
             repair.way = Some(Way::InPlace);
             return Ok(false);
         }
-        let around = take_spread(wrong, SAMPLES);
-        if around.is_empty() {
-            return Ok(false);
-        }
-        let around = self.repair_batch(item, reading, ends, around, Way::Around).await?;
-        if repair.learn(&around) {
+        let probed = match self.load(item, reading, ends, repair, Blocks::Sampled).await? {
+            true => {
+                let some = spread(wrong, SAMPLES);
+                self.repair_batch(item, reading, ends, some, Way::Loaded, Aim::Told)
+                    .await?
+            }
+            false => Tally::default(),
+        };
+        if repair.learn(&probed) {
             return Ok(true);
         }
-        let coarse = sum_bytes(delta::block_bytes(repair.basis_len));
-        let is_in_place = in_place.pays() && in_place.price(sum_bytes(FINE_BLOCK_BYTES)) <= around.price(coarse);
-        repair.packs = Some(around.is_smaller());
-        repair.way = Some(match (is_in_place, around.found) {
-            (true, _) => Way::InPlace,
-            (false, 0) => Way::Packed,
-            (false, _) => match self.load_signature(item, reading, ends, repair).await {
-                Ok(true) => Way::Loaded,
-                Err(why) if stops_all(&why) => return Err(why),
-                // Another file has one just now: asked again with the next page.
-                _ => {
-                    repair.is_mostly_wrong = false;
-                    if in_place.pays() { Way::InPlace } else { Way::Packed }
-                }
-            },
-        });
+        if probed.found > 0 && self.load(item, reading, ends, repair, Blocks::Coarse).await? {
+            repair.way = Some(Way::Loaded);
+            return Ok(false);
+        }
+        if probed.found > 0 {
+            repair.loaded = None;
+            // Another file has the room just now: asked again with the next page.
+            repair.is_mostly_wrong = false;
+        }
+        repair.way = Some(if in_place.pays() { Way::InPlace } else { Way::Packed });
         Ok(false)
+    }
+
+    /// Looks for a chunk of the middle of a page of which nothing is where it should be, after another one of which nothing was found: whether the
+    /// others are to be looked for where that one is.
+    pub(super) async fn is_elsewhere<'a>(
+        &self,
+        item: &Item,
+        reading: &mut Reading,
+        target: Handle,
+        page: &std::ops::Range<u64>,
+        repair: &mut Repair<'_>,
+    ) -> Result<bool, Why> {
+        if !matches!(repair.loaded, Some((Blocks::Sampled, _))) {
+            return Ok(false);
+        }
+        let middle = page.start + (page.end - page.start) / 2;
+        let ends = repair.ends(reading, target);
+        let probed = self
+            .repair_batch(item, reading, ends, vec![middle], Way::Loaded, Aim::Told)
+            .await?;
+        Ok(repair.learn(&probed))
     }
 
     /// Repairs chunks, several at once.
@@ -343,6 +401,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         ends: Ends,
         chunks: Vec<u64>,
         way: Way,
+        aim: Aim,
     ) -> Result<Tally, Why> {
         let _sending = Sending::begin(&self.sending);
         let own = Semaphore::new(1);
@@ -352,13 +411,18 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
             while in_flight.len() < self.chunks_at_once()
                 && let Some(index) = chunks.next()
             {
-                in_flight.push(self.repair_chunk(item, ends, index, way, &own));
+                in_flight.push(
+                    self.repair_chunk(item, ends, index, (way, aim), &own)
+                        .map(move |tried| (index, tried)),
+                );
             }
-            if let Some(repaired) = in_flight.next().await {
-                let repaired = repaired?;
-                reading.add(repaired.index, repaired.hash)?;
-                let len = chunk_len(ends.size, repaired.index).unwrap_or(0) as u64;
-                tally.add(len, &repaired);
+            if let Some((index, tried)) = in_flight.next().await {
+                let tried = tried?;
+                if let Some((hash, _)) = tried.sent {
+                    reading.add(index, hash)?;
+                }
+                let len = chunk_len(ends.size, index).unwrap_or(0) as u64;
+                tally.add(len, index, &tried);
             }
         }
         Ok(tally)
@@ -370,70 +434,89 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         item: &Item,
         ends: Ends,
         index: u64,
-        way: Way,
+        how: (Way, Aim),
         own: &Semaphore,
-    ) -> Result<Repaired, Why> {
+    ) -> Result<Tried, Why> {
         let len = chunk_len(ends.size, index).ok_or(Why::Source(ServiceError::Internal))? as u64;
         let room = self.room(own).await?;
-        match self.try_repair(item, ends, index, way).await {
-            Ok(repaired) => {
-                self.sent(repaired.sent_bytes);
-                self.advanced(len);
-                Ok(repaired)
+        match self.try_repair(item, ends, index, how).await {
+            Ok(tried) => {
+                if let Some((_, sent_bytes)) = tried.sent {
+                    self.sent(sent_bytes);
+                    self.advanced(len);
+                }
+                Ok(tried)
             }
             Err(why) if stops_all(&why) => Err(why),
+            Err(_) if how.1 == Aim::Told => Ok(Tried {
+                is_found: false,
+                sent: None,
+                shift: None,
+            }),
             // Something was taken for something else, the basis is another by now, the target may not be read: whatever it is, if it is in
             // the way of the chunk itself too, that tells.
             Err(_) => {
                 drop(room);
-                let (index, hash) = self
+                let (_, hash) = self
                     .send_chunk(item, ends.source, ends.target, ends.size, index, own)
                     .await?;
-                Ok(Repaired {
-                    index,
-                    hash,
-                    literal_bytes: len,
-                    sent_bytes: len,
+                Ok(Tried {
+                    is_found: false,
+                    sent: Some((hash, len)),
                     shift: None,
                 })
             }
         }
     }
 
-    async fn try_repair(&self, item: &Item, ends: Ends, index: u64, way: Way) -> Result<Repaired, Why> {
+    async fn try_repair(&self, item: &Item, ends: Ends, index: u64, (way, aim): (Way, Aim)) -> Result<Tried, Why> {
         let len = chunk_len(ends.size, index).ok_or(Why::Source(ServiceError::Internal))?;
         let against = match way {
             Way::InPlace => {
                 let count = if ends.shift == 0 { 1 } else { 2 };
                 Against::Sums(self.signature(ends, ends.place(index), count, Blocks::Fine).await?)
             }
-            Way::Around => {
-                let first = ends.place(index).saturating_sub(SIGNATURE_CHUNKS_MAX / 2);
-                Against::Sums(
-                    self.signature(ends, first, SIGNATURE_CHUNKS_MAX, Blocks::Coarse)
-                        .await?,
-                )
-            }
             Way::Loaded => Against::Loaded,
             Way::Packed => Against::Nothing,
         };
-        let service = &self.sources[item.source].service;
-        let delta = flat(service.diff(calls::context(), ends.source, index, against)).await;
-        let delta = delta.and_then(|delta| check_delta(delta, len)).map_err(Why::Source)?;
-        let repaired = Repaired {
-            index,
-            hash: delta.hash,
-            literal_bytes: delta.literal_bytes,
-            sent_bytes: delta.data.len() as u64,
-            shift: delta.shift,
+        let enough = len - len / 4;
+        let literal_max = match aim {
+            Aim::All => Some(len as u64),
+            Aim::Found => Some(enough as u64),
+            Aim::Told => None,
         };
+        let service = &self.sources[item.source].service;
+        let delta = flat(service.diff(calls::context(), ends.source, index, against, literal_max)).await;
+        let delta = delta.and_then(|delta| check_delta(delta, len, aim));
+        let delta = delta.map_err(Why::Source)?;
+        let (shift, sent) = (delta.shift, (delta.hash, delta.data.len() as u64));
         let service = &self.target.service;
         let applied = match delta.form {
+            Form::Left => {
+                let sampled = len - len / (4 * delta::STRIDE_MAX as usize);
+                return Ok(Tried {
+                    is_found: aim == Aim::Told && delta.literal_bytes <= sampled as u64,
+                    sent: None,
+                    shift,
+                });
+            }
             Form::Whole => flat(service.send(calls::context(), ends.target, index, delta.data, delta.sparse)).await,
-            Form::Plain | Form::Packed => flat(service.apply_delta(calls::context(), ends.target, index, delta)).await,
+            Form::Plain | Form::Packed => {
+                let is_found = delta.literal_bytes <= enough as u64;
+                let applied = flat(service.apply_delta(calls::context(), ends.target, index, delta)).await;
+                return applied.map_err(Why::Target).map(|()| Tried {
+                    is_found,
+                    sent: Some(sent),
+                    shift,
+                });
+            }
         };
         applied.map_err(Why::Target)?;
-        Ok(repaired)
+        Ok(Tried {
+            is_found: false,
+            sent: Some(sent),
+            shift,
+        })
     }
 
     async fn signature(&self, ends: Ends, first: u64, count: u64, blocks: Blocks) -> Result<Sums, Why> {
@@ -443,25 +526,49 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         sums.map_err(Why::Target)
     }
 
-    /// Gives the source the sums of the whole basis, as far as there may be so many and it is worth that; whether it has them now.
-    async fn load_signature<'a>(
+    /// Gives the source sums of the whole basis, as far as there may be so many and it is worth that; whether it has them now.
+    async fn load<'a>(
         &'a self,
         item: &Item,
         reading: &Reading,
         ends: Ends,
         repair: &mut Repair<'a>,
+        blocks: Blocks,
     ) -> Result<bool, Why> {
         // An index takes memory, so one file at a time has one.
-        let Ok(loading) = self.loading.try_lock() else {
-            return Ok(false);
+        let room = match repair.loaded.take() {
+            Some((loaded, room)) if loaded == blocks => {
+                repair.loaded = Some((loaded, room));
+                return Ok(true);
+            }
+            Some((_, room)) => Some(room),
+            None => self.loading.try_lock().ok(),
         };
-        let block_bytes = delta::block_bytes(ends.basis_len);
+        let Some(room) = room else { return Ok(false) };
+        if blocks == Blocks::Sampled {
+            let Some(left) = repair.probes_left.checked_sub(1) else {
+                return Ok(false);
+            };
+            repair.probes_left = left;
+        }
+        match self.load_signature(item, reading, ends, blocks).await {
+            Ok(()) => {
+                repair.loaded = Some((blocks, room));
+                Ok(true)
+            }
+            Err(why) if stops_all(&why) => Err(why),
+            Err(_) => Ok(false),
+        }
+    }
+
+    async fn load_signature(&self, item: &Item, reading: &Reading, ends: Ends, blocks: Blocks) -> Result<(), Why> {
+        let (block_bytes, stride) = blocks.of(ends.basis_len);
         let worth = ends.size.saturating_mul(WORTH_TIMES).max(WORTH_BYTES);
         let covered = delta::covered_bytes(ends.basis_len, block_bytes).min(worth);
         let service = &self.sources[item.source].service;
         let step = SIGNATURE_CHUNKS_MAX as usize;
         let pieces = stream::iter((0..covered / CHUNK_BYTES + 1).step_by(step))
-            .map(|first| self.signature(ends, first, SIGNATURE_CHUNKS_MAX, Blocks::Coarse))
+            .map(|first| self.signature(ends, first, SIGNATURE_CHUNKS_MAX, blocks))
             .buffered(SIGNATURES_AT_ONCE);
         let mut pieces = std::pin::pin!(pieces);
         let (mut start, mut bytes, mut sums) = (0, 0, Vec::new());
@@ -471,15 +578,16 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
             if let Some(piece) = piece {
                 let room = covered.saturating_sub(start + bytes);
                 let taken = piece.bytes.min(room);
-                let blocks = taken.div_ceil(block_bytes.into()) as usize;
+                let count = sums_of(taken, block_bytes, stride);
                 bytes += taken;
-                sums.extend_from_slice(&piece.sums[..blocks * SUM_BYTES]);
+                sums.extend_from_slice(&piece.sums[..count * SUM_BYTES]);
             }
             if bytes > 0 && (is_last || sums.len() >= LOAD_BYTES) {
                 let next = Sums {
                     start,
                     bytes,
                     block_bytes,
+                    stride,
                     sums: std::mem::take(&mut sums).into(),
                 };
                 (start, bytes) = (start + bytes, 0);
@@ -487,26 +595,31 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
                 flat(loaded).await.map_err(Why::Source)?;
             }
             if is_last {
-                repair._loading = Some(loading);
-                return Ok(true);
+                return Ok(());
             }
         }
     }
 }
 
-/// Up to `count` of `chunks`, spread evenly, are taken out.
-fn take_spread(chunks: &mut VecDeque<u64>, count: usize) -> Vec<u64> {
+/// Up to `count` of `chunks`, spread evenly.
+fn spread(chunks: &VecDeque<u64>, count: usize) -> Vec<u64> {
     let (len, count) = (chunks.len(), count.min(chunks.len()));
-    // From the last on, so that those before keep their places.
-    let taken = (0..count).rev().filter_map(|nth| chunks.remove(nth * len / count));
-    let mut taken: Vec<_> = taken.collect();
-    taken.reverse();
-    taken
+    (0..count).map(|nth| chunks[nth * len / count]).collect()
 }
 
-fn check_delta(delta: Delta, len: usize) -> Answer<Delta> {
-    let is_whole = delta.form == Form::Whole;
-    if delta.data.len() > len || (is_whole && delta.data.len() != len) || delta.literal_bytes > len as u64 {
+/// How many sums tell of so many bytes of a basis.
+fn sums_of(bytes: u64, block_bytes: u32, stride: u32) -> usize {
+    bytes.div_ceil(u64::from(block_bytes) * u64::from(stride)) as usize
+}
+
+fn check_delta(delta: Delta, len: usize, aim: Aim) -> Answer<Delta> {
+    let is_sound = match delta.form {
+        Form::Left => aim != Aim::All && delta.data.is_empty(),
+        _ if aim == Aim::Told => false,
+        Form::Whole => delta.data.len() == len,
+        Form::Plain | Form::Packed => delta.data.len() <= len,
+    };
+    if !is_sound || delta.literal_bytes > len as u64 {
         return Err(ServiceError::BadAnswer("a delta that is none of the chunk".into()));
     }
     Ok(delta)
@@ -514,14 +627,11 @@ fn check_delta(delta: Delta, len: usize) -> Answer<Delta> {
 
 /// Fails unless `sums` are of the blocks that were asked for.
 fn check_sums(sums: Sums, basis_len: u64, first: u64, count: u64, blocks: Blocks) -> Answer<Sums> {
-    let block_bytes = match blocks {
-        Blocks::Coarse => delta::block_bytes(basis_len),
-        Blocks::Fine => FINE_BLOCK_BYTES,
-    };
+    let (block_bytes, stride) = blocks.of(basis_len);
     let [start, end] = [first, first + count].map(|chunk| chunk.saturating_mul(CHUNK_BYTES).min(basis_len));
-    let count = (end - start).div_ceil(block_bytes.into()) as usize;
-    if (sums.start, sums.bytes, sums.block_bytes, sums.sums.len())
-        != (start, end - start, block_bytes, count * SUM_BYTES)
+    let count = sums_of(end - start, block_bytes, stride);
+    if (sums.start, sums.bytes, sums.block_bytes, sums.stride, sums.sums.len())
+        != (start, end - start, block_bytes, stride, count * SUM_BYTES)
     {
         return Err(ServiceError::BadAnswer(
             "sums of other blocks than were asked for".into(),
@@ -533,14 +643,14 @@ fn check_sums(sums: Sums, basis_len: u64, first: u64, count: u64, blocks: Blocks
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delta::FINE_BLOCK_BYTES;
 
     #[test]
-    fn samples_are_spread_and_taken_out() {
-        let mut chunks: VecDeque<u64> = (0..10).collect();
-        assert_eq!(take_spread(&mut chunks, 4), [0, 2, 5, 7]);
-        assert_eq!(chunks, [1, 3, 4, 6, 8, 9]);
-        assert_eq!(take_spread(&mut chunks, 20), [1, 3, 4, 6, 8, 9]);
-        assert_eq!(take_spread(&mut chunks, 4), [0; 0]);
+    fn samples_are_spread() {
+        let chunks: VecDeque<u64> = (10..20).collect();
+        assert_eq!(spread(&chunks, 4), [10, 12, 15, 17]);
+        assert_eq!(spread(&chunks, 20), (10..20).collect::<Vec<_>>());
+        assert_eq!(spread(&VecDeque::new(), 4), [0; 0]);
     }
 
     #[test]
@@ -550,11 +660,13 @@ mod tests {
             start: 2 * CHUNK_BYTES,
             bytes: CHUNK_BYTES + 10,
             block_bytes: FINE_BLOCK_BYTES,
+            stride: 1,
             sums: vec![0; 257 * SUM_BYTES].into(),
         };
         let check = |sums: &Sums| check_sums(sums.clone(), basis_len, 2, 16, Blocks::Fine).is_ok();
         assert!(check(&sums));
-        let others: [fn(&mut Sums); 4] = [
+        let others: [fn(&mut Sums); 5] = [
+            |sums| sums.stride = 2,
             |sums| sums.start = 0,
             |sums| sums.bytes = 0,
             |sums| sums.block_bytes = 512,

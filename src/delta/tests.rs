@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -6,7 +8,7 @@ use super::*;
 const BLOCK: u32 = 512;
 
 fn signature_of(basis: &[u8], block_bytes: u32) -> Signature {
-    let mut signature = Signature::new(0, block_bytes).unwrap();
+    let mut signature = Signature::new(0, block_bytes, 1).unwrap();
     // In pieces, as it comes: all but the last are whole blocks.
     for piece in basis.chunks(4 * block_bytes as usize) {
         let sums = Signature::sums(block_bytes, piece);
@@ -115,13 +117,50 @@ fn what_is_shifted_is_copied_across_the_ends_of_pieces() {
 #[test]
 fn a_signature_of_a_part_tells_where_in_the_whole() {
     let basis = noise(5, 16 * 1024);
-    let mut signature = Signature::new(8192, BLOCK).unwrap();
+    let mut signature = Signature::new(8192, BLOCK, 1).unwrap();
     signature.add(8192, &Signature::sums(BLOCK, &basis[8192..])).unwrap();
     assert_eq!(signature.end(), 16 * 1024);
     let new = &basis[9000..15000];
     let delta = signature.index().unwrap().diff(new, 0..new.len()).unwrap();
     assert_eq!(applied(&basis, &delta.bytes, new.len()).unwrap(), new);
     assert!(delta.literal_bytes < 2 * BLOCK as usize);
+}
+
+#[test]
+fn samples_tell_what_has_moved_and_how_far() {
+    const STRIDE: u32 = 8;
+    let basis = noise(6, 64 * BLOCK as usize);
+    let sampled = || {
+        let mut signature = Signature::new(0, BLOCK, STRIDE).unwrap();
+        let blocks = basis
+            .chunks((STRIDE * BLOCK) as usize)
+            .map(|step| &step[..BLOCK as usize]);
+        let sums: Vec<u8> = blocks.flat_map(|block| Signature::sums(BLOCK, block)).collect();
+        signature.add(basis.len() as u64, &sums).unwrap();
+        assert_eq!(signature.end(), basis.len() as u64);
+        signature.index().unwrap()
+    };
+    let probe = |new: &[u8], piece: Range<usize>| sampled().probe(new, piece).unwrap();
+    let block = BLOCK as usize;
+    let moved = &basis[20 * block + 5..60 * block];
+    let expected = Probed {
+        found_bytes: 5 * block,
+        shift: Some(20 * i64::from(BLOCK) + 5),
+    };
+    assert_eq!(probe(moved, 0..moved.len()), expected);
+    // A piece within it has a shift of its own, and one block alone tells none.
+    let piece = 3 * block..25 * block;
+    assert_eq!(probe(moved, piece).shift, Some(23 * i64::from(BLOCK) + 5));
+    let alone = &basis[24 * block..25 * block];
+    let expected = Probed {
+        found_bytes: block,
+        shift: None,
+    };
+    assert_eq!(probe(alone, 0..block), expected);
+    // Not in the basis, nor samples of it.
+    let other = [&noise(7, 8 * block)[..], &basis[33 * block..40 * block]].concat();
+    assert_eq!(probe(&other, 0..other.len()).found_bytes, 0);
+    assert!(sampled().diff(moved, 0..moved.len()).is_err());
 }
 
 #[test]
@@ -147,7 +186,7 @@ fn blocks_are_about_the_square_root_and_never_too_many() {
         (u64::MAX, 1 << 18),
     ] {
         assert_eq!(block_bytes(basis), block, "{basis}");
-        assert!(Signature::new(0, block_bytes(basis)).is_ok());
+        assert!(Signature::new(0, block_bytes(basis), 1).is_ok());
     }
     for basis in [1 << 30, 1 << 36, 1 << 40, u64::MAX] {
         let block = block_bytes(basis);
@@ -160,9 +199,12 @@ fn blocks_are_about_the_square_root_and_never_too_many() {
 #[test]
 fn signatures_that_cannot_be_are_refused() {
     for block_bytes in [0, 1, 511, 513, 1 << 21, u32::MAX] {
-        assert!(Signature::new(0, block_bytes).is_err(), "{block_bytes}");
+        assert!(Signature::new(0, block_bytes, 1).is_err(), "{block_bytes}");
     }
-    let mut signature = Signature::new(0, BLOCK).unwrap();
+    for stride in [0, 3, 16, u32::MAX] {
+        assert!(Signature::new(0, BLOCK, stride).is_err(), "{stride}");
+    }
+    let mut signature = Signature::new(0, BLOCK, 1).unwrap();
     for (bytes, sums) in [(1000, 1), (1000, 3), (0, 1), (u64::MAX, 2)] {
         assert!(
             signature.add(bytes, &vec![0; sums * SUM_BYTES]).is_err(),
@@ -267,7 +309,7 @@ proptest! {
 
     #[test]
     fn any_sums_give_a_delta_that_is_one(sums in prop::collection::vec(any::<u8>(), 4 * SUM_BYTES), new in prop::collection::vec(any::<u8>(), 0..3000)) {
-        let mut signature = Signature::new(0, BLOCK).unwrap();
+        let mut signature = Signature::new(0, BLOCK, 1).unwrap();
         signature.add(4 * u64::from(BLOCK), &sums).unwrap();
         let delta = signature.index().unwrap().diff(&new, 0..new.len()).unwrap();
         prop_assert!(ops(&delta.bytes, new.len()).is_ok());

@@ -23,10 +23,11 @@ impl Loaded {
     pub fn add(loaded: &mut Option<Self>, handle: Handle, sums: &Sums) -> Answer<()> {
         let before = loaded.take().filter(|before| sums.start > 0 && before.handle == handle);
         let mut signature = match before {
-            None => Arc::new(Signature::new(0, sums.block_bytes)?),
+            None => Arc::new(Signature::new(0, sums.block_bytes, sums.stride)?),
             Some(before) => before.signature,
         };
-        if (sums.start, sums.block_bytes) != (signature.end(), signature.block_bytes()) {
+        let next = (signature.end(), signature.block_bytes(), signature.stride());
+        if (sums.start, sums.block_bytes, sums.stride) != next {
             return Err(ServiceError::BadRequest("sums of other blocks than the next".into()));
         }
         Arc::make_mut(&mut signature).add(sums.bytes, &sums.sums)?;
@@ -50,7 +51,7 @@ pub(super) fn index_of(sums: &Sums) -> Answer<Indexed> {
     if sums.bytes > SIGNATURE_CHUNKS_MAX * CHUNK_BYTES {
         return Err(ServiceError::BadRequest("sums of too much for one call".into()));
     }
-    let mut signature = Signature::new(sums.start, sums.block_bytes)?;
+    let mut signature = Signature::new(sums.start, sums.block_bytes, sums.stride)?;
     signature.add(sums.bytes, &sums.sums)?;
     Ok(signature.index()?)
 }

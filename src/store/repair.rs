@@ -7,7 +7,7 @@ use super::{
     source::{SourceFile, has_hole},
 };
 use crate::{
-    delta::{self, FINE_BLOCK_BYTES, Indexed, Malformed, Op, Signature},
+    delta::{self, Indexed, Malformed, Op, Signature},
     digest::{CHUNK_BYTES, ChunkHash, chunk_len, hash_chunk},
     fs::{Dir, File, Fs, read_full},
     model::{Name, Version},
@@ -49,24 +49,26 @@ impl<F: Fs> Partial<F> {
     /// The sums of `count` chunks of the basis, from chunk `first` on.
     pub async fn signature(&self, first: u64, count: u64, blocks: Blocks) -> Answer<Sums> {
         let (file, len) = self.basis();
-        let block_bytes = match blocks {
-            Blocks::Coarse => delta::block_bytes(len),
-            Blocks::Fine => FINE_BLOCK_BYTES,
-        };
+        let (block_bytes, stride) = blocks.of(len);
         let start = first.saturating_mul(CHUNK_BYTES).min(len);
         let end = start.saturating_add(count.saturating_mul(CHUNK_BYTES)).min(len);
         let (mut at, mut sums) = (start, Vec::new());
         let mut buf = Vec::new();
+        let (read_bytes, step_bytes) = match stride {
+            1 => (CHUNK_BYTES, CHUNK_BYTES),
+            stride => (block_bytes.into(), u64::from(block_bytes) * u64::from(stride)),
+        };
         while at < end {
-            buf.resize((end - at).min(CHUNK_BYTES) as usize, 0);
+            buf.resize((end - at).min(read_bytes) as usize, 0);
             read_what_can_be(file, at, &mut buf).await;
             sums.extend(Signature::sums(block_bytes, &buf));
-            at += buf.len() as u64;
+            at += step_bytes;
         }
         Ok(Sums {
             start,
             bytes: end - start,
             block_bytes,
+            stride,
             sums: sums.into(),
         })
     }
@@ -83,6 +85,7 @@ impl<F: Fs> Partial<F> {
                 self.rebuild_plain(&delta::decompress(&delta.data)?, len, may_read)
                     .await?
             }
+            Form::Left => return Err(ServiceError::BadRequest("a delta that was held back".into())),
         };
         let is_it = || hash_chunk(self.size(), index, &data) == delta.hash || planted(Bug::DeltaUnhashed);
         if data.len() != len || !is_it() {
@@ -149,8 +152,9 @@ async fn read_what_can_be(file: &impl File, offset: u64, buf: &mut [u8]) {
 }
 
 impl<F: Fs> SourceFile<F> {
-    /// What makes chunk `index` of a basis of which `signature` tells; where it tells nothing, or what it tells is of no use, the chunk itself.
-    pub async fn diff(&self, index: u64, signature: Option<&Indexed>) -> Answer<Delta> {
+    /// What makes chunk `index` of a basis of which `signature` tells; where it tells nothing, or what it tells is of no use, the chunk itself. None of that
+    /// where more than `literal_max` bytes were not found, where there is no such number, or only samples are known.
+    pub async fn diff(&self, index: u64, signature: Option<&Indexed>, literal_max: Option<u64>) -> Answer<Delta> {
         let size = self.size();
         let len = chunk_len(size, index).ok_or_else(|| ServiceError::BadRequest("a chunk past the end".into()))?;
         let start = index * CHUNK_BYTES;
@@ -159,12 +163,29 @@ impl<F: Fs> SourceFile<F> {
         let data = self.read_range(from, (to - from) as usize).await?;
         let piece = (start - from) as usize..(start - from) as usize + len;
         let chunk = &data[piece.clone()];
-        let hash = hash_chunk(size, index, chunk);
-        let sparse = self.has_hole(start, chunk).await?;
+        let shift_of = |shift: Option<i64>| shift.and_then(|shift| shift.checked_sub_unsigned(start));
+        let left = |literal_bytes: usize, shift| Delta {
+            data: Bytes::new(),
+            form: Form::Left,
+            literal_bytes: literal_bytes as u64,
+            shift: shift_of(shift),
+            sparse: false,
+            // Of what is not there nothing is to be proven.
+            hash: ChunkHash([0; 32]),
+        };
         let delta = match signature {
+            Some(signature) if signature.is_sampled() => {
+                let probed = signature.probe(&data, piece)?;
+                return Ok(left(len - probed.found_bytes, probed.shift));
+            }
             Some(signature) => signature.diff(&data, piece.clone())?,
             None => delta::Delta::literal(chunk),
         };
+        if literal_max.is_none_or(|most| delta.literal_bytes as u64 > most) {
+            return Ok(left(delta.literal_bytes, delta.shift));
+        }
+        let hash = hash_chunk(size, index, chunk);
+        let sparse = self.has_hole(start, chunk).await?;
         let packed = delta::compress(&delta.bytes).map_err(|e| ServiceError::io("compress", &e))?;
         let (form, bytes) = match packed {
             Some(packed) => (Form::Packed, packed),
@@ -179,7 +200,7 @@ impl<F: Fs> SourceFile<F> {
             data,
             form,
             literal_bytes: delta.literal_bytes as u64,
-            shift: delta.shift.and_then(|shift| shift.checked_sub_unsigned(start)),
+            shift: shift_of(delta.shift),
             sparse,
             hash,
         })
