@@ -74,6 +74,17 @@ fn two_sources_move_into_one_target() {
     }
 }
 
+/// A program that is killed while a disk stalls: the end of the stall was told by its clock, which the next one does not have.
+#[test]
+fn a_stall_takes_as_long_in_every_run() {
+    let plan = Plan::parse(
+        r#"{"seed":4187423301134220845,"scenario":"Fetch","files":[{"name":6,"new":{"File":["Small",223]},"there":{"Partial":[159,false]}},{"name":9,"new":{"File":["Large",27]},"there":"Nothing"},{"name":4,"new":{"File":["Blocks",81]},"there":{"Near":"Changed"}},{"name":5,"new":{"Link":2},"there":"Nothing"}],"steps":[{"Line":{"Made":[]}},{"Fault":{"at_target":true,"effect":35,"kind":{"Stall":59}}},{"Line":{"Made":[{"way":"Down","at":8113,"trouble":"Swallow"},{"way":"Up","at":6475,"trouble":{"Flip":{"bit":3}}}]}},{"Fault":{"at_target":true,"effect":96,"kind":{"Error":"NoSpace"}}},{"Fault":{"at_target":true,"effect":37,"kind":"Kill"}}],"profile":"Writeback"}"#,
+    );
+    let plan = plan.expect("as it was printed");
+    let traces: std::collections::BTreeSet<_> = (0..12).map(|_| plan.run(false).trace).collect();
+    assert_eq!(traces.len(), 1, "{traces:x?}");
+}
+
 /// Each showed a fault of the mover once.
 #[test]
 fn plans_that_failed_once_do_not_any_more() {

@@ -453,6 +453,8 @@ impl State {
     fn switch_on(&mut self) {
         self.off = None;
         self.is_untold = false;
+        // It was to end by the clock of a program that is gone.
+        self.stalled_until = None;
         self.power.send_replace(true);
     }
 
