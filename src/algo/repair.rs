@@ -28,6 +28,9 @@ const SAMPLES: usize = 4;
 /// How often the samples of one basis are loaded.
 const PROBES_MAX: u8 = 4;
 
+/// After so many pages of which nothing was found there the samples of a basis are given up: 1.3 GiB.
+const FRUITLESS_MAX: u8 = 8;
+
 /// How many chunks are dealt with until it is looked at anew whether that pays.
 const BATCH: usize = 32;
 
@@ -77,8 +80,12 @@ pub(super) struct Repair<'a> {
     packs: Option<bool>,
     /// What is loaded of the basis, as it is of one file at a time.
     loaded: Option<(Blocks, MutexGuard<'a, ()>)>,
+    /// Whether another file had that just now.
+    has_no_room: bool,
     /// How often its samples may still be loaded.
     probes_left: u8,
+    /// For how many pages more of which nothing was found they are looked up in.
+    fruitless_left: u8,
 }
 
 impl Repair<'_> {
@@ -95,7 +102,9 @@ impl Repair<'_> {
             may_shift: is_final,
             packs: None,
             loaded: None,
+            has_no_room: false,
             probes_left: PROBES_MAX,
+            fruitless_left: FRUITLESS_MAX,
         }
     }
 
@@ -113,12 +122,21 @@ impl Repair<'_> {
 
     /// Whether nothing of what was compared last was found anywhere, so that the next chunks most likely are not there either.
     pub fn finds_nothing(&self) -> bool {
-        self.is_all_wrong && self.way == Some(Way::Packed)
+        self.is_all_wrong && self.way == Some(Way::Packed) && !self.has_no_room
+    }
+
+    /// What tells whether the basis has anything of the file: all of it, where its blocks are as large as the steps of samples.
+    fn samples(&self) -> Blocks {
+        match Blocks::Sampled.of(self.basis_len) {
+            (_, 1) => Blocks::Coarse,
+            _ => Blocks::Sampled,
+        }
     }
 
     /// Something is right after all.
     pub fn finds_something(&mut self) {
         self.way = None;
+        self.fruitless_left = FRUITLESS_MAX;
     }
 
     /// So many chunks are right where they were looked for, or wrong there too.
@@ -348,7 +366,9 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
             repair.way = Some(Way::InPlace);
             return Ok(false);
         }
-        let probed = match self.load(item, reading, ends, repair, Blocks::Sampled).await? {
+        // Samples are an eighth of the basis: a few chunks are not worth reading that.
+        let is_worth = repair.is_mostly_wrong || (repair.may_shift && wrong.len() >= SAMPLES);
+        let probed = match is_worth && self.load(item, reading, ends, repair, repair.samples()).await? {
             true => {
                 let some = spread(wrong, SAMPLES);
                 self.repair_batch(item, reading, ends, some, Way::Loaded, Aim::Told)
@@ -365,7 +385,9 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         }
         if probed.found > 0 {
             repair.loaded = None;
-            // Another file has the room just now: asked again with the next page.
+        }
+        if repair.has_no_room {
+            // Another file has it just now: asked again with the next page.
             repair.is_mostly_wrong = false;
         }
         repair.way = Some(if in_place.pays() { Way::InPlace } else { Way::Packed });
@@ -382,9 +404,15 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         page: &std::ops::Range<u64>,
         repair: &mut Repair<'_>,
     ) -> Result<bool, Why> {
-        if !matches!(repair.loaded, Some((Blocks::Sampled, _))) {
+        let Some(left) = repair.fruitless_left.checked_sub(1) else {
+            // For another file.
+            repair.loaded = None;
+            return Ok(false);
+        };
+        if repair.loaded.is_none() {
             return Ok(false);
         }
+        repair.fruitless_left = left;
         let middle = page.start + (page.end - page.start) / 2;
         let ends = repair.ends(reading, target);
         let probed = self
@@ -544,6 +572,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
             Some((_, room)) => Some(room),
             None => self.loading.try_lock().ok(),
         };
+        repair.has_no_room = room.is_none();
         let Some(room) = room else { return Ok(false) };
         if blocks == Blocks::Sampled {
             let Some(left) = repair.probes_left.checked_sub(1) else {
