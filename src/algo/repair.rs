@@ -396,7 +396,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
 
     /// Looks for a chunk of the middle of a page of which nothing is where it should be, after another one of which nothing was found: whether the
     /// others are to be looked for where that one is.
-    pub(super) async fn is_elsewhere<'a>(
+    pub(super) async fn is_elsewhere(
         &self,
         item: &Item,
         reading: &mut Reading,
