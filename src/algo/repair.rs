@@ -25,6 +25,9 @@ use crate::{
 /// How many chunks are tried, spread over those that are wrong, to learn what pays.
 const SAMPLES: usize = 4;
 
+/// A basis up to so many bytes is looked at as a whole and not in samples: that takes some hundredths of a second.
+const WHOLE_BYTES: u64 = 128 << 20;
+
 /// How often the samples of one basis are loaded.
 const PROBES_MAX: u8 = 4;
 
@@ -125,11 +128,13 @@ impl Repair<'_> {
         self.is_all_wrong && self.way == Some(Way::Packed) && !self.has_no_room
     }
 
-    /// What tells whether the basis has anything of the file: all of it, where its blocks are as large as the steps of samples.
+    /// What tells whether the basis has anything of the file: all of it, where that is soon read or its blocks are as large as the steps of samples.
     fn samples(&self) -> Blocks {
-        match Blocks::Sampled.of(self.basis_len) {
-            (_, 1) => Blocks::Coarse,
-            _ => Blocks::Sampled,
+        let (_, stride) = Blocks::Sampled.of(self.basis_len);
+        if self.basis_len <= WHOLE_BYTES || stride == 1 {
+            Blocks::Coarse
+        } else {
+            Blocks::Sampled
         }
     }
 
@@ -216,6 +221,13 @@ impl Tally {
         2 * self.found >= self.chunks
     }
 
+    /// What a mebibyte takes, in bytes; of a chunk that is left about half, once it is packed.
+    fn price(&self) -> u64 {
+        let left = self.left.len() as u64 * CHUNK_BYTES;
+        let (bytes, sent_bytes) = (self.bytes + left, self.sent_bytes + left / 2);
+        CHUNK_BYTES.saturating_mul(sent_bytes) / bytes.max(1)
+    }
+
     /// Whether nearly all was found.
     fn is_cheap(&self) -> bool {
         self.left.is_empty() && self.sent_bytes <= self.bytes / 8
@@ -229,7 +241,7 @@ impl Tally {
 
 /// What came of one chunk.
 struct Tried {
-    /// Whether enough of it was found: a fourth, or of samples a fourth of what they can have of it.
+    /// Whether enough of it was found: a fourth, or anything where it is only told.
     is_found: bool,
     /// Its hash, and how many bytes were sent, if it is right now.
     sent: Option<(ChunkHash, u64)>,
@@ -381,7 +393,18 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         }
         if probed.found > 0 && self.load(item, reading, ends, repair, Blocks::Coarse).await? {
             repair.way = Some(Way::Loaded);
-            return Ok(false);
+            if !in_place.pays() {
+                return Ok(false);
+            }
+            // Both find something.
+            let some = spread(wrong, SAMPLES);
+            wrong.retain(|index| !some.contains(index));
+            let loaded = self
+                .repair_batch(item, reading, ends, some, Way::Loaded, Aim::All)
+                .await?;
+            if loaded.price() <= in_place.price() {
+                return Ok(false);
+            }
         }
         if probed.found > 0 {
             repair.loaded = None;
@@ -394,8 +417,8 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         Ok(false)
     }
 
-    /// Looks for a chunk of the middle of a page of which nothing is where it should be, after another one of which nothing was found: whether the
-    /// others are to be looked for where that one is.
+    /// Looks for a chunk of the middle of a page of which nothing is where it should be, after another one of which nothing was found: whether
+    /// anything of it is somewhere.
     pub(super) async fn is_elsewhere(
         &self,
         item: &Item,
@@ -418,7 +441,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         let probed = self
             .repair_batch(item, reading, ends, vec![middle], Way::Loaded, Aim::Told)
             .await?;
-        Ok(repair.learn(&probed))
+        Ok(repair.learn(&probed) || probed.found > 0)
     }
 
     /// Repairs chunks, several at once.
@@ -521,9 +544,9 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         let service = &self.target.service;
         let applied = match delta.form {
             Form::Left => {
-                let sampled = len - len / (4 * delta::STRIDE_MAX as usize);
                 return Ok(Tried {
-                    is_found: aim == Aim::Told && delta.literal_bytes <= sampled as u64,
+                    // Of samples one block: where little is as it was, few of them are.
+                    is_found: aim == Aim::Told && delta.literal_bytes < len as u64,
                     sent: None,
                     shift,
                 });
