@@ -37,8 +37,6 @@ pub struct Limits {
     pub hashes_ahead: usize,
     /// A partial is synced each time this much has been written, so that finishing is short.
     pub sync_every_bytes: u64,
-    /// Of fewer chunks of a partial the hashes are not left to who goes on with it.
-    pub remembered_chunks: usize,
     /// Open files and links that one session may hold.
     pub open_handles: usize,
     /// Those among them that a large file is written to or compared with: each remembers the hashes of its chunks.
@@ -73,7 +71,6 @@ impl Default for Limits {
             page_hashes: 4096,
             hashes_ahead: 8192,
             sync_every_bytes: 64 << 20,
-            remembered_chunks: 16,
             open_handles: 4096,
             open_targets: 64,
             synced_dirs: 1 << 16,

@@ -7,7 +7,6 @@ mod listing;
 pub mod names;
 mod partial;
 mod publish;
-mod remembered;
 mod rename;
 mod repair;
 mod settle;
@@ -82,8 +81,6 @@ struct Inner<F: Fs> {
     untwinned: Mutex<BTreeMap<(u64, u64), [Version; 2]>>,
     /// Whether a name of the root is found under another case too; told by the token of a claim.
     ignores_case: AtomicBool,
-    /// How many hashes of chunks of partials are kept.
-    known: remembered::Known,
     /// Owner of the files that this process makes there; told by the token of a claim.
     owner: OnceLock<u32>,
 }
@@ -114,7 +111,6 @@ impl<F: Fs> Store<F> {
                 names_synced: Mutex::default(),
                 untwinned: Mutex::default(),
                 ignores_case: AtomicBool::new(false),
-                known: remembered::Known::default(),
                 owner: OnceLock::new(),
             }),
             last_dir: None,
@@ -155,7 +151,6 @@ impl<F: Fs> Store<F> {
             return Err(ServiceError::Internal);
         };
         inner.failed_sync = self.inner.failed_sync.clone();
-        inner.known = self.inner.known.clone();
         Ok(Self {
             inner: Arc::new(inner),
             last_dir: None,

@@ -126,9 +126,7 @@ impl Checker {
             }
             if let (true, Some((dir, name))) = (truth.is_removed, there.split()) {
                 // Nobody comes to continue it: it goes after a week.
-                let part = names::partial(&name);
-                expected.extend(dir.join(&names::hashes(&part)));
-                expected.extend(dir.join(&part));
+                expected.extend(dir.join(&names::partial(&name)));
             }
             expected.extend(std::iter::successors(Some(there), RelPath::parent));
         }

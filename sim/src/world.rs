@@ -117,7 +117,6 @@ pub fn limits() -> Limits {
         files_in_flight: 2,
         dirs_per_batch: 2,
         page_entries: 5,
-        remembered_chunks: 1,
         ..Limits::default()
     }
 }

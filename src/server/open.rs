@@ -9,7 +9,6 @@ use futures::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
-use tokio::sync::OwnedRwLockWriteGuard;
 
 use super::{CHUNKS_PER_JOB, RealizeServer};
 use crate::{
@@ -64,13 +63,13 @@ impl<F: Fs, T> OpenTarget<F, T> {
     }
 
     /// Ends once no job is at the file.
-    async fn quiet(&self) -> OwnedRwLockWriteGuard<()> {
+    async fn quiet(&self) {
         let finishing = self.finishing.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(finishing) = finishing {
             // Whoever wanted its result has gone.
             let _result = finishing.await;
         }
-        self.jobs.clone().write_owned().await
+        let _alone = self.jobs.write().await;
     }
 }
 
@@ -91,16 +90,8 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         for open in &closed {
             match open {
                 Open::Source(_) => {}
-                Open::Partial(target) => {
-                    let (alone, left) = (target.quiet().await, target.clone());
-                    // It needs no turn: what is at the end of a session still has to be closed.
-                    let leave = async move {
-                        let _alone = alone;
-                        left.file.leave(&left.store).await;
-                    };
-                    self.session.roots.fs.offload(leave).await.ok();
-                }
-                Open::Confirm(target) => drop(target.quiet().await),
+                Open::Partial(target) => target.quiet().await,
+                Open::Confirm(target) => target.quiet().await,
             }
         }
         // Closing a descriptor may block. It needs no turn: what is at the end of a session still has to be closed.

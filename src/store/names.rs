@@ -3,7 +3,6 @@
 //! | name | where | what |
 //! |---|---|---|
 //! | `.NAME.realize-part` | target | a file that is still arriving |
-//! | `.NAME.realize-hash` | target | the hashes of what is there of a file that is still arriving |
 //! | `.NAME.realize-link` | target | a symbolic link that is still arriving |
 //! | `.NAME.realize-swap-VERSION` | target | a file while it replaces an older one |
 //! | `.NAME.realize-gone` | source | a file about to be deleted |
@@ -11,7 +10,7 @@
 //! | `.realize-token.RUN.END` | either root | the mark of a run |
 //! | `.realize-unsynced.BOOT` | target | a sync of this directory has failed since the kernel started |
 //!
-//! Where NAME is too long for a suffix, the first four have a hash in its place.
+//! Where NAME is too long for a suffix, the first three have a hash in its place.
 
 use crate::{
     fs::BootId,
@@ -20,8 +19,6 @@ use crate::{
 };
 
 const PART: &[u8] = b".realize-part";
-/// As long as [`PART`], so that who has a partial has room for its hashes.
-const HASHES: &[u8] = b".realize-hash";
 const LINK: &[u8] = b".realize-link";
 const SWAP: &[u8] = b".realize-swap-";
 const GONE: &[u8] = b".realize-gone";
@@ -38,8 +35,6 @@ pub enum NameKind {
     Plain,
     /// A partial.
     Partial,
-    /// Hashes of a partial.
-    Hashes,
     /// A file that was being swapped in or out.
     Swap(Swap),
     /// A source set aside for deletion; its name when it carries it.
@@ -93,9 +88,6 @@ pub fn classify(name: &Name) -> NameKind {
             NameKind::Partial
         };
     }
-    if inner.strip_suffix(HASHES).is_some_and(|stem| !stem.is_empty()) {
-        return NameKind::Hashes;
-    }
     if let Some(stem) = inner.strip_suffix(GONE) {
         return carried(stem).map_or(NameKind::Plain, NameKind::Gone);
     }
@@ -120,21 +112,6 @@ pub fn classify(name: &Name) -> NameKind {
 /// The name of the partial of `name`.
 pub fn partial(name: &Name) -> Name {
     dressed(name, PART)
-}
-
-/// The name for the hashes of the partial `part`.
-pub fn hashes(part: &Name) -> Name {
-    redressed(part, PART, HASHES)
-}
-
-/// The partial that the hashes at `hashes` are of.
-pub fn partial_of(hashes: &Name) -> Name {
-    redressed(hashes, HASHES, PART)
-}
-
-fn redressed(name: &Name, from: &[u8], to: &[u8]) -> Name {
-    let bytes = name.as_bytes();
-    valid([bytes.strip_suffix(from).unwrap_or(bytes), to].concat())
 }
 
 /// The name of the partial of a link. Not that of a file: a link can't be locked, so whoever finds one may remove it.
@@ -257,8 +234,6 @@ mod tests {
             if let Ok(name) = Name::new(bytes) {
                 prop_assert_eq!(classify(&partial(&name)), NameKind::Partial);
                 prop_assert_eq!(classify(&link_partial(&name)), NameKind::Partial);
-                prop_assert_eq!(classify(&hashes(&partial(&name))), NameKind::Hashes);
-                prop_assert_eq!(partial_of(&hashes(&partial(&name))), partial(&name));
                 let NameKind::Swap(swap) = classify(&swap(&name, &version_tag(&version()))) else { panic!("not a swap") };
                 prop_assert!(swap.is_of(&name));
                 prop_assert!(swap.name.is_none_or(|carried| carried == name));
@@ -293,8 +268,6 @@ mod tests {
     fn two_long_names_have_two_partials() {
         let (a, b) = (name(&[b'a'; 255]), name(&[b'b'; 255]));
         assert_ne!(partial(&a), partial(&b));
-        assert_ne!(hashes(&partial(&a)), hashes(&partial(&b)));
-        assert_eq!(hashes(&partial(&name(b"a"))), name(b".a.realize-hash"));
         assert!(partial(&a).as_bytes().len() <= NAME_BYTES_MAX);
     }
 }

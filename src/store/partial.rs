@@ -1,7 +1,6 @@
 //! The target's side of a large file: its partial, written and synced.
 
 use std::{
-    collections::BTreeMap,
     io,
     sync::{
         Mutex, PoisonError,
@@ -15,7 +14,6 @@ use rustix::io::Errno;
 use super::{
     Store, ignore_missing, is_any, names,
     publish::{Ours, is_ours, remove_ours, set_meta},
-    remembered::{self, Remembered, SPOTS},
     repair::Basis,
     source::{BLOCK_BYTES, is_zero},
 };
@@ -43,7 +41,6 @@ pub struct Partial<F: Fs> {
     /// Bytes that an earlier process left, as far as they may count.
     found_len: u64,
     hashes: Hashes,
-    remembered: Remembered,
     unsynced_bytes: AtomicU64,
     /// Set once it has its final name: nothing may be written any more.
     is_final: AtomicBool,
@@ -168,28 +165,20 @@ async fn read_chunk_hash(file: &impl File, size: u64, index: u64) -> Answer<Opti
     Ok((read == len).then(|| hash_chunk(size, index, &buf)))
 }
 
-/// Which of `theirs` are those of `file`; with what is `remembered` of it, it need not be read.
 pub(super) async fn compare_chunks(
     file: &impl File,
     hashes: &Hashes,
-    remembered: Option<&Remembered>,
     first: u64,
     theirs: &[ChunkHash],
 ) -> Answer<Vec<bool>> {
     let mut equal = Vec::with_capacity(theirs.len());
     for (index, theirs) in (first..).zip(theirs) {
-        let read = match remembered.and_then(|remembered| remembered.hash(index)) {
-            Some(known) => Some(known),
-            None => read_chunk_hash(file, hashes.size, index).await?,
-        };
+        let read = read_chunk_hash(file, hashes.size, index).await?;
         let same = read == Some(*theirs)
             || (planted(Bug::ResumeUnchecked) && read.is_some())
             || (planted(Bug::ResumePastHole) && read.is_none());
         if same {
             hashes.add(index, *theirs)?;
-            if let Some(remembered) = remembered {
-                remembered.found(index, *theirs);
-            }
         }
         equal.push(same);
     }
@@ -231,14 +220,7 @@ impl<F: Fs> Partial<F> {
         // What lies behind that was written by this handle, and its hashes are known.
         let found = self.found_len.div_ceil(CHUNK_BYTES).saturating_sub(first);
         let found = theirs.len().min(usize::try_from(found).unwrap_or(usize::MAX));
-        let mut equal = compare_chunks(
-            &self.file,
-            &self.hashes,
-            Some(&self.remembered),
-            first,
-            &theirs[..found],
-        )
-        .await?;
+        let mut equal = compare_chunks(&self.file, &self.hashes, first, &theirs[..found]).await?;
         equal.resize(theirs.len(), false);
         let wrong = (first..).zip(theirs).zip(&mut equal).filter(|(_, equal)| !**equal);
         for ((index, hash), equal) in wrong {
@@ -276,7 +258,6 @@ impl<F: Fs> Partial<F> {
         self.ensure_partial()?;
         store.ensure_safe()?;
         let start = index * CHUNK_BYTES;
-        self.remembered.begin(index);
         let written = if sparse && start >= self.found_len {
             self.write_around_zeros(start, data).await
         } else {
@@ -285,13 +266,9 @@ impl<F: Fs> Partial<F> {
         drop(turn);
         match written {
             Err(error) if planted(Bug::NoSpaceIsSuccess) && is_any(&error, &[Errno::NOSPC]) => {}
-            written => written.map_err(|e| {
-                self.remembered.give_up();
-                ServiceError::io("write", &e)
-            })?,
+            written => written.map_err(|e| ServiceError::io("write", &e))?,
         }
         let hash = hash.unwrap_or_else(|| hash_chunk(self.size, index, data));
-        self.remembered.written(index, hash);
         self.hashes.add(index, hash)?;
         let unsynced_bytes = self.unsynced_bytes.fetch_add(data.len() as u64, Ordering::Relaxed) + data.len() as u64;
         if unsynced_bytes >= store.inner.limits.sync_every_bytes {
@@ -316,7 +293,6 @@ impl<F: Fs> Partial<F> {
         if len > self.size {
             return Err(ServiceError::BadRequest("past the end of the file".into()));
         }
-        self.remembered.give_up();
         self.file.set_len(len).await.map_err(|e| ServiceError::io("cut", &e))
     }
 
@@ -345,35 +321,7 @@ impl<F: Fs> Partial<F> {
         if self.is_final.load(Ordering::Relaxed) {
             return Ok(true);
         }
-        let read = self.hashes.read_back(&self.file, chunks_max).await;
-        if read.is_err() {
-            self.remembered.give_up();
-        }
-        read
-    }
-
-    /// Ends the writing: the hashes of what is there are left to who goes on. Nobody else may be at it.
-    pub async fn leave(&self, store: &Store<F>) {
-        if self.is_final.swap(true, Ordering::Relaxed) || store.ensure_safe().is_err() {
-            return;
-        }
-        if let Err(error) = self.file.sync().await {
-            store.sync_failed("sync", &error);
-            return;
-        }
-        let Ok(now) = self.file.metadata().await else { return };
-        if !matches!(
-            is_ours(&self.dir, &self.part, &Ours::Inode(now.version)).await,
-            Ok(true)
-        ) {
-            return;
-        }
-        // What can't be written is read again.
-        let chunks_min = store.inner.limits.remembered_chunks;
-        let written = self
-            .remembered
-            .write(&self.dir, &self.part, &now.version, self.size, chunks_min);
-        written.await.ok();
+        self.hashes.read_back(&self.file, chunks_max).await
     }
 
     /// The last step: makes it final, verified and under its name.
@@ -387,7 +335,6 @@ impl<F: Fs> Partial<F> {
             return store.confirm_there(&self.path, &settled).await;
         }
         if self.hashes.digest()? != finish.digest && !planted(Bug::SkipDigest) {
-            self.remembered.give_up();
             return Err(ServiceError::DigestMismatch);
         }
         let ours = Ours::Inode(
@@ -424,10 +371,6 @@ impl<F: Fs> Store<F> {
         let (dir, name) = self.parent_of(path).await?;
         let part = names::partial(&name);
         let (file, found) = self.take_partial(&dir, &part, true).await?;
-        let before = match found.size {
-            0 => BTreeMap::new(),
-            _ => self.take_remembered(&dir, &part, &file, &found, size).await?,
-        };
         let found_len = found.size;
         if found_len > size {
             file.set_len(size).await.map_err(|e| ServiceError::io("cut", &e))?;
@@ -440,8 +383,6 @@ impl<F: Fs> Store<F> {
                 .await
                 .map_err(|e| ServiceError::io("drop the cache of", &e))?;
         }
-        let before = self.prove_spots(&file, size, before).await;
-        let remembered = Remembered::new(&self.inner.known, before);
         let hashes = Hashes::new(size, self.inner.limits.hashes_ahead);
         let basis = match basis {
             Some(version) => self.open_basis(&dir, &name, version).await,
@@ -458,45 +399,9 @@ impl<F: Fs> Store<F> {
             size,
             found_len,
             hashes,
-            remembered,
             unsynced_bytes: AtomicU64::new(0),
             is_final: AtomicBool::new(false),
         })
-    }
-
-    /// The hashes that were left beside the partial `part`. They are gone for good: where that can't be had, none counts.
-    async fn take_remembered(
-        &self,
-        dir: &F::Dir,
-        part: &Name,
-        file: &F::File,
-        found: &Version,
-        size: u64,
-    ) -> Answer<BTreeMap<u64, ChunkHash>> {
-        let taken = remembered::take(dir, part, found, size, file.opened().uid).await;
-        let taken = taken.map_err(|e| ServiceError::io("remove", &e))?;
-        // Where there are none, too: who removed them last may have died before that was durable.
-        match self.sync_or_mark(dir).await {
-            Ok(()) => Ok(taken),
-            Err(error) if is_any(&error, &[Errno::INVAL]) => Ok(BTreeMap::new()),
-            Err(error) => Err(ServiceError::io("sync the directory", &error)),
-        }
-    }
-
-    /// What is `known` of the partial `file`, unless a few chunks that are read from the device are another thing.
-    async fn prove_spots(
-        &self,
-        file: &F::File,
-        size: u64,
-        known: BTreeMap<u64, ChunkHash>,
-    ) -> BTreeMap<u64, ChunkHash> {
-        let spots = (0..SPOTS).filter_map(|nth| known.iter().nth(nth * known.len().saturating_sub(1) / (SPOTS - 1)));
-        for (index, hash) in spots {
-            if !matches!(read_chunk_hash(file, size, *index).await, Ok(Some(read)) if read == *hash) {
-                return BTreeMap::new();
-            }
-        }
-        known
     }
 
     /// Removes the partial of a file that arrived in another way, unless somebody is writing to it. It may be a second name of
@@ -511,13 +416,12 @@ impl<F: Fs> Store<F> {
         // Locked until it is gone.
         if is_held || matches!(lock_named(dir, &part, &file).await?, Locked::Yes(_)) {
             ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))?;
-            remembered::remove(dir, &part, file.opened().uid).await.ok();
         }
         Ok(())
     }
 
     /// The owner of what this process makes: as the root's mark told, or else a file made for that.
-    pub(super) async fn owner(&self, dir: &F::Dir, part: &Name) -> Answer<u32> {
+    async fn owner(&self, dir: &F::Dir, part: &Name) -> Answer<u32> {
         if let Some(owner) = self.inner.owner.get() {
             return Ok(*owner);
         }
@@ -574,7 +478,6 @@ impl<F: Fs> Store<F> {
             self.remove_twin(dir, part, &file, &found)
                 .await
                 .map_err(|e| ServiceError::io("remove", &e))?;
-            remembered::remove(dir, part, found.uid).await.ok();
         }
         Err(somebody_else())
     }

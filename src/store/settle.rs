@@ -27,7 +27,7 @@ pub struct Confirm<F: Fs> {
 impl<F: Fs> Confirm<F> {
     /// Which of the chunks from `first` on are those of the source.
     pub async fn compare(&self, first: u64, theirs: &[ChunkHash]) -> Answer<Vec<bool>> {
-        compare_chunks(&self.file, &self.hashes, None, first, theirs).await
+        compare_chunks(&self.file, &self.hashes, first, theirs).await
     }
 
     /// Bytes of the final.

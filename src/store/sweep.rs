@@ -9,7 +9,6 @@ use super::{
     names::NameKind,
     partial::{Locked, lock_named},
     publish::tag,
-    remembered,
     source::is_older,
 };
 use crate::{
@@ -37,7 +36,6 @@ impl<F: Fs> Store<F> {
             match names::classify(&name) {
                 NameKind::Token => swept.tokens.push(name),
                 NameKind::Partial => swept.partials += 1,
-                NameKind::Hashes => self.remove_lonely(&dir, &name).await?,
                 NameKind::Unsynced => self.heed_unsynced(&dir, path, &name).await?,
                 NameKind::Swap(swap) => match self.resolve_swap(&dir, &name, &swap).await {
                     // It may have become one.
@@ -54,20 +52,6 @@ impl<F: Fs> Store<F> {
             names.truncate(NAMES_MAX);
         }
         Ok(swept)
-    }
-
-    /// Removes hashes of a partial that is not there.
-    async fn remove_lonely(&self, dir: &F::Dir, hashes: &Name) -> Answer<()> {
-        let part = names::partial_of(hashes);
-        let Err(error) = dir.stat(&part).await else {
-            return Ok(());
-        };
-        if error.kind() == io::ErrorKind::NotFound {
-            let owner = self.owner(dir, &part).await?;
-            // What can't be removed is in nobody's way.
-            remembered::remove(dir, &part, owner).await.ok();
-        }
-        Ok(())
     }
 
     /// Nothing more is confirmed on this root when a sync of the directory has failed since the kernel started: what this process syncs
@@ -153,7 +137,7 @@ impl<F: Fs> Store<F> {
             .await
             .map_err(|e| ServiceError::io("read the directory", &e))?
         {
-            if !matches!(names::classify(&name), NameKind::Partial | NameKind::Hashes) {
+            if names::classify(&name) != NameKind::Partial {
                 continue;
             }
             if is_old_link(&dir, &name, self.inner.limits.orphan_age, wall).await {
