@@ -271,6 +271,9 @@ pub trait File: Clone + Send + Sync + 'static {
     /// another process, holds one against it.
     fn try_lock(&self, lock: Lock) -> impl Future<Output = io::Result<()>> + Send;
 
+    /// Gives up the lock that this handle holds, if it holds one.
+    fn unlock(&self) -> impl Future<Output = io::Result<()>> + Send;
+
     /// Takes a read lease: refused with `EAGAIN` while anybody has the file open or mapped for
     /// writing. `EACCES` when the caller may not (neither owner nor privileged), `EINVAL` or
     /// `EOPNOTSUPP` where the file system has none. Once somebody opens it for writing or truncates it

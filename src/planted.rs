@@ -64,6 +64,8 @@ pub enum Bug {
     BasisUnhashed,
     /// Whatever is found in a directory of the target counts as left by an earlier run.
     SweepUnknown,
+    /// What a process remembers of a partial is believed, whoever has written to it since.
+    KeptUnchecked,
 }
 
 impl Bug {
@@ -73,7 +75,7 @@ impl Bug {
     }
 
     /// All of them.
-    pub const ALL: [Bug; 25] = [
+    pub const ALL: [Bug; 26] = [
         Bug::DeleteBeforeSync,
         Bug::NoDirectorySync,
         Bug::AcknowledgeBeforeRename,
@@ -99,6 +101,7 @@ impl Bug {
         Bug::DeltaUnhashed,
         Bug::BasisUnhashed,
         Bug::SweepUnknown,
+        Bug::KeptUnchecked,
     ];
 }
 

@@ -80,6 +80,19 @@ impl<F: Fs, C: Clock> Roots<F, C> {
         self.served.insert(name.into(), served);
         Ok(())
     }
+
+    /// Closes partials that were kept open for too long.
+    pub async fn tidy(&self) {
+        let now = self.clock.now();
+        let stores: Vec<_> = self.served.values().map(|served| served.store.clone()).collect();
+        let tidied = self.fs.offload(async move {
+            for store in stores {
+                store.tidy(now).await;
+            }
+        });
+        // What panics there is told by who runs the jobs.
+        tidied.await.ok();
+    }
 }
 
 /// What a peer may do. Asked at every call: it may be told otherwise from one to the next.

@@ -3,6 +3,7 @@
 //! Every function here awaits nothing but [`crate::fs`], so that a caller may run it as one job. What a request
 //! may contain has been checked by the types; what the disk holds is checked here.
 
+mod kept;
 mod listing;
 pub mod names;
 mod partial;
@@ -83,6 +84,8 @@ struct Inner<F: Fs> {
     ignores_case: AtomicBool,
     /// Owner of the files that this process makes there; told by the token of a claim.
     owner: OnceLock<u32>,
+    /// Partials that nobody writes to for now. Those of the roots below too: one file may be reached from several.
+    keeping: Arc<kept::Keeping<F>>,
 }
 
 /// A claimed root: the lock goes when this is dropped, the token by [`Store::release`].
@@ -112,6 +115,7 @@ impl<F: Fs> Store<F> {
                 untwinned: Mutex::default(),
                 ignores_case: AtomicBool::new(false),
                 owner: OnceLock::new(),
+                keeping: Arc::default(),
             }),
             last_dir: None,
         }
@@ -151,6 +155,7 @@ impl<F: Fs> Store<F> {
             return Err(ServiceError::Internal);
         };
         inner.failed_sync = self.inner.failed_sync.clone();
+        inner.keeping = self.inner.keeping.clone();
         Ok(Self {
             inner: Arc::new(inner),
             last_dir: None,

@@ -660,6 +660,11 @@ mod promises {
         let file = make(&root, "a", b"").await;
         let other = ok(root.open(&n("a")).await);
         ok(file.try_lock(Lock::Exclusive).await);
+        ok(file.unlock().await);
+        ok(other.try_lock(Lock::Exclusive).await);
+        refused(file.try_lock(Lock::Shared).await, Errno::AGAIN);
+        ok(other.unlock().await);
+        ok(file.try_lock(Lock::Exclusive).await);
         let clone = file.clone();
         drop(file);
         refused(other.try_lock(Lock::Exclusive).await, Errno::AGAIN);

@@ -501,6 +501,15 @@ impl File for SimFile {
         self.own(Op::FileLock, |tree, _, _| tree.lock(id, lock)).await
     }
 
+    async fn unlock(&self) -> io::Result<()> {
+        let id = self.0.id;
+        self.own(Op::FileLock, |tree, _, _| {
+            tree.unlock(id);
+            Ok(())
+        })
+        .await
+    }
+
     async fn lease(&self) -> io::Result<()> {
         let id = self.0.id;
         self.own(Op::Lease, |tree, _, _| tree.lease(id)).await

@@ -54,7 +54,7 @@ const DOWN: Duration = Duration::from_millis(400);
 /// No phase may take longer. Every wait of the programs is far shorter.
 const PHASE: Duration = Duration::from_secs(90);
 
-/// How long after the last run nothing of it may be left.
+/// How long after the last run nothing of it may be left, but for partials that are kept open.
 const AFTERWARDS: Duration = Duration::from_secs(3);
 
 /// Keys of the two hosts: the same in every run.
@@ -352,6 +352,7 @@ impl TwoHosts {
                 )
             });
         }
+        let kept_for = self.limits.partials_kept_for;
         let mover = Mover {
             shared: shared.clone(),
             network: network.clone(),
@@ -427,7 +428,7 @@ impl TwoHosts {
         } else {
             driver.pass(daemon_limits().session_kept);
         }
-        driver.pass(AFTERWARDS);
+        driver.pass(AFTERWARDS + kept_for);
 
         disks.iter().for_each(|disk| disk.machine().unwatch());
         let mut left = Vec::new();

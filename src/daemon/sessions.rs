@@ -179,7 +179,7 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
         self.end_each(known).await;
     }
 
-    /// Ends the sessions of runs that have not come back for too long.
+    /// Ends the sessions of runs that have not come back for too long, and closes what was kept open for too long.
     pub async fn end_stale(&self) {
         let now = self.clock.now();
         let is_stale = |_: &Key, session: &mut Arc<Session<F, C>>| {
@@ -187,6 +187,7 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
         };
         let stale = self.state().take(is_stale);
         self.end_each(stale).await;
+        self.roots.tidy().await;
     }
 
     /// Ends all sessions.

@@ -9,6 +9,7 @@ use futures::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
+use tokio::sync::OwnedRwLockWriteGuard;
 
 use super::{CHUNKS_PER_JOB, RealizeServer};
 use crate::{
@@ -62,14 +63,14 @@ impl<F: Fs, T> OpenTarget<F, T> {
         })
     }
 
-    /// Ends once no job is at the file.
-    async fn quiet(&self) {
+    /// Ends once no job is at the file; none begins until what it gives is dropped.
+    async fn quiet(&self) -> OwnedRwLockWriteGuard<()> {
         let finishing = self.finishing.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(finishing) = finishing {
             // Whoever wanted its result has gone.
             let _result = finishing.await;
         }
-        let _alone = self.jobs.write().await;
+        self.jobs.clone().write_owned().await
     }
 }
 
@@ -87,15 +88,23 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
 
     pub(super) async fn close_all(&self, closed: Vec<Open<F>>) -> Answer<()> {
         // A close waits for every job on the file, a finish that nobody asked for again among them.
-        for open in &closed {
-            match open {
-                Open::Source(_) => {}
-                Open::Partial(target) => target.quiet().await,
-                Open::Confirm(target) => target.quiet().await,
-            }
+        let mut quiet = Vec::new();
+        for open in closed {
+            let alone = match &open {
+                Open::Source(_) => None,
+                Open::Partial(target) => Some(target.quiet().await),
+                Open::Confirm(target) => Some(target.quiet().await),
+            };
+            quiet.push((open, alone));
         }
         // Closing a descriptor may block. It needs no turn: what is at the end of a session still has to be closed.
-        let closing = self.session.roots.fs.offload(async move { drop(closed) });
+        let closing = self.session.roots.fs.offload(async move {
+            for (open, _alone) in quiet {
+                if let Open::Partial(target) = open {
+                    target.store.keep(&target.file).await;
+                }
+            }
+        });
         closing.await.map_err(|_| ServiceError::Internal)
     }
 

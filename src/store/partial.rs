@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -12,7 +12,9 @@ use bytes::Bytes;
 use rustix::io::Errno;
 
 use super::{
-    Store, ignore_missing, is_any, names,
+    Store, ignore_missing, is_any,
+    kept::Remembered,
+    names,
     publish::{Ours, is_ours, remove_ours, set_meta},
     repair::Basis,
     source::{BLOCK_BYTES, is_zero},
@@ -42,6 +44,8 @@ pub struct Partial<F: Fs> {
     found_len: u64,
     hashes: Hashes,
     unsynced_bytes: AtomicU64,
+    /// Of those of its chunks that this process wrote or read; `None` once it is not open here any more.
+    remembered: Mutex<Option<Remembered>>,
     /// Set once it has its final name: nothing may be written any more.
     is_final: AtomicBool,
 }
@@ -201,13 +205,45 @@ impl<F: Fs> Partial<F> {
         self.size
     }
 
-    /// A call of a connection that was lost must not reach what is final by now.
+    /// The directory it is in, and its name there.
+    pub(super) fn place(&self) -> (&F::Dir, &Name) {
+        (&self.dir, &self.part)
+    }
+
+    /// A call of a connection that was lost must not reach what is final by now, or another's.
     fn ensure_partial(&self) -> Answer<()> {
-        if self.is_final.load(Ordering::Relaxed) && !planted(Bug::LateWrite) {
+        let is_over = self.is_final.load(Ordering::Relaxed) || self.remembered().is_none();
+        if is_over && !planted(Bug::LateWrite) {
             Err(ServiceError::BadHandle)
         } else {
             Ok(())
         }
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, Option<Remembered>> {
+        // Nothing panics while it is held.
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of its chunks, for the next one that opens it: nothing can be done with this handle afterwards.
+    pub(super) fn retire(&self) -> Option<Remembered> {
+        self.remembered().take()
+    }
+
+    /// What was known of its chunks may be wrong.
+    fn forget(&self) {
+        self.remembered().iter_mut().for_each(Remembered::forget);
+    }
+
+    /// Reads what is there of the file to be made. What the disk does not give any more, or somebody has cut off meanwhile, counts as zeros: a damaged
+    /// file is there to be repaired, and whatever comes of it is held against its hash.
+    pub(super) async fn read_basis(&self, offset: u64, buf: &mut [u8]) {
+        let (file, _) = self.basis();
+        let read = read_full(file, offset, buf).await;
+        if read.is_err() && self.basis.is_none() {
+            self.forget();
+        }
+        buf[read.unwrap_or(0)..].fill(0);
     }
 
     /// Which of the chunks from `first` on are those of the source; these count as written. What the basis has `shift` bytes further on
@@ -220,13 +256,40 @@ impl<F: Fs> Partial<F> {
         // What lies behind that was written by this handle, and its hashes are known.
         let found = self.found_len.div_ceil(CHUNK_BYTES).saturating_sub(first);
         let found = theirs.len().min(usize::try_from(found).unwrap_or(usize::MAX));
-        let mut equal = compare_chunks(&self.file, &self.hashes, first, &theirs[..found]).await?;
+        let mut equal = Vec::with_capacity(theirs.len());
+        for (index, theirs) in (first..).zip(&theirs[..found]) {
+            equal.push(self.compare_chunk(index, *theirs).await?);
+        }
         equal.resize(theirs.len(), false);
         let wrong = (first..).zip(theirs).zip(&mut equal).filter(|(_, equal)| !**equal);
         for ((index, hash), equal) in wrong {
             *equal = self.copy_from_basis(store, index, *hash, shift).await?;
         }
         Ok(equal)
+    }
+
+    async fn compare_chunk(&self, index: u64, theirs: ChunkHash) -> Answer<bool> {
+        let known = self.remembered().as_ref().and_then(|remembered| remembered.get(index));
+        if known == Some(theirs) {
+            self.hashes.add(index, theirs)?;
+        }
+        if let Some(known) = known {
+            return Ok(known == theirs);
+        }
+        let equal = compare_chunks(&self.file, &self.hashes, index, &[theirs]).await;
+        match equal.as_deref() {
+            Ok([true]) => {
+                if let Some(remembered) = &mut *self.remembered() {
+                    remembered.read(index, theirs);
+                }
+                Ok(true)
+            }
+            Ok(_) => Ok(false),
+            Err(error) => {
+                self.forget();
+                Err(error.clone())
+            }
+        }
     }
 
     /// Writes chunk `index`, which must be whole. Where `sparse`, blocks of zeros in new ground become holes.
@@ -258,18 +321,25 @@ impl<F: Fs> Partial<F> {
         self.ensure_partial()?;
         store.ensure_safe()?;
         let start = index * CHUNK_BYTES;
+        self.remembered()
+            .iter_mut()
+            .for_each(|remembered| remembered.begin(index));
         let written = if sparse && start >= self.found_len {
             self.write_around_zeros(start, data).await
         } else {
             write_all(&self.file, start, data).await
         };
         drop(turn);
-        match written {
-            Err(error) if planted(Bug::NoSpaceIsSuccess) && is_any(&error, &[Errno::NOSPC]) => {}
-            written => written.map_err(|e| ServiceError::io("write", &e))?,
-        }
-        let hash = hash.unwrap_or_else(|| hash_chunk(self.size, index, data));
-        self.hashes.add(index, hash)?;
+        let written = match written {
+            Err(error) if planted(Bug::NoSpaceIsSuccess) && is_any(&error, &[Errno::NOSPC]) => Ok(()),
+            written => written.map_err(|e| ServiceError::io("write", &e)),
+        };
+        let hash = written.map(|()| hash.unwrap_or_else(|| hash_chunk(self.size, index, data)));
+        let known = hash.clone().ok();
+        self.remembered()
+            .iter_mut()
+            .for_each(|remembered| remembered.end(index, known));
+        self.hashes.add(index, hash?)?;
         let unsynced_bytes = self.unsynced_bytes.fetch_add(data.len() as u64, Ordering::Relaxed) + data.len() as u64;
         if unsynced_bytes >= store.inner.limits.sync_every_bytes {
             self.unsynced_bytes.store(0, Ordering::Relaxed);
@@ -293,6 +363,7 @@ impl<F: Fs> Partial<F> {
         if len > self.size {
             return Err(ServiceError::BadRequest("past the end of the file".into()));
         }
+        self.forget();
         self.file.set_len(len).await.map_err(|e| ServiceError::io("cut", &e))
     }
 
@@ -302,6 +373,7 @@ impl<F: Fs> Partial<F> {
         if self.is_final.load(Ordering::Relaxed) {
             return Ok(());
         }
+        self.ensure_partial()?;
         self.file
             .set_len(self.size)
             .await
@@ -321,7 +393,11 @@ impl<F: Fs> Partial<F> {
         if self.is_final.load(Ordering::Relaxed) {
             return Ok(true);
         }
-        self.hashes.read_back(&self.file, chunks_max).await
+        let read = self.hashes.read_back(&self.file, chunks_max).await;
+        if read.is_err() {
+            self.forget();
+        }
+        read
     }
 
     /// The last step: makes it final, verified and under its name.
@@ -334,7 +410,9 @@ impl<F: Fs> Partial<F> {
                 .await?;
             return store.confirm_there(&self.path, &settled).await;
         }
+        self.ensure_partial()?;
         if self.hashes.digest()? != finish.digest && !planted(Bug::SkipDigest) {
+            self.forget();
             return Err(ServiceError::DigestMismatch);
         }
         let ours = Ours::Inode(
@@ -370,19 +448,13 @@ impl<F: Fs> Store<F> {
         self.ensure_safe()?;
         let (dir, name) = self.parent_of(path).await?;
         let part = names::partial(&name);
-        let (file, found) = self.take_partial(&dir, &part, true).await?;
-        let found_len = found.size;
-        if found_len > size {
-            file.set_len(size).await.map_err(|e| ServiceError::io("cut", &e))?;
-        }
-        let found_len = found_len.min(size);
-        if found_len > 0 && !planted(Bug::ResumeFromCache) {
-            // Written by another process: its failed syncs are not told to this one, so the device has to show the bytes.
-            file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
-            file.drop_cache()
-                .await
-                .map_err(|e| ServiceError::io("drop the cache of", &e))?;
-        }
+        let (file, found_len, remembered) = match self.take_kept(&dir, &part, size).await {
+            Some(kept) => kept,
+            None => {
+                let (file, found_len) = self.take_found(&dir, &part, size).await?;
+                (file, found_len, self.inner.keeping.remember(&self.inner.limits))
+            }
+        };
         let hashes = Hashes::new(size, self.inner.limits.hashes_ahead);
         let basis = match basis {
             Some(version) => self.open_basis(&dir, &name, version).await,
@@ -400,8 +472,26 @@ impl<F: Fs> Store<F> {
             found_len,
             hashes,
             unsynced_bytes: AtomicU64::new(0),
+            remembered: Mutex::new(Some(remembered)),
             is_final: AtomicBool::new(false),
         })
+    }
+
+    /// The partial of a file of `size` bytes, made new, or as an earlier process left it; its length.
+    async fn take_found(&self, dir: &F::Dir, part: &Name, size: u64) -> Answer<(F::File, u64)> {
+        let (file, found) = self.take_partial(dir, part, true).await?;
+        if found.size > size {
+            file.set_len(size).await.map_err(|e| ServiceError::io("cut", &e))?;
+        }
+        let found_len = found.size.min(size);
+        if found_len > 0 && !planted(Bug::ResumeFromCache) {
+            // Written by another process: its failed syncs are not told to this one, so the device has to show the bytes.
+            file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
+            file.drop_cache()
+                .await
+                .map_err(|e| ServiceError::io("drop the cache of", &e))?;
+        }
+        Ok((file, found_len))
     }
 
     /// Removes the partial of a file that arrived in another way, unless somebody is writing to it. It may be a second name of
@@ -415,6 +505,7 @@ impl<F: Fs> Store<F> {
         let is_held = held.is_some_and(|held| held.is_same_inode(&found));
         // Locked until it is gone.
         if is_held || matches!(lock_named(dir, &part, &file).await?, Locked::Yes(_)) {
+            drop(self.inner.keeping.take(&found));
             ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))?;
         }
         Ok(())

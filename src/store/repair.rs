@@ -9,7 +9,7 @@ use super::{
 use crate::{
     delta::{self, Indexed, Malformed, Op, Signature},
     digest::{CHUNK_BYTES, ChunkHash, chunk_len, hash_chunk},
-    fs::{Dir, File, Fs, read_full},
+    fs::{Dir, File, Fs},
     model::{Name, Version},
     planted::{Bug, planted},
     service::{Answer, Blocks, Delta, Form, ServiceError, Sums},
@@ -39,7 +39,7 @@ impl<F: Fs> Store<F> {
 
 impl<F: Fs> Partial<F> {
     /// What is there of the file to be made, and how many bytes.
-    fn basis(&self) -> (&F::File, u64) {
+    pub(super) fn basis(&self) -> (&F::File, u64) {
         match &self.basis {
             Some(basis) => (&basis.file, basis.len),
             None => (&self.file, self.found_len()),
@@ -48,7 +48,7 @@ impl<F: Fs> Partial<F> {
 
     /// The sums of `count` chunks of the basis, from chunk `first` on.
     pub async fn signature(&self, first: u64, count: u64, blocks: Blocks) -> Answer<Sums> {
-        let (file, len) = self.basis();
+        let (_, len) = self.basis();
         let (block_bytes, stride) = blocks.of(len);
         let start = first.saturating_mul(CHUNK_BYTES).min(len);
         let end = start.saturating_add(count.saturating_mul(CHUNK_BYTES)).min(len);
@@ -60,7 +60,7 @@ impl<F: Fs> Partial<F> {
         };
         while at < end {
             buf.resize((end - at).min(read_bytes) as usize, 0);
-            read_what_can_be(file, at, &mut buf).await;
+            self.read_basis(at, &mut buf).await;
             sums.extend(Signature::sums(block_bytes, &buf));
             at += step_bytes;
         }
@@ -95,7 +95,7 @@ impl<F: Fs> Partial<F> {
     }
 
     async fn rebuild_plain(&self, delta: &[u8], len: usize, may_read: Answer<()>) -> Answer<Bytes> {
-        let (file, basis_len) = self.basis();
+        let (_, basis_len) = self.basis();
         let mut data = vec![0; len];
         let mut rest = &mut data[..];
         for op in delta::ops(delta, len)? {
@@ -108,7 +108,7 @@ impl<F: Fs> Partial<F> {
                     if offset.checked_add(len as u64).is_none_or(|end| end > basis_len) {
                         return Err(ServiceError::DigestMismatch);
                     }
-                    read_what_can_be(file, offset, piece).await;
+                    self.read_basis(offset, piece).await;
                 }
             }
         }
@@ -133,7 +133,7 @@ impl<F: Fs> Partial<F> {
             return Ok(false);
         }
         let mut data = vec![0; len];
-        read_what_can_be(&basis.file, start, &mut data).await;
+        self.read_basis(start, &mut data).await;
         if hash_chunk(self.size(), index, &data) != hash && !planted(Bug::BasisUnhashed) {
             return Ok(false);
         }
@@ -142,13 +142,6 @@ impl<F: Fs> Partial<F> {
             .await?;
         Ok(true)
     }
-}
-
-/// Reads `buf`; what the disk does not give any more, or somebody has cut off meanwhile, counts as zeros: a damaged file is there to be
-/// repaired, and whatever comes of it is held against its hash.
-async fn read_what_can_be(file: &impl File, offset: u64, buf: &mut [u8]) {
-    let read = read_full(file, offset, buf).await.unwrap_or(0);
-    buf[read..].fill(0);
 }
 
 impl<F: Fs> SourceFile<F> {

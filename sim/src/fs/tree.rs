@@ -168,6 +168,10 @@ impl Tree {
         Ok(())
     }
 
+    pub fn unlock(&mut self, id: HandleId) {
+        self.handle(id).lock = None;
+    }
+
     pub fn is_locked(&self, ino: Ino) -> bool {
         self.handles.values().any(|h| h.ino == ino && h.lock.is_some())
     }

@@ -11,7 +11,10 @@ use std::{
 
 use rustix::{
     buffer::spare_capacity,
-    fs::{Advice, SeekFrom, fadvise, flistxattr, flistxattr_query, flock, fstat, fstatfs, fsync, ftruncate, seek},
+    fs::{
+        Advice, FlockOperation, SeekFrom, fadvise, flistxattr, flistxattr_query, flock, fstat, fstatfs, fsync,
+        ftruncate, seek,
+    },
     io::{Errno, pread, pwrite},
 };
 
@@ -160,6 +163,10 @@ impl File for OsFile {
 
     async fn try_lock(&self, lock: Lock) -> io::Result<()> {
         Ok(flock(self.fd(), lock_operation(lock))?)
+    }
+
+    async fn unlock(&self) -> io::Result<()> {
+        Ok(flock(self.fd(), FlockOperation::Unlock)?)
     }
 
     async fn lease(&self) -> io::Result<()> {

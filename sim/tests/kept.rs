@@ -1,0 +1,353 @@
+//! A partial that a move has left is kept open, and what is known of it is not read again; in the least doubt all of it is.
+
+use std::{future::Future, path::Path, time::Duration};
+
+use bytes::Bytes;
+use realize::{
+    digest::{CHUNK_BYTES, ChunkHash, hash_chunk},
+    fs::{Dir, File, Fs, Lock},
+    limits::Limits,
+    model::{Name, RelPath, Timestamp},
+    service::ServiceError,
+    store::{Partial, Store},
+};
+use realize_sim::fs::*;
+use rustix::io::Errno;
+
+const PART: &str = ".new.realize-part";
+const CHUNKS: u64 = 3;
+const SIZE: u64 = CHUNKS * CHUNK_BYTES;
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build();
+    runtime.unwrap().block_on(test);
+}
+
+fn chunk(index: u64) -> Bytes {
+    vec![b'a' + index as u8; CHUNK_BYTES as usize].into()
+}
+
+fn hashes() -> Vec<ChunkHash> {
+    (0..CHUNKS)
+        .map(|index| hash_chunk(SIZE, index, &chunk(index)))
+        .collect()
+}
+
+/// A disk, and a process that moves a file to it.
+struct Bench {
+    machine: Machine,
+    disk: Disk,
+    store: Store<SimFs>,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let machine = Machine::new(1);
+        let disk = machine.disk(1);
+        let store = Self::process(&disk, Limits::default()).await;
+        Self { machine, disk, store }
+    }
+
+    /// Another process on the same disk.
+    async fn process(disk: &Disk, limits: Limits) -> Store<SimFs> {
+        let root = disk.fs().open_root(Path::new("/")).await.unwrap();
+        Store::new(root, limits, false, disk.fs().boot())
+    }
+
+    async fn open(&self) -> Partial<SimFs> {
+        open(&self.store, SIZE).await
+    }
+
+    /// A partial of which two chunks of three were written.
+    async fn begun(&self) -> Partial<SimFs> {
+        let partial = self.open().await;
+        for index in 0..2 {
+            write(&self.store, &partial, index).await.unwrap();
+        }
+        partial
+    }
+
+    /// Leaves a partial of which two chunks were written.
+    async fn leave(&self) {
+        self.store.keep(&self.begun().await).await;
+    }
+
+    /// Which chunks are right, and how many bytes were read to tell.
+    async fn compared(&self, partial: &Partial<SimFs>) -> (Vec<bool>, u64) {
+        let before = self.machine.bytes(1, Op::Read);
+        let equal = partial.compare(&self.store, 0, &hashes(), 0).await.unwrap();
+        (equal, self.machine.bytes(1, Op::Read) - before)
+    }
+}
+
+async fn open(store: &Store<SimFs>, size: u64) -> Partial<SimFs> {
+    let path = RelPath::new("new").unwrap();
+    store.open_partial(&path, size, None).await.unwrap()
+}
+
+async fn write(store: &Store<SimFs>, partial: &Partial<SimFs>, index: u64) -> Result<(), ServiceError> {
+    partial.write_chunk(store, index, &chunk(index), false, ()).await
+}
+
+const ALL_READ: u64 = 2 * CHUNK_BYTES;
+
+#[test]
+fn what_was_written_is_not_read_again() {
+    run(async {
+        let bench = Bench::new().await;
+        bench.leave().await;
+        // And so from one move to the next.
+        for _ in 0..3 {
+            let partial = bench.open().await;
+            assert_eq!(partial.found_len(), ALL_READ);
+            assert_eq!(bench.compared(&partial).await, (vec![true, true, false], 0));
+            bench.store.keep(&partial).await;
+        }
+    });
+}
+
+#[test]
+fn what_was_read_once_is_not_read_again() {
+    run(async {
+        let bench = Bench::new().await;
+        // Left by another process.
+        drop(bench.begun().await);
+        for read in [ALL_READ, 0] {
+            let partial = bench.open().await;
+            assert_eq!(bench.compared(&partial).await, (vec![true, true, false], read));
+            bench.store.keep(&partial).await;
+        }
+    });
+}
+
+#[test]
+fn what_the_source_has_otherwise_by_now_is_wrong() {
+    run(async {
+        let bench = Bench::new().await;
+        bench.leave().await;
+        let partial = bench.open().await;
+        let mut hashes = hashes();
+        hashes[0] = hashes[1];
+        let equal = partial.compare(&bench.store, 0, &hashes, 0).await.unwrap();
+        assert_eq!(equal, [false, true, false]);
+    });
+}
+
+#[test]
+fn in_doubt_all_is_read() {
+    type Doubt = fn(&Disk);
+    let doubts: [(&str, bool, Doubt); 7] = [
+        ("written to", false, |disk| disk.write_at(PART, 7, b"other").unwrap()),
+        ("written to as it was", true, |disk| {
+            disk.write_at(PART, 7, b"aaaaa").unwrap();
+        }),
+        ("the mtime set back afterwards", false, |disk| {
+            let before = disk.stat(PART).unwrap().version.mtime;
+            disk.write_at(PART, 7, b"other").unwrap();
+            disk.set_meta(PART, 0o600, before).unwrap();
+        }),
+        ("touched", true, |disk| {
+            let mtime = Timestamp { secs: 0, nanos: 0 };
+            disk.set_meta(PART, 0o600, mtime).unwrap();
+        }),
+        ("another file of that name", true, |disk| {
+            let content = disk.read(PART).unwrap();
+            disk.remove(PART).unwrap();
+            disk.create(PART, content).unwrap();
+        }),
+        ("another name too", true, |disk| {
+            disk.link(PART, "twin").unwrap();
+            disk.remove("twin").unwrap();
+        }),
+        ("longer", true, |disk| disk.write_at(PART, ALL_READ, b"x").unwrap()),
+    ];
+    for (what, is_right, doubt) in doubts {
+        run(async {
+            let bench = Bench::new().await;
+            bench.leave().await;
+            doubt(&bench.disk);
+            let partial = bench.open().await;
+            let (equal, read) = bench.compared(&partial).await;
+            assert_eq!(equal, [is_right, true, false], "{what}");
+            assert!(read >= ALL_READ, "{what}: {read} bytes were read");
+        });
+    }
+}
+
+#[test]
+fn a_file_of_another_size_is_compared_anew() {
+    run(async {
+        let bench = Bench::new().await;
+        bench.leave().await;
+        let before = bench.machine.bytes(1, Op::Read);
+        let partial = open(&bench.store, SIZE + 1).await;
+        let equal = partial.compare(&bench.store, 0, &hashes()[..2], 0).await.unwrap();
+        // A chunk's hash depends on its place alone, where there is more than one.
+        assert_eq!(equal, [true, true]);
+        assert_eq!(bench.machine.bytes(1, Op::Read) - before, ALL_READ);
+    });
+}
+
+#[test]
+fn what_was_not_written_whole_is_not_known() {
+    run(async {
+        let bench = Bench::new().await;
+        let partial = bench.begun().await;
+        bench.machine.inject(Fault {
+            at: At::Call {
+                op: Op::Write,
+                path: Some(RelPath::new(PART).unwrap()),
+                nth: 0,
+            },
+            kind: Kind::Error(Errno::NOSPC),
+        });
+        write(&bench.store, &partial, 0).await.unwrap_err();
+        bench.store.keep(&partial).await;
+        let partial = bench.open().await;
+        assert_eq!(bench.compared(&partial).await, (vec![true, true, false], CHUNK_BYTES));
+    });
+}
+
+#[test]
+fn a_read_that_fails_forgets_all() {
+    run(async {
+        let bench = Bench::new().await;
+        drop(bench.begun().await);
+        let partial = bench.open().await;
+        bench.machine.inject(Fault {
+            at: At::Call {
+                op: Op::Read,
+                path: Some(RelPath::new(PART).unwrap()),
+                nth: 1,
+            },
+            kind: Kind::Error(Errno::IO),
+        });
+        partial.compare(&bench.store, 0, &hashes(), 0).await.unwrap_err();
+        bench.store.keep(&partial).await;
+        drop(partial);
+        let partial = bench.open().await;
+        assert_eq!(bench.compared(&partial).await, (vec![true, true, false], ALL_READ));
+    });
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_kept() {
+    run(async {
+        let bench = Bench::new().await;
+        let limits = Limits {
+            sync_every_bytes: CHUNK_BYTES,
+            ..Limits::default()
+        };
+        let store = Bench::process(&bench.disk, limits).await;
+        let partial = open(&store, SIZE).await;
+        bench.machine.inject(Fault {
+            at: At::Call {
+                op: Op::FileSync,
+                path: Some(RelPath::new(PART).unwrap()),
+                nth: 0,
+            },
+            kind: Kind::SyncLost(Errno::IO, Cache::Kept),
+        });
+        write(&store, &partial, 0).await.unwrap_err();
+        store.keep(&partial).await;
+        drop(partial);
+        assert_eq!(bench.disk.open_handles(), 2, "the two roots");
+    });
+}
+
+#[test]
+fn another_process_may_go_on_with_it() {
+    run(async {
+        let bench = Bench::new().await;
+        bench.leave().await;
+        let other = Bench::process(&bench.disk, Limits::default()).await;
+        let theirs = open(&other, SIZE).await;
+        assert_eq!(
+            bench
+                .store
+                .open_partial(&RelPath::new("new").unwrap(), SIZE, None)
+                .await
+                .err(),
+            Some(ServiceError::Busy("another run is writing this file".into())),
+        );
+        write(&other, &theirs, 2).await.unwrap();
+        drop(theirs);
+        let partial = bench.open().await;
+        let (equal, read) = bench.compared(&partial).await;
+        assert_eq!((equal, read), (vec![true; 3], SIZE));
+    });
+}
+
+#[test]
+fn nothing_is_done_with_a_handle_that_was_left() {
+    run(async {
+        let bench = Bench::new().await;
+        let late = bench.begun().await;
+        bench.store.keep(&late).await;
+        assert_eq!(write(&bench.store, &late, 2).await, Err(ServiceError::BadHandle));
+        assert_eq!(
+            late.compare(&bench.store, 0, &hashes(), 0).await,
+            Err(ServiceError::BadHandle)
+        );
+        assert_eq!(late.truncate(0).await, Err(ServiceError::BadHandle));
+    });
+}
+
+#[test]
+fn it_is_closed_when_it_is_old_or_not_what_it_was() {
+    run(async {
+        let bench = Bench::new().await;
+        let hour = Duration::from_secs(3600);
+        bench.leave().await;
+        assert_eq!(bench.disk.open_handles(), 2);
+        bench.store.tidy(hour).await;
+        bench.store.tidy(24 * hour).await;
+        assert_eq!(bench.disk.open_handles(), 2);
+        bench.store.tidy(25 * hour).await;
+        assert_eq!(bench.disk.open_handles(), 1, "too old");
+
+        bench.leave().await;
+        bench.disk.rename(PART, "new").unwrap();
+        bench.store.tidy(hour).await;
+        assert_eq!(bench.disk.open_handles(), 1, "it has another name");
+    });
+}
+
+#[test]
+fn only_some_are_kept() {
+    run(async {
+        let bench = Bench::new().await;
+        for number in 0..20 {
+            let path = RelPath::new(format!("{number}")).unwrap();
+            let partial = bench.store.open_partial(&path, SIZE, None).await.unwrap();
+            write(&bench.store, &partial, 0).await.unwrap();
+            bench.store.keep(&partial).await;
+        }
+        assert_eq!(bench.disk.open_handles(), 1 + Limits::default().partials_kept);
+        // Of one whose chunks nobody knows there is nothing to be kept.
+        let limits = Limits {
+            hashes_remembered: 0,
+            ..Limits::default()
+        };
+        let store = Bench::process(&bench.disk, limits).await;
+        let partial = open(&store, SIZE).await;
+        write(&store, &partial, 0).await.unwrap();
+        store.keep(&partial).await;
+        drop(partial);
+        assert_eq!(bench.disk.open_handles(), 2 + Limits::default().partials_kept);
+    });
+}
+
+#[test]
+fn its_lock_is_free() {
+    run(async {
+        let bench = Bench::new().await;
+        bench.leave().await;
+        let root = bench.disk.fs().open_root(Path::new("/")).await.unwrap();
+        let file = root.open(&Name::new(PART).unwrap()).await.unwrap();
+        file.try_lock(Lock::Exclusive).await.unwrap();
+    });
+}

@@ -1,0 +1,259 @@
+//! Partials that nobody writes to for now, kept open: who wrote what is in them knows its hashes, so that the move that goes on with one reads
+//! nothing again.
+//!
+//! The descriptor is the one of the first write, so the sync before the final name still tells of every write-back that failed meanwhile, and
+//! what nobody has written to since is what was written. That nobody has is told by the version: its mtime is one that no clock gives. The lock is
+//! given up, for another process may go on with the file instead. A process that ends remembers nothing.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{
+    Store,
+    partial::{Locked, Partial, lock_named},
+};
+use crate::{
+    digest::ChunkHash,
+    fs::{Dir, File, Fs},
+    limits::Limits,
+    model::{Name, Timestamp, Version},
+    planted::{Bug, planted},
+};
+
+/// What is known of the chunks of a partial. What two wrote at a time, or was not written whole, is not known.
+pub(super) struct Remembered {
+    chunks: BTreeMap<u64, Chunk>,
+    /// Whether nothing more may be added: of what is not there it is not known whether it is being written.
+    is_full: bool,
+    /// How many chunks all of a store's partials remember.
+    total: Arc<AtomicUsize>,
+    total_max: usize,
+}
+
+enum Chunk {
+    Is(ChunkHash),
+    Written { by: u32, by_one_alone: bool },
+    Unknown,
+}
+
+impl Remembered {
+    /// A write to chunk `index` begins.
+    pub fn begin(&mut self, index: u64) {
+        let Some(chunk) = self.entry(index) else { return };
+        *chunk = match chunk {
+            Chunk::Written { by, .. } => Chunk::Written {
+                by: *by + 1,
+                by_one_alone: false,
+            },
+            Chunk::Is(_) | Chunk::Unknown => Chunk::Written {
+                by: 1,
+                by_one_alone: true,
+            },
+        };
+    }
+
+    /// A write to chunk `index` has ended, whole if there is a `hash`.
+    pub fn end(&mut self, index: u64, hash: Option<ChunkHash>) {
+        let Some(chunk) = self.chunks.get_mut(&index) else {
+            return;
+        };
+        *chunk = match (&chunk, hash) {
+            (
+                Chunk::Written {
+                    by: 1,
+                    by_one_alone: true,
+                },
+                Some(hash),
+            ) => Chunk::Is(hash),
+            (Chunk::Written { by, .. }, _) if *by > 1 => Chunk::Written {
+                by: *by - 1,
+                by_one_alone: false,
+            },
+            _ => Chunk::Unknown,
+        };
+    }
+
+    /// Chunk `index` was read, and nobody was known to write to it before.
+    pub fn read(&mut self, index: u64, hash: ChunkHash) {
+        if !self.chunks.contains_key(&index)
+            && let Some(chunk) = self.entry(index)
+        {
+            *chunk = Chunk::Is(hash);
+        }
+    }
+
+    pub fn get(&self, index: u64) -> Option<ChunkHash> {
+        match self.chunks.get(&index)? {
+            Chunk::Is(hash) => Some(*hash),
+            Chunk::Written { .. } | Chunk::Unknown => None,
+        }
+    }
+
+    /// Nothing is known any more, nor will be.
+    pub fn forget(&mut self) {
+        self.total.fetch_sub(self.chunks.len(), Ordering::Relaxed);
+        self.chunks.clear();
+        self.is_full = true;
+    }
+
+    fn entry(&mut self, index: u64) -> Option<&mut Chunk> {
+        if !self.is_full && !self.chunks.contains_key(&index) {
+            if self.total.fetch_add(1, Ordering::Relaxed) < self.total_max {
+                self.chunks.insert(index, Chunk::Unknown);
+            } else {
+                self.total.fetch_sub(1, Ordering::Relaxed);
+                self.is_full = true;
+            }
+        }
+        self.chunks.get_mut(&index)
+    }
+}
+
+impl Drop for Remembered {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
+/// A partial that is kept open.
+pub(super) struct Kept<F: Fs> {
+    file: F::File,
+    /// As it was left.
+    version: Version,
+    /// Bytes that it shall have: a chunk's hash depends on it.
+    size: u64,
+    remembered: Remembered,
+    /// When it was first seen by [`Keeping::tidy`].
+    seen: Option<Duration>,
+}
+
+/// The partials that are kept open of a root and those below it.
+pub(super) struct Keeping<F: Fs> {
+    /// The oldest first.
+    kept: Mutex<VecDeque<Kept<F>>>,
+    /// How many there have been.
+    count: AtomicU64,
+    total: Arc<AtomicUsize>,
+}
+
+impl<F: Fs> Default for Keeping<F> {
+    fn default() -> Self {
+        Self {
+            kept: Mutex::default(),
+            count: AtomicU64::new(0),
+            total: Arc::default(),
+        }
+    }
+}
+
+impl<F: Fs> Keeping<F> {
+    pub fn remember(&self, limits: &Limits) -> Remembered {
+        Remembered {
+            chunks: BTreeMap::new(),
+            is_full: false,
+            total: self.total.clone(),
+            total_max: limits.hashes_remembered,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Kept<F>>> {
+        // Nothing panics while it is held.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is kept of the inode of `version`, no more from now on.
+    pub fn take(&self, version: &Version) -> Option<Kept<F>> {
+        let mut all = self.lock();
+        let at = all.iter().position(|kept| kept.version.is_same_inode(version))?;
+        all.remove(at)
+    }
+
+    /// An mtime that no clock gives, nor another call of this: that of `version` in another nanosecond.
+    fn mark(&self, version: &Version) -> Timestamp {
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        let drawn = blake3::hash(format!("{count} {version:?}").as_bytes());
+        let [a, b, c, d, ..] = *drawn.as_bytes();
+        Timestamp {
+            nanos: u32::from_le_bytes([a, b, c, d]) % 1_000_000_000,
+            ..version.mtime
+        }
+    }
+}
+
+impl<F: Fs> Store<F> {
+    /// Keeps what a move has left unfinished open, where it is still a partial and something is known of it. Nobody may be at work on it, and nobody
+    /// will be with this handle.
+    pub async fn keep(&self, partial: &Partial<F>) {
+        let Some(remembered) = partial.retire().filter(|remembered| !remembered.chunks.is_empty()) else {
+            return;
+        };
+        let file = partial.file.clone();
+        let Some(version) = self.mark_kept(partial, &file).await else {
+            return;
+        };
+        if file.unlock().await.is_err() {
+            return;
+        }
+        let kept = Kept {
+            file,
+            version,
+            size: partial.size(),
+            remembered,
+            seen: None,
+        };
+        let _oldest = {
+            let mut all = self.inner.keeping.lock();
+            all.push_back(kept);
+            (all.len() > self.inner.limits.partials_kept).then(|| all.pop_front())
+        };
+    }
+
+    async fn mark_kept(&self, partial: &Partial<F>, file: &F::File) -> Option<Version> {
+        self.ensure_safe().ok()?;
+        let (dir, part) = partial.place();
+        let found = match lock_named(dir, part, file).await {
+            Ok(Locked::Yes(found)) if found.links == 1 => found.version,
+            _ => return None,
+        };
+        let mark = self.inner.keeping.mark(&found);
+        file.set_meta(0o600, mark).await.ok()?;
+        let marked = file.metadata().await.ok()?.version;
+        // Some file systems know no nanoseconds.
+        (marked.mtime == mark && marked.size == found.size).then_some(marked)
+    }
+
+    /// The partial `part` of a file of `size` bytes, locked, if it was kept open and nobody has written to it since; its length.
+    pub(super) async fn take_kept(&self, dir: &F::Dir, part: &Name, size: u64) -> Option<(F::File, u64, Remembered)> {
+        let found = dir.stat(part).await.ok()?.version;
+        let kept = self.inner.keeping.take(&found)?;
+        let Ok(Locked::Yes(now)) = lock_named(dir, part, &kept.file).await else {
+            return None;
+        };
+        let is_it = now.links == 1 && now.version == kept.version || planted(Bug::KeptUnchecked);
+        (is_it && kept.size == size).then_some((kept.file, now.version.size, kept.remembered))
+    }
+
+    /// Closes what was kept open for too long by `now`, a time of a monotonic clock, or is somebody else's by now.
+    pub async fn tidy(&self, now: Duration) {
+        let all = std::mem::take(&mut *self.inner.keeping.lock());
+        let mut stay = VecDeque::new();
+        for mut kept in all {
+            let since = *kept.seen.get_or_insert(now);
+            let found = kept.file.metadata().await.map(|found| found.version);
+            if found.is_ok_and(|found| found == kept.version)
+                && now.saturating_sub(since) < self.inner.limits.partials_kept_for
+            {
+                stay.push_back(kept);
+            }
+        }
+        let mut all = self.inner.keeping.lock();
+        stay.append(&mut all);
+        *all = stay;
+    }
+}
