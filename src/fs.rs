@@ -283,6 +283,10 @@ pub trait File: Clone + Send + Sync + 'static {
     /// Whether the lease taken is still held.
     fn lease_held(&self) -> impl Future<Output = io::Result<bool>> + Send;
 
+    /// Whether every change of the content, through a mapping too, gives the file another ctime. (Some file systems are not told of
+    /// what is written through mappings.)
+    fn ctime_tells(&self) -> impl Future<Output = io::Result<bool>> + Send;
+
     /// What of the file a move does not carry; names and mode are judged as they were when it was opened. The owner is not judged here.
     fn uncarried(&self) -> impl Future<Output = io::Result<Uncarried>> + Send;
 }

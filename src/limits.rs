@@ -49,11 +49,13 @@ pub struct Limits {
     pub finish_answer: Duration,
     /// How often in a row a `finish` may make no progress before the mover gives up.
     pub finish_answers: usize,
+    /// Of sources of fewer chunks no hashes are remembered: they are soon read again.
+    pub recalled_chunks: u64,
     /// Partials of one root that are kept open when a move has left them, for the next one.
     pub partials_kept: usize,
     /// How long they are kept open. On the disk they stay.
     pub partials_kept_for: Duration,
-    /// Hashes of chunks that all partials of one root remember: some 50 bytes each, for a mebibyte of a file.
+    /// Hashes of chunks that all partials of one root remember, and those that its sources do: some 50 bytes each, for a mebibyte of a file.
     pub hashes_remembered: usize,
     /// Partials that nobody wrote to for this long are removed.
     pub orphan_age: Duration,
@@ -83,6 +85,7 @@ impl Default for Limits {
             quiet_without_lease: Duration::from_secs(3),
             finish_answer: Duration::from_secs(10),
             finish_answers: 60,
+            recalled_chunks: 8,
             partials_kept: 16,
             partials_kept_for: Duration::from_secs(24 * 3600),
             hashes_remembered: 1 << 19,

@@ -66,6 +66,8 @@ pub enum Bug {
     SweepUnknown,
     /// What a process remembers of a partial is believed, whoever has written to it since.
     KeptUnchecked,
+    /// What is remembered of a source is believed, whoever has written to it since.
+    RecallUnchecked,
 }
 
 impl Bug {
@@ -75,7 +77,7 @@ impl Bug {
     }
 
     /// All of them.
-    pub const ALL: [Bug; 26] = [
+    pub const ALL: [Bug; 27] = [
         Bug::DeleteBeforeSync,
         Bug::NoDirectorySync,
         Bug::AcknowledgeBeforeRename,
@@ -102,6 +104,7 @@ impl Bug {
         Bug::BasisUnhashed,
         Bug::SweepUnknown,
         Bug::KeptUnchecked,
+        Bug::RecallUnchecked,
     ];
 }
 

@@ -81,6 +81,20 @@ impl<F: Fs, C: Clock> Roots<F, C> {
         Ok(())
     }
 
+    /// Remembers hashes of sources in the directory at `path` of the host too, to which nobody else may write, for later processes.
+    pub async fn remember_in(&self, path: &Path) -> std::io::Result<()> {
+        let (fs, path) = (self.fs.clone(), path.to_owned());
+        let stores: Vec<_> = self.served.values().map(|served| served.store.clone()).collect();
+        let remembered = self.fs.offload(async move {
+            let dir = fs.open_root(&path).await?;
+            for store in stores {
+                store.remember_in(dir.clone()).await?;
+            }
+            Ok(())
+        });
+        remembered.await.map_err(std::io::Error::other)?
+    }
+
     /// Closes partials that were kept open for too long.
     pub async fn tidy(&self) {
         let now = self.clock.now();

@@ -8,6 +8,7 @@ mod listing;
 pub mod names;
 mod partial;
 mod publish;
+mod recall;
 mod rename;
 mod repair;
 mod settle;
@@ -86,6 +87,8 @@ struct Inner<F: Fs> {
     owner: OnceLock<u32>,
     /// Partials that nobody writes to for now. Those of the roots below too: one file may be reached from several.
     keeping: Arc<kept::Keeping<F>>,
+    /// Hashes of sources, those of the roots below too.
+    recall: Arc<recall::Recall<F>>,
 }
 
 /// A claimed root: the lock goes when this is dropped, the token by [`Store::release`].
@@ -103,6 +106,7 @@ impl<F: Fs> Store<F> {
     /// directories is taken as it is. `boot` is the run of the kernel.
     pub fn new(root: F::Dir, limits: Limits, accept_unsynced: bool, boot: BootId) -> Self {
         let synced = Mutex::default();
+        let recall = Arc::new(recall::Recall::new(limits.hashes_remembered));
         Self {
             inner: Arc::new(Inner {
                 root,
@@ -116,9 +120,15 @@ impl<F: Fs> Store<F> {
                 ignores_case: AtomicBool::new(false),
                 owner: OnceLock::new(),
                 keeping: Arc::default(),
+                recall,
             }),
             last_dir: None,
         }
+    }
+
+    /// Remembers hashes of sources in `dir` too, for later processes of the same run of the kernel. Nobody else may write to it.
+    pub async fn remember_in(&self, dir: F::Dir) -> io::Result<()> {
+        self.inner.recall.remember_in(dir).await
     }
 
     /// Fails with `Replaced` when `there` is not this root.
@@ -156,6 +166,7 @@ impl<F: Fs> Store<F> {
         };
         inner.failed_sync = self.inner.failed_sync.clone();
         inner.keeping = self.inner.keeping.clone();
+        inner.recall = self.inner.recall.clone();
         Ok(Self {
             inner: Arc::new(inner),
             last_dir: None,

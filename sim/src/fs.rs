@@ -523,6 +523,10 @@ impl File for SimFile {
         .await
     }
 
+    async fn ctime_tells(&self) -> io::Result<bool> {
+        self.own(Op::LeaseHeld, |tree, _, _| Ok(tree.refusals.maps_tell)).await
+    }
+
     async fn uncarried(&self) -> io::Result<Uncarried> {
         let uncarried = Uncarried {
             hard_links: self.1.links > 1,

@@ -117,6 +117,7 @@ pub fn limits() -> Limits {
         files_in_flight: 2,
         dirs_per_batch: 2,
         page_entries: 5,
+        recalled_chunks: 2,
         partials_kept_for: Duration::from_secs(5),
         ..Limits::default()
     }

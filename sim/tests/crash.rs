@@ -500,7 +500,7 @@ fn somebody_acts_between_two_calls_and_watchers_see_both() {
 }
 
 #[test]
-fn a_writer_through_a_mapping_is_seen_by_no_time_but_refuses_the_lease() {
+fn a_writer_through_a_mapping_is_seen_by_some_file_systems_times_and_refuses_the_lease() {
     run(async {
         let disk = Machine::new(5).disk(1);
         disk.create("a", "before").unwrap();
@@ -513,6 +513,14 @@ fn a_writer_through_a_mapping_is_seen_by_no_time_but_refuses_the_lease() {
         );
         let file = root(&disk).await.open(&n("a")).await.unwrap();
         assert!(file.lease().await.is_err());
+        assert!(!file.ctime_tells().await.unwrap());
+        disk.refuse(Refusals {
+            maps_tell: true,
+            ..Refusals::default()
+        });
+        assert!(file.ctime_tells().await.unwrap());
+        mapping.write(0, b"BE").unwrap();
+        assert_ne!(disk.stat("a").unwrap(), before);
         drop(mapping);
         file.lease().await.unwrap();
         disk.write_at("a", 0, b"x").unwrap();

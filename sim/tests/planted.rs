@@ -10,17 +10,19 @@ use std::{
 
 use bytes::Bytes;
 use realize::{
+    digest::CHUNK_BYTES,
+    model::RelPath,
     planted::{Bug, plant},
     service::{Content, Form, RealizeServiceRequest, RealizeServiceResponse},
 };
 use realize_sim::{
     check::{Checker, Property, Violation},
-    fs::{Act, At, Fault, Kind, Op, Refusals},
+    fs::{Act, At, Content as FileContent, Fault, Kind, Machine, Off, Op, Refusals},
     net::{LinePlan, Trouble, Way},
     plan::{Plan, Scenario, plan_of, shrink},
     service::SimService,
     two_hosts::{Direction, TwoHosts},
-    world::{Body, Large, World, at_source, small_tree},
+    world::{Body, Large, TARGET, World, at_source, small_tree},
 };
 use rustix::io::Errno;
 use tarpc::client::{RpcError, stub::Stub};
@@ -63,10 +65,10 @@ fn violated(bug: Bug) -> Vec<Property> {
                 lease: Some(Errno::INVAL),
                 ..Refusals::default()
             });
-            let replaced = at_source(&realize::model::RelPath::new("d/b").unwrap());
+            let replaced = at_source(&RelPath::new("d/b").unwrap());
             let act = {
                 let replaced = replaced.clone();
-                move |machine: &realize_sim::fs::Machine| {
+                move |machine: &Machine| {
                     machine
                         .disk(realize_sim::world::SOURCE)
                         .replace(replaced.as_bytes(), b"somebody's new one")
@@ -175,6 +177,7 @@ fn plans_by_seed_find_each_bug() {
         (Bug::OverwriteAppeared, Scenario::Send, Property::Convergence),
         (Bug::NoDirectorySync, Scenario::Fetch, Property::Law),
         (Bug::NoAnswerIsSuccess, Scenario::Send, Property::Law),
+        (Bug::RecallUnchecked, Scenario::Fetch, Property::Law),
         (Bug::HalfOpenKept, Scenario::Send, Property::Convergence),
         (Bug::SilenceKept, Scenario::Fetch, Property::Answered),
     ] {
@@ -333,4 +336,48 @@ fn the_long_run_tells_of_a_canary() {
     assert_eq!(code, Some(0), "{told}");
     let (code, told) = run(&["--plant", "DeleteBeforeSync", "exhaust", "--jobs", "1"]);
     assert_eq!(code, Some(1), "{told}");
+}
+
+/// A large file whose mover dies on the way to a daemon that lives on. Somebody writes to what has arrived before it is gone on with.
+#[test]
+fn what_is_kept_and_believed_unseen_is_caught() {
+    for (bug, expected) in [(None, false), (Some(Bug::KeptUnchecked), true)] {
+        let bytes: Vec<u8> = (0..12 * CHUNK_BYTES).map(|at| (at / 5000) as u8).collect();
+        let body = Body::File(FileContent::from(&bytes[..]));
+        let world = World::on_two_machines(1, vec![("new", body, None)]);
+        let mut plan = TwoHosts::new(world, Direction::Send, 1);
+        let path = |text: &str| RelPath::new(text).unwrap();
+        let call = |op, path, nth| At::Call {
+            op,
+            path: Some(path),
+            nth,
+        };
+        plan.mover_faults = vec![Fault {
+            at: call(Op::Read, at_source(&path("new")), 9),
+            kind: Kind::Kill(Off::Hang),
+        }];
+        let part = "target/.new.realize-part";
+        let write = move |machine: &Machine| {
+            for chunk in 0..9 {
+                let disk = machine.disk(TARGET);
+                disk.write_at(part, chunk * CHUNK_BYTES + 10, b"somebody's").unwrap();
+            }
+        };
+        plan.daemon_faults = vec![Fault {
+            // Locked when it is made and looked at when it is left, and given up; then locked by who goes on with it.
+            at: call(Op::FileLock, path(part), 3),
+            kind: Kind::Act(Act(Arc::new(write))),
+        }];
+        plant(bug);
+        let outcome = plan.run();
+        plant(None);
+        assert_eq!(outcome.struck, 1, "{:?}", outcome.runs);
+        let is_torn = |violation: &Violation| violation.property == Property::WholeFinals;
+        assert_eq!(
+            outcome.violations.iter().any(is_torn),
+            expected,
+            "{bug:?}: {:?}",
+            outcome.violations
+        );
+    }
 }

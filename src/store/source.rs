@@ -1,11 +1,11 @@
 //! The source's side of a file: opened with a lease, read, and deleted only as what was read.
 
-use std::io;
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use super::{Store, ignore_missing, is_any, is_unsupported, names};
+use super::{Store, ignore_missing, is_any, is_unsupported, names, recall::SourceHashes};
 use crate::{
     digest::{CHUNK_BYTES, ChunkHash, FileHasher, chunk_count, chunk_len, digest, hash_chunk},
     fs::{Dir, File, Fs, Lock, Metadata, Rename, read_full},
@@ -42,6 +42,8 @@ pub struct SourceFile<F: Fs> {
     pub leased: bool,
     /// What of it a move would lose.
     pub uncarried: Uncarried,
+    /// What is known of its chunks, where it is large, and whoever wrote to it since could be told.
+    hashes: Option<Arc<SourceHashes<F>>>,
 }
 
 impl<F: Fs> SourceFile<F> {
@@ -59,6 +61,7 @@ impl<F: Fs> SourceFile<F> {
         let start = index * CHUNK_BYTES;
         let data = self.read_range(start, len).await?;
         let hash = hash_chunk(size, index, &data);
+        self.was_read(index, hash).await;
         let sparse = self.has_hole(start, &data).await?;
         Ok(Chunk {
             data: data.into(),
@@ -71,9 +74,13 @@ impl<F: Fs> SourceFile<F> {
     pub(super) async fn read_range(&self, offset: u64, len: usize) -> Answer<Vec<u8>> {
         let mut buf = vec![0; len];
         // Holes too: a file system that took data for a hole would lose it.
-        let read = read_full(&self.file, offset, &mut buf)
-            .await
-            .map_err(|e| ServiceError::io("read", &e))?;
+        let read = match read_full(&self.file, offset, &mut buf).await {
+            Err(error) => {
+                self.forget().await;
+                return Err(ServiceError::io("read", &error));
+            }
+            Ok(read) => read,
+        };
         if read < len {
             return Err(ServiceError::Changed);
         }
@@ -86,9 +93,26 @@ impl<F: Fs> SourceFile<F> {
         has_hole(&self.file, start, data).await
     }
 
-    /// The hash of chunk `index`.
+    /// The hash of chunk `index`, which is read unless that is known.
     pub async fn hash_chunk(&self, index: u64) -> Answer<ChunkHash> {
-        Ok(self.read_chunk(index).await?.hash)
+        match self.hashes.as_ref().and_then(|hashes| hashes.get(index)) {
+            Some(hash) => self.prove_still().await.map(|()| hash),
+            None => Ok(self.read_chunk(index).await?.hash),
+        }
+    }
+
+    /// Chunk `index` was read, of a state of the file that was proven.
+    pub(super) async fn was_read(&self, index: u64, hash: ChunkHash) {
+        if let Some(hashes) = &self.hashes {
+            hashes.put(index, hash).await;
+        }
+    }
+
+    /// Nothing of it is known any more.
+    async fn forget(&self) {
+        if let Some(hashes) = &self.hashes {
+            hashes.forget().await;
+        }
     }
 
     /// Makes its content durable where it is.
@@ -128,7 +152,7 @@ impl<F: Fs> SourceFile<F> {
         let size = self.version.size;
         let mut hasher = FileHasher::new(size, 1);
         for index in 0..chunk_count(size) {
-            let hash = self.hash_chunk(index).await?;
+            let hash = self.read_chunk(index).await?.hash;
             hasher
                 .add(index, hash)
                 .map_err(|error| ServiceError::BadRequest(error.to_string()))?;
@@ -196,6 +220,9 @@ pub(super) async fn has_hole(file: &impl File, start: u64, data: &[u8]) -> Answe
     }
     Ok(false)
 }
+
+/// How long ago a file's last change must be for its ctime to tell it from the next: many ticks of any clock.
+const SETTLED: Duration = Duration::from_secs(3);
 
 /// How often a file whose ctime alone differs is read again before it counts as changed.
 const REREADS_MAX: usize = 2;
@@ -283,7 +310,15 @@ impl<F: Fs> Store<F> {
             .uncarried()
             .await
             .map_err(|e| ServiceError::io("read the attributes of", &e))?;
+        // A write within the same tick of the clock would not change it.
+        let is_settled = is_older(version.ctime, SETTLED, wall);
+        let is_large = chunk_count(version.size) >= self.inner.limits.recalled_chunks;
+        let hashes = match is_large && leased && is_settled && file.ctime_tells().await.unwrap_or(false) {
+            true => Some(self.inner.recall.of(&version, &self.inner.boot).await),
+            false => None,
+        };
         Ok(Source::File(SourceFile {
+            hashes,
             path: wanted.path.clone(),
             version,
             links,
@@ -340,6 +375,9 @@ impl<F: Fs> Store<F> {
             self.put_back(&aside.gone_dir, &aside.gone, aside.dir, &aside.name)
                 .await
                 .map_err(|_| ServiceError::Leftover(aside.gone.clone()))?;
+        }
+        if let (Ok(()), Source::File(file)) = (&deleted, source) {
+            file.forget().await;
         }
         aside.tidy().await?;
         if planted(Bug::NoSourceCheck) { Ok(()) } else { deleted }
@@ -537,7 +575,7 @@ impl<F: Fs> Store<F> {
 }
 
 /// Whether `time` is at least `age` before `wall`. A time in the future is not.
-pub(super) fn is_older(time: Timestamp, age: std::time::Duration, wall: Timestamp) -> bool {
+pub(super) fn is_older(time: Timestamp, age: Duration, wall: Timestamp) -> bool {
     let limit = Timestamp {
         secs: wall.secs.saturating_sub_unsigned(age.as_secs()),
         nanos: wall.nanos,

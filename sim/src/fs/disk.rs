@@ -379,7 +379,7 @@ impl Mapping {
             if data.is_empty() || offset + data.len() as u64 > tree.file(ino).content.size() {
                 return Err(Errno::INVAL);
             }
-            tree.write_unseen(ino, offset, data, false);
+            tree.write_unseen(ino, offset, data, tree.refusals.maps_tell);
             Ok(())
         })
     }

@@ -181,6 +181,8 @@ pub struct Refusals {
     pub link: Option<Errno>,
     /// Not an error: names that differ in ASCII case or in dots at their end are one name, as on FAT.
     pub folds: bool,
+    /// Not an error: what is written through a mapping changes the times, as on ext4. Otherwise it does not, as on tmpfs.
+    pub maps_tell: bool,
 }
 
 impl fmt::Display for Call {

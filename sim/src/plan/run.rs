@@ -263,6 +263,7 @@ impl Plan {
                 no_replace: renames,
                 exchange: renames,
                 lease: self.lacks(Lack::Leases).then_some(rustix::io::Errno::INVAL),
+                maps_tell: self.seed.is_multiple_of(2),
                 ..Refusals::default()
             });
         }

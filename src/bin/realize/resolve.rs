@@ -348,6 +348,13 @@ async fn serve_locally(
         opened.with_context(|| format!("cannot open {}", shown(&source.path)))?;
         dirs.push(DirId::new(name));
     }
+    if !args.dry_run
+        && !sources.is_empty()
+        && let Some(state) = ends::state_dir(sources)
+    {
+        // Without it more is read the next time.
+        roots.remember_in(&state).await.ok();
+    }
     Ok((roots, dirs, target_dir))
 }
 

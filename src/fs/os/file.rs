@@ -56,6 +56,10 @@ const LEASE_MAGICS: [u32; 23] = [
     0x8584_58f6,
 ];
 
+/// The `f_type` of those among them that are told of the first write to each page of a mapping, and change the ctime then: ext2 to 4, XFS, Btrfs, F2FS.
+/// (tmpfs is not.)
+const MAPPINGS_TOLD_MAGICS: [u32; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
+
 /// A regular file of this host.
 #[derive(Debug, Clone)]
 pub struct OsFile(Arc<Open>);
@@ -188,6 +192,10 @@ impl File for OsFile {
         } else {
             Ok(false)
         }
+    }
+
+    async fn ctime_tells(&self) -> io::Result<bool> {
+        Ok(MAPPINGS_TOLD_MAGICS.contains(&(fstatfs(self.fd())?.f_type as u32)))
     }
 
     async fn uncarried(&self) -> io::Result<Uncarried> {

@@ -1,0 +1,264 @@
+//! What was read of a source is not read again, by a later process either; in the least doubt all of it is.
+
+use std::{future::Future, path::Path};
+
+use realize::{
+    digest::{CHUNK_BYTES, ChunkHash},
+    fs::Fs,
+    limits::Limits,
+    model::{RelPath, Timestamp},
+    service::FileRef,
+    store::{Source, Store},
+};
+use realize_sim::fs::*;
+use rustix::io::Errno;
+
+const CHUNKS: u64 = 40;
+
+/// How many of them a killed process has written down.
+const WRITTEN: u64 = 32;
+
+/// A time of day at which the files of the disk are old.
+const LATER: Timestamp = Timestamp {
+    secs: 1 << 40,
+    nanos: 0,
+};
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build();
+    runtime.unwrap().block_on(test);
+}
+
+/// A disk with a large source, and one where hashes are remembered.
+struct Bench {
+    machine: Machine,
+    disk: Disk,
+    state: Disk,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let machine = Machine::new(1);
+        let (disk, state) = (machine.disk(1), machine.disk(2));
+        disk.refuse(Refusals {
+            maps_tell: true,
+            ..Refusals::default()
+        });
+        let mut content = Content::from(b"");
+        content.set_len(CHUNKS * CHUNK_BYTES);
+        for chunk in 0..CHUNKS {
+            content.write(chunk * CHUNK_BYTES + 77, &chunk.to_le_bytes());
+        }
+        disk.create("film", content.to_vec()).unwrap();
+        disk.settle();
+        Self { machine, disk, state }
+    }
+
+    /// A process that moves from the disk.
+    async fn process(&self) -> Store<SimFs> {
+        let root = |disk: Disk| async move { disk.fs().open_root(Path::new("/")).await.unwrap() };
+        let store = Store::new(
+            root(self.disk.clone()).await,
+            Limits::default(),
+            false,
+            self.disk.fs().boot(),
+        );
+        store.remember_in(root(self.state.clone()).await).await.unwrap();
+        store
+    }
+
+    fn file(&self) -> FileRef {
+        FileRef {
+            path: RelPath::new("film").unwrap(),
+            version: self.disk.stat("film").unwrap().version,
+        }
+    }
+
+    async fn open(&self, store: &Store<SimFs>) -> Source<SimFs> {
+        store.open_source(&self.file(), LATER).await.unwrap()
+    }
+
+    /// The hashes of all chunks, and how many were read.
+    async fn hashes(&self, source: &Source<SimFs>) -> (Vec<ChunkHash>, u64) {
+        let Source::File(file) = source else { panic!("a file") };
+        let before = self.machine.bytes(1, Op::Read);
+        let mut hashes = Vec::new();
+        for index in 0..CHUNKS {
+            hashes.push(file.hash_chunk(index).await.unwrap());
+        }
+        (hashes, (self.machine.bytes(1, Op::Read) - before) / CHUNK_BYTES)
+    }
+
+    /// As [`hashes`](Self::hashes), of a process of its own that is killed then.
+    async fn hashes_of_process(&self) -> (Vec<ChunkHash>, u64) {
+        let store = self.process().await;
+        let source = self.open(&store).await;
+        self.hashes(&source).await
+    }
+
+    fn files(&self) -> usize {
+        self.state
+            .nodes()
+            .values()
+            .filter(|node| node.kind == realize::model::Kind::File)
+            .count()
+    }
+}
+
+#[test]
+fn what_was_read_is_not_read_again() {
+    run(async {
+        let bench = Bench::new();
+        let store = bench.process().await;
+        let (hashes, read) = bench.hashes(&bench.open(&store).await).await;
+        assert_eq!(read, CHUNKS);
+        assert_eq!(bench.hashes(&bench.open(&store).await).await, (hashes.clone(), 0));
+        drop(store);
+        assert_eq!(bench.hashes_of_process().await, (hashes.clone(), CHUNKS - WRITTEN));
+        assert_eq!(bench.files(), 1);
+        // All that is right is gone on with.
+        let (again, read) = bench.hashes_of_process().await;
+        assert!(again == hashes && read <= CHUNKS - WRITTEN, "{read}");
+    });
+}
+
+#[test]
+fn in_doubt_all_is_read() {
+    type Doubt = fn(&Bench);
+    let doubts: [(&str, u64, Doubt); 9] = [
+        ("written to, its mtime set back", CHUNKS, |bench| {
+            let before = bench.disk.stat("film").unwrap().version.mtime;
+            bench.disk.write_at("film", 5, b"other").unwrap();
+            bench.disk.set_meta("film", 0o644, before).unwrap();
+        }),
+        ("written through a mapping", CHUNKS, |bench| {
+            let mapping = bench.disk.open_writer("film").unwrap().map();
+            mapping.write(5, b"other").unwrap();
+        }),
+        ("another file", CHUNKS, |bench| {
+            let content = bench.disk.read("film").unwrap();
+            bench.disk.replace("film", content).unwrap();
+        }),
+        ("another name too", CHUNKS, |bench| {
+            bench.disk.link("film", "twin").unwrap()
+        }),
+        ("another run of the kernel", CHUNKS, |bench| bench.machine.reboot()),
+        ("a file system that is not told of mappings", CHUNKS, |bench| {
+            bench.disk.refuse(Refusals::default());
+        }),
+        ("one that has no leases", CHUNKS, |bench| {
+            bench.disk.refuse(Refusals {
+                maps_tell: true,
+                lease: Some(Errno::INVAL),
+                ..Refusals::default()
+            });
+        }),
+        ("a record that is another's", CHUNKS - WRITTEN + 1, |bench| {
+            let name = bench.name();
+            bench.state.write_at(&name, 20, b"???").unwrap();
+        }),
+        ("records that were cut", CHUNKS - 3, |bench| {
+            bench.state.truncate(bench.name(), 3 * 48 + 5).unwrap();
+        }),
+    ];
+    for (what, expected, doubt) in doubts {
+        run(async {
+            let bench = Bench::new();
+            bench.hashes_of_process().await;
+            doubt(&bench);
+            let (hashes, read) = bench.hashes_of_process().await;
+            assert_eq!(read, expected, "{what}");
+            let truth = Bench {
+                state: bench.machine.disk(3),
+                machine: bench.machine.clone(),
+                disk: bench.disk.clone(),
+            };
+            assert_eq!(hashes, truth.hashes_of_process().await.0, "{what}");
+        });
+    }
+}
+
+impl Bench {
+    /// Of the file where the hashes are.
+    fn name(&self) -> Vec<u8> {
+        let nodes = self.state.nodes();
+        let (path, _) = nodes
+            .iter()
+            .find(|(_, node)| node.kind == realize::model::Kind::File)
+            .unwrap();
+        path.as_bytes().to_vec()
+    }
+}
+
+#[test]
+fn what_changed_a_moment_ago_is_not_remembered() {
+    run(async {
+        let bench = Bench::new();
+        let store = bench.process().await;
+        let ctime = bench.file().version.ctime;
+        let soon = Timestamp {
+            secs: ctime.secs + 2,
+            ..ctime
+        };
+        for _ in 0..2 {
+            let source = store.open_source(&bench.file(), soon).await.unwrap();
+            assert_eq!(bench.hashes(&source).await.1, CHUNKS);
+        }
+    });
+}
+
+#[test]
+fn what_is_gone_or_can_not_be_read_is_forgotten() {
+    run(async {
+        let bench = Bench::new();
+        let store = bench.process().await;
+        let source = bench.open(&store).await;
+        bench.hashes(&source).await;
+        assert_eq!(bench.files(), 1);
+        store.delete_source(&source, None).await.unwrap();
+        assert_eq!(bench.files(), 0);
+
+        let bench = Bench::new();
+        bench.hashes_of_process().await;
+        let store = bench.process().await;
+        let source = bench.open(&store).await;
+        bench.machine.inject(Fault {
+            at: At::Call {
+                op: Op::Read,
+                path: Some(RelPath::new("film").unwrap()),
+                nth: 0,
+            },
+            kind: Kind::Error(Errno::IO),
+        });
+        let Source::File(file) = &source else { panic!("a file") };
+        file.hash_chunk(CHUNKS - 1).await.unwrap_err();
+        assert_eq!((bench.files(), bench.hashes(&source).await.1), (0, CHUNKS));
+    });
+}
+
+#[test]
+fn what_can_not_be_written_down_is_in_nobodys_way() {
+    run(async {
+        let bench = Bench::new();
+        bench.state.set_capacity(Some(0));
+        for _ in 0..2 {
+            assert_eq!(bench.hashes_of_process().await.1, CHUNKS);
+        }
+    });
+}
+
+#[test]
+fn only_some_versions_are_remembered() {
+    run(async {
+        let bench = Bench::new();
+        for _ in 0..40 {
+            bench.hashes_of_process().await;
+            bench.disk.write_at("film", 5, b"other").unwrap();
+        }
+        bench.process().await;
+        assert_eq!(bench.files(), 32);
+    });
+}
