@@ -152,7 +152,7 @@ fn a_source_that_was_written_to_since_is_read_again() {
     kill_halfway(&hosts, ends, &state, &target.join(".film.realize-part"));
     // Size and mtime stay.
     let mtime = fs::metadata(&film).unwrap().modified().unwrap();
-    let file = fs::OpenOptions::new().write(true).open(&film).unwrap();
+    let file = fs::File::options().write(true).open(&film).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"newer", 5 << 20).unwrap();
     file.set_modified(mtime).unwrap();
     drop(file);

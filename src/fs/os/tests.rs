@@ -762,7 +762,7 @@ fn where_the_ctime_tells_it_tells_of_a_store_to_a_mapping() {
         fs::File::open(&path).unwrap().sync_all().unwrap();
         let before = now(dir.stat(&name("file"))).unwrap().version;
         thread::sleep(Duration::from_millis(50));
-        let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let file = fs::File::options().read(true).write(true).open(&path).unwrap();
         let read_write = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping of two pages of a file that has them; it is stored to within its bounds, and unmapped once.
         unsafe {
