@@ -158,8 +158,8 @@ impl Plan {
             let off = lock(&went_off).take();
             match off {
                 Some(true) => machine.crash(self.profile, &mut random),
-                Some(false) => machine.restart(),
-                None => {}
+                // Killed or at its end, the program is gone, and with it the clock by which a stall was told.
+                Some(false) | None => machine.restart(),
             }
             self.expect_theirs(&world, &theirs, &mut problems);
             world.rebase();
