@@ -178,6 +178,8 @@ pub struct Outcome {
     pub checks: u64,
     /// How many faults struck.
     pub struck: u64,
+    /// How many faults struck lines, refused and unanswered connections among them.
+    pub line_faults: u64,
     /// The faults of lines, each with the calls that it met.
     pub met: Vec<(&'static str, String)>,
     /// What the calls over links took.
@@ -460,6 +462,7 @@ impl TwoHosts {
             left,
             checks: checker.checks(),
             struck,
+            line_faults: network.struck(),
             met: state.met.clone(),
             calls: state.calls.clone(),
             most_open: [0, 1].map(|nth: usize| disks[nth].most_open_handles()),

@@ -109,7 +109,8 @@ impl Plan {
         if !outcome.last.as_ref().is_some_and(Ending::is_complete) && !world.is_left_to_others(&outcome.stays) {
             problems.push(format!("the last run: {:?} {:?}", outcome.last, outcome.stays));
         }
-        let struck = source.struck().len() + target.struck().len() + outcome.met.len();
+        // A fault of a line may have met several calls.
+        let struck = source.struck().len() + target.struck().len() + outcome.line_faults as usize;
         let mut violations = outcome.violations;
         if let Some((took, call)) = outcome.calls.slowest.filter(|(took, _)| struck <= 1 && *took > ANSWER) {
             violations.push(Violation {
