@@ -68,6 +68,10 @@ pub enum Bug {
     KeptUnchecked,
     /// What is remembered of a source is believed, whoever has written to it since.
     RecallUnchecked,
+    /// What a partial has got is sent again.
+    ResumeForgotten,
+    /// A source that was deleted stays open until the session ends.
+    HandlesKept,
 }
 
 impl Bug {
@@ -77,7 +81,7 @@ impl Bug {
     }
 
     /// All of them.
-    pub const ALL: [Bug; 27] = [
+    pub const ALL: [Bug; 29] = [
         Bug::DeleteBeforeSync,
         Bug::NoDirectorySync,
         Bug::AcknowledgeBeforeRename,
@@ -105,6 +109,8 @@ impl Bug {
         Bug::SweepUnknown,
         Bug::KeptUnchecked,
         Bug::RecallUnchecked,
+        Bug::ResumeForgotten,
+        Bug::HandlesKept,
     ];
 }
 

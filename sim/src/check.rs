@@ -39,8 +39,23 @@ pub enum Property {
     NothingElse,
     /// 5: once nothing fails any more, a run moves everything and leaves nothing of its own.
     Convergence,
+    /// 7: what has arrived is sent again only as often as faults take it back.
+    Resent,
+    /// 9: what is open and under way at once has a bound, however many files there are.
+    Bounded,
     /// 10: every call is answered within its limit, and every run ends.
     Answered,
+}
+
+impl Violation {
+    /// One that is not about one file.
+    pub fn of_run(property: Property, why: &str) -> Self {
+        Self {
+            property,
+            path: RelPath::root(),
+            at: why.into(),
+        }
+    }
 }
 
 /// How many effects lie between two at which every file is looked at.
@@ -174,15 +189,10 @@ impl Checker {
 
     /// A violation that is not about one file.
     pub fn report(&self, property: Property, why: &str) {
-        let violation = Violation {
-            property,
-            path: RelPath::root(),
-            at: why.into(),
-        };
         self.violations
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(violation);
+            .push(Violation::of_run(property, why));
     }
 
     /// A change is made in a root, and nowhere else.

@@ -5,6 +5,7 @@
 //! The mover does what `realize` does: it begins again when the other side has lost the session. The host that dies, dies by
 //! a fault of its machine: the call never returns, the process is gone with the tick, and starts anew after a while.
 
+mod bounds;
 mod calls;
 mod daemon;
 mod driver;
@@ -28,7 +29,7 @@ use realize::{
 };
 use tokio::runtime::Handle;
 
-pub use self::{calls::Calls, round_trips::count_round_trips};
+pub use self::{bounds::Owed, calls::Calls, round_trips::count_round_trips};
 use self::{daemon::serve, driver::Driver, mover::Mover};
 use crate::{
     check::{Checker, Violation},

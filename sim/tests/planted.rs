@@ -25,7 +25,7 @@ use realize_sim::{
     plan::{Plan, Scenario, plan_of, shrink},
     service::SimService,
     two_hosts::{Direction, TwoHosts},
-    world::{Body, Large, TARGET, World, at_source, small_tree},
+    world::{Body, Large, TARGET, World, at_source, limits, small_tree},
 };
 use rustix::io::Errno;
 use tarpc::client::{RpcError, stub::Stub};
@@ -182,6 +182,7 @@ fn plans_by_seed_find_each_bug() {
         (Bug::NoAnswerIsSuccess, Scenario::Send, Property::Law),
         (Bug::HalfOpenKept, Scenario::Send, Property::Convergence),
         (Bug::SilenceKept, Scenario::Fetch, Property::Answered),
+        (Bug::ResumeForgotten, Scenario::Send, Property::Resent),
     ] {
         plant(Some(bug));
         let (seeds, properties) = seeds_to_find(bug, scenario, by);
@@ -303,6 +304,25 @@ fn tries_without_end_are_caught() {
             .iter()
             .any(|violation| violation.property == Property::Answered);
         assert_eq!(does_not_end, expected, "{bug:?}: {violations:?}");
+    }
+}
+
+/// Sources that are deleted and stay open: more of them the more files there are.
+#[test]
+fn handles_that_are_kept_are_caught() {
+    for (bug, expected) in [(None, false), (Some(Bug::HandlesKept), true)] {
+        let names: Vec<_> = (0..100).map(|nth| format!("d/{nth}")).collect();
+        let body = |name: &str| Body::File(name.as_bytes().into());
+        let files = names.iter().map(|name| (name.as_str(), body(name), None));
+        for direction in [Direction::Send, Direction::Fetch] {
+            let world = World::on_two_machines(1, files.clone().collect());
+            plant(bug);
+            let outcome = TwoHosts::new(world, direction, 1).run();
+            plant(None);
+            outcome.expect_good(&bug);
+            let violations = outcome.check_bounded(&limits());
+            assert_eq!(!violations.is_empty(), expected, "{bug:?}: {violations:?}");
+        }
     }
 }
 

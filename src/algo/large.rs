@@ -19,6 +19,7 @@ use crate::{
     digest::{CHUNK_BYTES, ChunkHash, FileHasher, chunk_count, chunk_len},
     model::{Digest, RelPath},
     plan::{self, Outcome},
+    planted::{Bug, planted},
     service::{Delete, Expected, Finish, Finished, Handle, OpenFor, Opened, ServiceError},
 };
 
@@ -406,7 +407,8 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
     async fn fill_and_finish(&self, item: &Item, source: Handle, opened: &Opened) -> Result<Digest, Why> {
         let (size, target) = (item.entry.version.size, opened.held.handle);
         let mut reading = Reading::new(source, size, self.options.limits.hashes_ahead);
-        let found = opened.len.max(opened.basis_len).min(size);
+        let partial_len = if planted(Bug::ResumeForgotten) { 0 } else { opened.len };
+        let found = partial_len.max(opened.basis_len).min(size);
         let found_chunks = if found == 0 { 0 } else { chunk_count(found) };
         if found_chunks > 0 {
             (self.observer)(Event::Checking(&item.to));

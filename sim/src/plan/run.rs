@@ -12,9 +12,10 @@ use super::{Act, Coverage, Errno, FaultPlan, FilePlan, Lack, NAMES, Plan, Scenar
 use crate::{
     check::{Checker, Property, Violation, gone},
     fs::{self, At, Call, Disk, Fault, Kind, Machine, Moment, Off, Op, Refusals},
+    net::LinePlan,
     random::Random,
-    two_hosts::{Direction, Ending, TwoHosts, count_panics},
-    world::{Body, SOURCE, TARGET, World, at_source, at_target, put},
+    two_hosts::{Direction, Ending, Owed, TwoHosts, count_panics},
+    world::{Body, SOURCE, TARGET, World, at_source, at_target, limits, put},
 };
 
 /// What came of a plan.
@@ -104,20 +105,19 @@ impl Plan {
         });
         plan.lines = lines.collect();
         let outcome = plan.run();
+        // A fault of a line may have met several calls.
+        let struck = source.struck().len() + target.struck().len() + outcome.line_faults as usize;
+        let mut violations = outcome.violations.clone();
+        violations.extend(outcome.check_resent(self.owed(&world, struck), &limits()));
+        violations.extend(outcome.check_bounded(&limits()));
+        let is_slow = |(took, _): &&(Duration, String)| struck <= 1 && *took > ANSWER;
+        if let Some((took, call)) = outcome.calls.slowest.as_ref().filter(is_slow) {
+            violations.push(Violation::of_run(Property::Answered, &format!("{call} took {took:?}")));
+        }
         let mut problems = outcome.left;
         problems.append(&mut lock(&overwritten));
         if !outcome.last.as_ref().is_some_and(Ending::is_complete) && !world.is_left_to_others(&outcome.stays) {
             problems.push(format!("the last run: {:?} {:?}", outcome.last, outcome.stays));
-        }
-        // A fault of a line may have met several calls.
-        let struck = source.struck().len() + target.struck().len() + outcome.line_faults as usize;
-        let mut violations = outcome.violations;
-        if let Some((took, call)) = outcome.calls.slowest.filter(|(took, _)| struck <= 1 && *took > ANSWER) {
-            violations.push(Violation {
-                property: Property::Answered,
-                path: RelPath::root(),
-                at: format!("{call} took {took:?}"),
-            });
         }
         let mut coverage = covered(&[&source, &target]);
         for (trouble, call) in &outcome.met {
@@ -214,6 +214,36 @@ impl Plan {
             if !nodes.values().any(|node| crate::world::is(node, &body)) {
                 problems.push(format!("what somebody put at {path} is gone"));
             }
+        }
+    }
+
+    /// What two hosts had to send when so many faults had struck.
+    fn owed(&self, world: &World, struck: usize) -> Owed {
+        let undoes = |(kind, call): &(Kind, Call)| match kind {
+            Kind::PowerCut(_) | Kind::SyncLost(..) | Kind::WriteBackLost(..) | Kind::Act(_) => true,
+            Kind::Error(_) => call.op.is_sync(),
+            _ => false,
+        };
+        let struck_machines = [world.source.machine(), world.target.machine()]
+            .map(Machine::struck)
+            .concat();
+        let truths = world.truth();
+        let versions = truths
+            .values()
+            .flat_map(|truth| truth.before.iter().chain([&truth.new]));
+        let bytes = versions.map(|body| match body {
+            Body::File(content) => content.size(),
+            Body::Link(_) => 0,
+        });
+        let slow = self
+            .steps
+            .iter()
+            .filter(|step| matches!(step, Step::Line(LinePlan::Slow(..))));
+        Owed {
+            files: truths.len() as u64,
+            bytes: bytes.sum(),
+            faults: (struck + slow.count()) as u64,
+            undone: struck_machines.into_iter().filter(undoes).count() as u64,
         }
     }
 
