@@ -68,6 +68,8 @@ pub enum Bug {
     KeptUnchecked,
     /// What is remembered of a source is believed, whoever has written to it since.
     RecallUnchecked,
+    /// A file that is renamed from the source to the target gets the partial's name in between.
+    RenameByPartial,
     /// What a partial has got is sent again.
     ResumeForgotten,
     /// A source that was deleted stays open until the session ends.
@@ -81,7 +83,7 @@ impl Bug {
     }
 
     /// All of them.
-    pub const ALL: [Bug; 29] = [
+    pub const ALL: [Bug; 30] = [
         Bug::DeleteBeforeSync,
         Bug::NoDirectorySync,
         Bug::AcknowledgeBeforeRename,
@@ -109,6 +111,7 @@ impl Bug {
         Bug::SweepUnknown,
         Bug::KeptUnchecked,
         Bug::RecallUnchecked,
+        Bug::RenameByPartial,
         Bug::ResumeForgotten,
         Bug::HandlesKept,
     ];

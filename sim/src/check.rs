@@ -47,6 +47,20 @@ pub enum Property {
     Answered,
 }
 
+impl Property {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Survivorship,
+        Self::Law,
+        Self::WholeFinals,
+        Self::NothingElse,
+        Self::Convergence,
+        Self::Resent,
+        Self::Bounded,
+        Self::Answered,
+    ];
+}
+
 impl Violation {
     /// One that is not about one file.
     pub fn of_run(property: Property, why: &str) -> Self {

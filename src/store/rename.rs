@@ -8,6 +8,7 @@ use super::{Source, Store, is_any, is_unsupported, names};
 use crate::{
     fs::{Dir, Fs, Rename},
     model::Timestamp,
+    planted::{Bug, planted},
     service::{Answer, Expected, RenameFile, Renamed, ServiceError},
 };
 
@@ -50,7 +51,17 @@ impl<F: Fs> Store<F> {
         {
             return Ok(Renamed::SourceStays(error));
         }
-        match from_dir.rename(&from_name, &to_dir, &to_name, Rename::NoReplace).await {
+        let by_partial = planted(Bug::RenameByPartial)
+            && from_dir
+                .rename(&from_name, &to_dir, &part, Rename::NoReplace)
+                .await
+                .is_ok();
+        let (from, called) = if by_partial {
+            (&to_dir, &part)
+        } else {
+            (&from_dir, &from_name)
+        };
+        match from.rename(called, &to_dir, &to_name, Rename::NoReplace).await {
             Ok(()) => {}
             Err(error) if is_any(&error, &[Errno::XDEV]) || is_unsupported(&error) => return Ok(Renamed::OtherDevice),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(ServiceError::Changed),
