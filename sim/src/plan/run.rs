@@ -108,6 +108,7 @@ impl Plan {
         // A fault of a line may have met several calls.
         let struck = source.struck().len() + target.struck().len() + outcome.line_faults as usize;
         let mut violations = outcome.violations.clone();
+        violations.append(&mut lock(&overwritten));
         violations.extend(outcome.check_resent(self.owed(&world, struck), &limits()));
         violations.extend(outcome.check_bounded(&limits()));
         let is_slow = |(took, _): &&(Duration, String)| struck <= 1 && *took > ANSWER;
@@ -115,7 +116,6 @@ impl Plan {
             violations.push(Violation::of_run(Property::Answered, &format!("{call} took {took:?}")));
         }
         let mut problems = outcome.left;
-        problems.append(&mut lock(&overwritten));
         if !outcome.last.as_ref().is_some_and(Ending::is_complete) && !world.is_left_to_others(&outcome.stays) {
             problems.push(format!("the last run: {:?} {:?}", outcome.last, outcome.stays));
         }
@@ -149,7 +149,7 @@ impl Plan {
             move |fault: &Fault| *lock(&went_off) = Some(matches!(fault.kind, Kind::PowerCut(_)))
         });
         let mut random = Random::new(self.seed ^ 0x6372_6173_6800);
-        let mut problems = Vec::new();
+        let (mut problems, mut overwritten) = (Vec::new(), Vec::new());
         // Who sees a sync fail may run it again at once, before anybody has looked at the disk.
         let mut runs_again = self.loses_syncs();
         // Each fault strikes once, so that is as often as it can die.
@@ -162,7 +162,7 @@ impl Plan {
                 // Killed or at its end, the program is gone, and with it the clock by which a stall was told.
                 Some(false) | None => machine.restart(),
             }
-            self.expect_theirs(&world, &theirs, &mut problems);
+            self.expect_theirs(&world, &theirs, &mut overwritten);
             world.rebase();
             if off.is_none() && !std::mem::take(&mut runs_again) {
                 break;
@@ -192,7 +192,7 @@ impl Plan {
         machine.unwatch();
         let notes = std::mem::take(&mut *lock(&notes));
         Verdict {
-            violations: checker.violations(),
+            violations: [checker.violations(), overwritten].concat(),
             problems,
             checks: checker.checks(),
             struck: machine.struck().len(),
@@ -203,7 +203,7 @@ impl Plan {
     }
 
     /// What somebody put under a final name in the moment before the move did is still somewhere, until a new run finds it there.
-    fn expect_theirs(&self, world: &World, theirs: &Theirs, problems: &mut Vec<String>) {
+    fn expect_theirs(&self, world: &World, theirs: &Theirs, violations: &mut Vec<Violation>) {
         let put_there = std::mem::take(&mut *lock(theirs));
         // Documented: where these are missing there is a gap.
         if put_there.is_empty() || self.lacks(Lack::Renames) {
@@ -212,7 +212,11 @@ impl Plan {
         let nodes = world.target.nodes();
         for (path, body) in put_there {
             if !nodes.values().any(|node| crate::world::is(node, &body)) {
-                problems.push(format!("what somebody put at {path} is gone"));
+                violations.push(Violation {
+                    property: Property::NothingElse,
+                    path,
+                    at: "what somebody put there is gone".into(),
+                });
             }
         }
     }
