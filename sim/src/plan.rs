@@ -170,7 +170,7 @@ pub enum FaultPlan {
     SyncLost(Cache),
     /// A write is lost by write-back; only the next sync says so.
     WriteBackLost(Cache),
-    /// A write is short.
+    /// A read or write is short.
     Short(u8),
     /// The disks answer nothing for so many hundredths of a second.
     Stall(u8),

@@ -16,8 +16,11 @@ use crate::{
 /// Effects of a move of a plan: most have fewer.
 const EFFECTS: u64 = 160;
 
-/// Bytes of a conversation, most are shorter.
+/// Bytes of a conversation about small files, most are shorter.
 const BYTES: u64 = 9000;
+
+/// Bytes of one about large files, as a power of two.
+const BYTES_LOG: u32 = 20;
 
 /// The plan of a seed, and how to make it smaller.
 pub fn plan_of(scenario: Scenario, seed: u64) -> Box<dyn ValueTree<Value = Plan>> {
@@ -154,7 +157,13 @@ fn line() -> impl Strategy<Value = LinePlan> {
         (0..8u8).prop_map(|bit| Trouble::Flip { bit }),
     ];
     let ways = select(&[Way::Up, Way::Down][..]);
-    let fault = (ways, 0..BYTES, trouble).prop_map(|(way, at, trouble)| WireFault { way, at, trouble });
+    // Before its first byte a connection is accepted, and silent.
+    let at = prop_oneof![
+        1 => Just(0),
+        6 => 0..BYTES,
+        2 => (0..BYTES_LOG, any::<u64>()).prop_map(|(log, at)| (1 << log) + at % (1 << log)),
+    ];
+    let fault = (ways, at, trouble).prop_map(|(way, at, trouble)| WireFault { way, at, trouble });
     let faults = || prop::collection::vec(fault.clone(), 0..3);
     prop_oneof![
         8 => faults().prop_map(LinePlan::Made),

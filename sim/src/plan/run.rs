@@ -460,7 +460,10 @@ impl FaultPlan {
                 let hours = i64::from(hours);
                 (At::Effect(effect), Kind::Clock(3600 * hours, hours))
             }
-            Self::Short(bytes) => (call(Op::Write, effect % 16), Kind::Short(usize::from(bytes))),
+            Self::Short(bytes) => {
+                let op = if effect.is_multiple_of(2) { Op::Write } else { Op::Read };
+                (call(op, effect / 2 % 16), Kind::Short(usize::from(bytes)))
+            }
         };
         Fault { at, kind }
     }
