@@ -176,17 +176,18 @@ impl SimNetwork {
         self.state().bytes[way as usize]
     }
 
-    /// Calls `hook` with the name of each fault that strikes.
+    /// Calls `hook` with the name of each fault that strikes, and of each slow line.
     pub fn on_strike(&self, hook: impl Fn(&'static str) + Send + Sync + 'static) {
         self.state().on_strike = Some(Arc::new(hook));
     }
 
     fn struck_by(&self, name: &'static str) {
-        let hook = {
-            let mut state = self.state();
-            state.struck += 1;
-            state.on_strike.clone()
-        };
+        self.state().struck += 1;
+        self.tell_of(name);
+    }
+
+    fn tell_of(&self, name: &'static str) {
+        let hook = self.state().on_strike.clone();
         if let Some(hook) = hook {
             hook(name);
         }
@@ -232,7 +233,10 @@ impl Network for SimNetwork {
         };
         let plan = match plan {
             LinePlan::Made(faults) => (None, faults),
-            LinePlan::Slow(rate, faults) => (Some(rate), faults),
+            LinePlan::Slow(rate, faults) => {
+                self.tell_of("Slow");
+                (Some(rate), faults)
+            }
             LinePlan::Hangs => {
                 self.struck_by("Hangs");
                 std::future::pending().await

@@ -500,6 +500,27 @@ fn somebody_acts_between_two_calls_and_watchers_see_both() {
 }
 
 #[test]
+fn what_did_nothing_does_not_count_among_what_has_struck() {
+    run(async {
+        let machine = Machine::new(5);
+        let disk = machine.disk(1);
+        let dir = root(&disk).await;
+        let act = Act(Arc::new(Machine::has_not_acted));
+        let lost = Kind::SyncLost(Errno::IO, Cache::Kept);
+        // Who is killed before it could tell of a failed sync of a directory is not: it goes on.
+        for (effect, kind) in [(0, Kind::Act(act)), (1, lost), (2, Kind::Kill(Off::Fail))] {
+            let at = At::Effect(effect);
+            machine.inject(Fault { at, kind });
+        }
+        dir.create(&n("a")).await.unwrap();
+        assert!(dir.sync().await.is_err());
+        dir.create(&n("b")).await.unwrap();
+        let struck = machine.struck();
+        assert!(matches!(struck[..], [(Kind::SyncLost(..), _)]), "{struck:?}");
+    });
+}
+
+#[test]
 fn a_writer_through_a_mapping_is_seen_by_some_file_systems_times_and_refuses_the_lease() {
     run(async {
         let disk = Machine::new(5).disk(1);

@@ -194,6 +194,14 @@ impl Machine {
         self.lock().struck.clone()
     }
 
+    /// Says of the act that strikes just now that it did nothing: it does not count among the faults that have struck.
+    pub fn has_not_acted(&self) {
+        let mut state = self.lock();
+        if let Some(last) = state.struck.iter().rposition(|(kind, _)| matches!(kind, Kind::Act(_))) {
+            state.struck.remove(last);
+        }
+    }
+
     /// One call in `n` sleeps a millisecond; none when 0. It starts at 8.
     pub fn stall_one_in(&self, n: u64) {
         self.lock().stall_one_in = n;
@@ -492,6 +500,7 @@ impl State {
     /// Takes out the faults that strike this call.
     fn strike(&mut self, call: &Call) -> Strike {
         let mut strike = Strike::default();
+        let mut met = Vec::new();
         self.faults.retain_mut(|(fault, seen)| {
             if !strikes(&fault.at, seen, call) {
                 return true;
@@ -516,7 +525,7 @@ impl State {
                 Kind::Act(_) => Kind::Act(Act(Arc::new(|_| {}))),
                 kind => kind.clone(),
             };
-            self.struck.push((kind, call.clone()));
+            met.push(kind);
             false
         });
         // A process that is killed before it could tell of a failed sync of a directory has nobody to tell it: documented, and left out.
@@ -537,7 +546,9 @@ impl State {
             )
         {
             strike.off = None;
+            met.retain(|kind| !matches!(kind, Kind::Kill(_)));
         }
+        self.struck.extend(met.into_iter().map(|kind| (kind, call.clone())));
         strike
     }
 }

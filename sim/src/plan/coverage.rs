@@ -17,7 +17,7 @@ use crate::{
 pub struct Coverage(BTreeMap<(&'static str, String), u64>);
 
 /// Faults of a machine that may meet any of [`STEPS`].
-const ANYWHERE: &[&str] = &["PowerCut", "Kill", "Error", "Act"];
+const ANYWHERE: &[&str] = &["PowerCut", "Kill", "Error", "DiskStall", "Pause", "Clock", "Act"];
 
 /// What a move does to a disk.
 const STEPS: &[&str] = &[
@@ -41,6 +41,7 @@ const SOMEWHERE: &[(&str, &str)] = &[
     ("SyncLost", "sync directory"),
     ("WriteBackLost", "write partial"),
     ("Short", "write partial"),
+    ("Short", "read"),
 ];
 
 /// Troubles of a line, which may meet any of [`CALLS`].
@@ -57,6 +58,7 @@ const CALLS: &[&str] = &[
     "get",
     "open",
     "read",
+    "hashes",
     "compare",
     "calculate_signature",
     "diff",
@@ -73,6 +75,9 @@ const CALLS: &[&str] = &[
     "delete",
     "release",
 ];
+
+/// What few moves ask: any of [`TROUBLES`] has to meet each.
+const RARE_CALLS: &[&str] = &["load_signature", "remove_orphans"];
 
 impl Coverage {
     /// A fault of a machine met a call.
@@ -110,9 +115,17 @@ impl Coverage {
         let mut expected = [all(ANYWHERE, STEPS), SOMEWHERE.to_vec()].concat();
         if has_lines {
             expected.extend(all(TROUBLES, CALLS));
-            expected.extend([("Hangs", "connecting"), ("Refused", "connecting")]);
+            expected.extend([
+                ("Hangs", "connecting"),
+                ("Refused", "connecting"),
+                ("Slow", "connecting"),
+            ]);
         }
-        expected.retain(|(fault, step)| !self.0.contains_key(&(*fault, (*step).to_owned())));
+        let is_met = |fault, step: &str| self.0.contains_key(&(fault, step.to_owned()));
+        expected.retain(|(fault, step)| !is_met(fault, step));
+        let rare = RARE_CALLS.iter().filter(|_| has_lines);
+        let unmet = rare.filter(|call| !TROUBLES.iter().any(|trouble| is_met(trouble, call)));
+        expected.extend(unmet.map(|call| ("any trouble", *call)));
         expected
     }
 }
@@ -161,6 +174,7 @@ fn step(call: &Call) -> Option<&'static str> {
         Op::Rename | Op::Link => "publish",
         Op::Unlink if is_source && !matches!(from, Some(NameKind::Token)) => "delete",
         Op::Unlink => "tidy",
+        Op::Read => "read",
         _ => return None,
     })
 }

@@ -344,12 +344,12 @@ impl Plan {
             }
         };
         let (world, theirs) = (world.clone(), theirs.clone());
-        let act = move |_: &Machine| {
+        let act = move |machine: &Machine| {
             // Between a link and an unlink that stand for a rename there is a gap: documented.
             let gone = gone(&at_source(&path));
             let in_gap = lacks_renames && gone.is_some_and(|gone| world.source.node(&gone).is_some());
-            if !in_gap {
-                somebody_acts(&world, &path, act, first, &theirs);
+            if in_gap || !somebody_acts(&world, &path, act, first, &theirs) {
+                machine.has_not_acted();
             }
         };
         disk.machine().inject(Fault {
@@ -359,13 +359,15 @@ impl Plan {
     }
 }
 
-/// What they do is on the disk when they have done it.
-fn somebody_acts(world: &World, path: &RelPath, act: Act, first: u8, theirs: &Theirs) {
+/// What they do is on the disk when they have done it. False when there was nothing to do.
+fn somebody_acts(world: &World, path: &RelPath, act: Act, first: u8, theirs: &Theirs) -> bool {
     let mut truths = world.truth();
-    let Some(truth) = truths.get_mut(path) else { return };
+    let Some(truth) = truths.get_mut(path) else {
+        return false;
+    };
     // What is of another kind than what is there stays, as it should, and the move does not converge.
     if matches!(truth.new, Body::Link(_)) {
-        return;
+        return false;
     }
     let there = at_source(path);
     let text = format!("somebody's {first}");
@@ -378,7 +380,8 @@ fn somebody_acts(world: &World, path: &RelPath, act: Act, first: u8, theirs: &Th
                 (_, None) => put(disk, &there, &Body::File(text.as_bytes().into())),
                 (_, Some(_)) => disk.replace(there.as_bytes(), text),
             };
-            if done.and_then(|()| disk.sync(there.as_bytes())).is_ok() {
+            let is_done = done.and_then(|()| disk.sync(there.as_bytes())).is_ok();
+            if is_done {
                 let body = Body::File(disk.content(there.as_bytes()).expect("it is there"));
                 truth.theirs.push(body.clone());
                 let mut theirs = lock(theirs);
@@ -389,31 +392,36 @@ fn somebody_acts(world: &World, path: &RelPath, act: Act, first: u8, theirs: &Th
                     theirs.push((path.clone(), body));
                 }
             }
+            is_done
         }
         // Nothing is made where there is no source any more.
-        _ if world.source.node(&there).is_none() => {}
+        _ if world.source.node(&there).is_none() => false,
         Act::RemoveSource(_) => {
-            if world.source.remove(there.as_bytes()).is_ok() {
-                truth.is_removed = true;
-            }
+            let is_removed = world.source.remove(there.as_bytes()).is_ok();
+            truth.is_removed |= is_removed;
+            is_removed
         }
         Act::ReplaceSource(..) => {
-            if world.source.replace(there.as_bytes(), text).is_ok() {
+            let is_done = world.source.replace(there.as_bytes(), text).is_ok();
+            if is_done {
                 let new = now(&world.source);
                 truth.before.push(std::mem::replace(&mut truth.new, new));
                 world.source.sync(there.as_bytes()).expect("it is there");
             }
+            is_done
         }
         Act::WriteSource(..) | Act::MapSource(..) => {
             let written = match act {
                 Act::MapSource(..) => write_mapped(&world.source, &there, text.as_bytes()),
                 _ => world.source.write_at(there.as_bytes(), 0, text.as_bytes()),
             };
-            if matches!(truth.new, Body::File(_)) && written.is_ok() {
+            let is_done = matches!(truth.new, Body::File(_)) && written.is_ok();
+            if is_done {
                 let new = now(&world.source);
                 truth.before.push(std::mem::replace(&mut truth.new, new));
                 world.source.sync(there.as_bytes()).expect("it is there");
             }
+            is_done
         }
     }
 }
