@@ -245,6 +245,11 @@ impl Disk {
         })
     }
 
+    /// What has this number now, under any name or none.
+    pub fn node_of(&self, ino: Ino) -> Option<Node> {
+        self.with(|tree| Some(node(ino, tree.inodes.get(&ino)?)))
+    }
+
     /// What a stat tells.
     pub fn stat(&self, path: impl AsRef<[u8]>) -> io::Result<Metadata> {
         self.act(|tree| Ok(tree.metadata(find(tree, &path)?)))

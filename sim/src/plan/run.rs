@@ -163,7 +163,9 @@ impl Plan {
                 Some(false) | None => machine.restart(),
             }
             self.expect_theirs(&world, &theirs, &mut overwritten);
-            world.rebase();
+            if off == Some(true) {
+                world.rebase();
+            }
             if off.is_none() && !std::mem::take(&mut runs_again) {
                 break;
             }
