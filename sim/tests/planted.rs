@@ -186,12 +186,14 @@ const BY_PLANS: [(Bug, Scenario, Property); 26] = [
 ];
 
 /// Bugs that a world made for them shows.
-const BY_WORLDS: [(Bug, Property); 5] = [
+const BY_WORLDS: [(Bug, Property); 7] = [
     (Bug::SkipDigest, Property::WholeFinals),
     (Bug::LateWrite, Property::WholeFinals),
     (Bug::DeltaUnhashed, Property::WholeFinals),
     (Bug::UnboundedTries, Property::Answered),
     (Bug::HandlesKept, Property::Bounded),
+    (Bug::KeptUnchecked, Property::WholeFinals),
+    (Bug::RecallUnchecked, Property::Law),
 ];
 
 #[test]
