@@ -83,6 +83,17 @@ pub enum Lock {
     Exclusive,
 }
 
+/// How much of the changes of a file its kernel sees. Each sees what those before it do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sight {
+    /// Another host or program may change it unseen.
+    Some,
+    /// All of them; not always by the times.
+    All,
+    /// Each gives it another ctime, stores to mappings too.
+    AllByCtime,
+}
+
 /// One run of a kernel.
 pub type BootId = [u8; 16];
 
@@ -283,9 +294,11 @@ pub trait File: Clone + Send + Sync + 'static {
     /// Whether the lease taken is still held.
     fn lease_held(&self) -> impl Future<Output = io::Result<bool>> + Send;
 
-    /// Whether every change of the content, through a mapping too, gives the file another ctime. (Some file systems are not told of
-    /// what is written through mappings.)
-    fn ctime_tells(&self) -> impl Future<Output = io::Result<bool>> + Send;
+    /// How much the kernel sees of who changes the files of its file system.
+    fn sight(&self) -> impl Future<Output = io::Result<Sight>> + Send;
+
+    /// Tells the mount that the file was reached by from all others of this run of the kernel, later ones too; `None` where the kernel does not.
+    fn mount(&self) -> impl Future<Output = io::Result<Option<u64>>> + Send;
 
     /// What of the file a move does not carry; names and mode are judged as they were when it was opened. The owner is not judged here.
     fn uncarried(&self) -> impl Future<Output = io::Result<Uncarried>> + Send;

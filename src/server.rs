@@ -47,6 +47,8 @@ pub struct Roots<F: Fs, C: Clock> {
     limits: Limits,
     server: [u8; 16],
     served: BTreeMap<String, Served<F>>,
+    /// Held while it is tidied up: a disk that hangs is not asked again.
+    tidying: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A directory of the host that is served.
@@ -64,6 +66,7 @@ impl<F: Fs, C: Clock> Roots<F, C> {
             limits,
             server,
             served: BTreeMap::new(),
+            tidying: Arc::default(),
         }
     }
 
@@ -81,14 +84,16 @@ impl<F: Fs, C: Clock> Roots<F, C> {
         Ok(())
     }
 
-    /// Remembers hashes of sources in the directory at `path` of the host too, to which nobody else may write, for later processes.
+    /// Remembers hashes of sources in the directory at `path` of the host too, for later processes; `PermissionDenied` where anybody but this user may write
+    /// to it.
     pub async fn remember_in(&self, path: &Path) -> std::io::Result<()> {
         let (fs, path) = (self.fs.clone(), path.to_owned());
         let stores: Vec<_> = self.served.values().map(|served| served.store.clone()).collect();
+        let owner = rustix::process::geteuid().as_raw();
         let remembered = self.fs.offload(async move {
             let dir = fs.open_root(&path).await?;
             for store in stores {
-                store.remember_in(dir.clone()).await?;
+                store.remember_in(dir.clone(), owner).await?;
             }
             Ok(())
         });
@@ -97,9 +102,13 @@ impl<F: Fs, C: Clock> Roots<F, C> {
 
     /// Closes partials that were kept open for too long.
     pub async fn tidy(&self) {
+        let Ok(tidying) = self.tidying.clone().try_lock_owned() else {
+            return;
+        };
         let now = self.clock.now();
         let stores: Vec<_> = self.served.values().map(|served| served.store.clone()).collect();
         let tidied = self.fs.offload(async move {
+            let _tidying = tidying;
             for store in stores {
                 store.tidy(now).await;
             }

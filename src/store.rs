@@ -126,9 +126,10 @@ impl<F: Fs> Store<F> {
         }
     }
 
-    /// Remembers hashes of sources in `dir` too, for later processes of the same run of the kernel. Nobody else may write to it.
-    pub async fn remember_in(&self, dir: F::Dir) -> io::Result<()> {
-        self.inner.recall.remember_in(dir).await
+    /// Remembers hashes of sources in `dir` too, for later processes of the same run of the kernel. `PermissionDenied` where anybody but its `owner`, the
+    /// user of this process, may write to it.
+    pub async fn remember_in(&self, dir: F::Dir, owner: u32) -> io::Result<()> {
+        self.inner.recall.remember_in(dir, owner).await
     }
 
     /// Fails with `Replaced` when `there` is not this root.
@@ -490,6 +491,7 @@ impl<F: Fs> Store<F> {
 
     /// Removes `part`, open as `file` and `found` so, which is no partial of use. When it is a second name of a file, that is changed by it.
     async fn remove_twin(&self, dir: &F::Dir, part: &Name, file: &F::File, found: &Metadata) -> io::Result<()> {
+        self.let_go(&found.version);
         /// Few have any.
         const TWINS_MAX: usize = 1000;
         ignore_missing(dir.unlink(part).await)?;

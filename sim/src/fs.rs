@@ -17,7 +17,7 @@
 use std::{future::Future, io, path::Path, sync::Arc};
 
 use realize::{
-    fs::{BootId, Dir, File, Fs, JobLost, Lock, Metadata, Place, Rename},
+    fs::{BootId, Dir, File, Fs, JobLost, Lock, Metadata, Place, Rename, Sight},
     model::{Name, RelPath, Timestamp, Uncarried},
 };
 use rustix::io::Errno;
@@ -523,8 +523,18 @@ impl File for SimFile {
         .await
     }
 
-    async fn ctime_tells(&self) -> io::Result<bool> {
-        self.own(Op::LeaseHeld, |tree, _, _| Ok(tree.refusals.maps_tell)).await
+    async fn sight(&self) -> io::Result<Sight> {
+        self.own(Op::LeaseHeld, |tree, _, _| {
+            Ok(match tree.refusals.maps_tell {
+                true => Sight::AllByCtime,
+                false => Sight::All,
+            })
+        })
+        .await
+    }
+
+    async fn mount(&self) -> io::Result<Option<u64>> {
+        Ok(Some(self.0.fs.disk.machine().boots()))
     }
 
     async fn uncarried(&self) -> io::Result<Uncarried> {

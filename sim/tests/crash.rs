@@ -4,7 +4,7 @@ use std::{future::Future, path::Path, sync::Arc, time::Duration};
 
 use realize::{
     clock::Clock,
-    fs::{Dir, File, Fs, Rename, write_all},
+    fs::{Dir, File, Fs, Rename, Sight, write_all},
     model::{Name, RelPath},
 };
 use realize_sim::{clock::SimClock, fs::*, random::Random};
@@ -534,12 +534,12 @@ fn a_writer_through_a_mapping_is_seen_by_some_file_systems_times_and_refuses_the
         );
         let file = root(&disk).await.open(&n("a")).await.unwrap();
         assert!(file.lease().await.is_err());
-        assert!(!file.ctime_tells().await.unwrap());
+        assert_eq!(file.sight().await.unwrap(), Sight::All);
         disk.refuse(Refusals {
             maps_tell: true,
             ..Refusals::default()
         });
-        assert!(file.ctime_tells().await.unwrap());
+        assert_eq!(file.sight().await.unwrap(), Sight::AllByCtime);
         mapping.write(0, b"BE").unwrap();
         assert_ne!(disk.stat("a").unwrap(), before);
         drop(mapping);

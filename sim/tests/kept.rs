@@ -204,7 +204,10 @@ fn what_was_not_written_whole_is_not_known() {
             },
             kind: Kind::Error(Errno::NOSPC),
         });
-        write(&bench.store, &partial, 0).await.unwrap_err();
+        partial
+            .write_chunk(&bench.store, 0, &chunk(1), false, ())
+            .await
+            .unwrap_err();
         bench.store.keep(&partial).await;
         let partial = bench.open().await;
         assert_eq!(bench.compared(&partial).await, (vec![true, true, false], CHUNK_BYTES));
@@ -349,5 +352,43 @@ fn its_lock_is_free() {
         let root = bench.disk.fs().open_root(Path::new("/")).await.unwrap();
         let file = root.open(&Name::new(PART).unwrap()).await.unwrap();
         file.try_lock(Lock::Exclusive).await.unwrap();
+    });
+}
+
+/// A peer that may write must not leave a hash behind that a later one takes for its file's.
+#[test]
+fn zeros_that_come_after_other_bytes_are_written() {
+    run(async {
+        let bench = Bench::new().await;
+        let zeros = Bytes::from(vec![0; CHUNK_BYTES as usize]);
+        let partial = bench.open().await;
+        for index in [0, 2] {
+            write(&bench.store, &partial, index).await.unwrap();
+            partial
+                .write_chunk(&bench.store, index, &zeros, true, ())
+                .await
+                .unwrap();
+        }
+        bench.store.keep(&partial).await;
+        assert_eq!(bench.disk.read(PART).unwrap()[..CHUNK_BYTES as usize], zeros[..]);
+        let partial = bench.open().await;
+        let hash = hash_chunk(SIZE, 2, &zeros);
+        let equal = partial.compare(&bench.store, 2, &[hash], 0).await.unwrap();
+        assert_eq!(equal, [true]);
+        assert_eq!(bench.disk.read(PART).unwrap()[2 * CHUNK_BYTES as usize..], zeros[..]);
+    });
+}
+
+#[test]
+fn holes_stay_holes_from_one_move_to_the_next() {
+    run(async {
+        let bench = Bench::new().await;
+        let zeros = Bytes::from(vec![0; CHUNK_BYTES as usize]);
+        for _ in 0..2 {
+            let partial = bench.open().await;
+            partial.write_chunk(&bench.store, 1, &zeros, true, ()).await.unwrap();
+            bench.store.keep(&partial).await;
+        }
+        assert_eq!(bench.machine.bytes(1, Op::Write), 0);
     });
 }

@@ -4,10 +4,10 @@ use std::{future::Future, path::Path};
 
 use realize::{
     digest::{CHUNK_BYTES, ChunkHash},
-    fs::Fs,
+    fs::{Dir, Fs},
     limits::Limits,
     model::{RelPath, Timestamp},
-    service::FileRef,
+    service::{FileRef, ServiceError},
     store::{Source, Store},
 };
 use realize_sim::fs::*;
@@ -66,7 +66,9 @@ impl Bench {
             false,
             self.disk.fs().boot(),
         );
-        store.remember_in(root(self.state.clone()).await).await.unwrap();
+        let dir = root(self.state.clone()).await;
+        let owner = dir.metadata().await.unwrap().uid;
+        store.remember_in(dir, owner).await.unwrap();
         store
     }
 
@@ -236,6 +238,52 @@ fn what_is_gone_or_can_not_be_read_is_forgotten() {
         let Source::File(file) = &source else { panic!("a file") };
         file.hash_chunk(CHUNKS - 1).await.unwrap_err();
         assert_eq!((bench.files(), bench.hashes(&source).await.1), (0, CHUNKS));
+    });
+}
+
+/// Hashes that are wrong have been believed of other chunks, so nothing is taken for proven.
+#[test]
+fn what_differs_from_what_was_remembered_stops_the_file() {
+    run(async {
+        let bench = Bench::new();
+        bench.hashes_of_process().await;
+        let store = bench.process().await;
+        // By a means that no time tells of.
+        bench.disk.refuse(Refusals {
+            maps_tell: false,
+            ..Refusals::default()
+        });
+        bench
+            .disk
+            .open_writer("film")
+            .unwrap()
+            .map()
+            .write(5, b"other")
+            .unwrap();
+        bench.disk.refuse(Refusals {
+            maps_tell: true,
+            ..Refusals::default()
+        });
+        let source = bench.open(&store).await;
+        let Source::File(file) = &source else { panic!("a file") };
+        let read = file.read_chunk(0).await;
+        assert_eq!(read.err(), Some(ServiceError::Changed));
+        assert_eq!(bench.files(), 0);
+        let (hashes, read) = bench.hashes(&bench.open(&store).await).await;
+        assert_eq!((hashes.len() as u64, read), (CHUNKS, CHUNKS));
+    });
+}
+
+#[test]
+fn where_others_may_write_nothing_is_remembered() {
+    run(async {
+        let bench = Bench::new();
+        let root = bench.state.fs().open_root(Path::new("/")).await.unwrap();
+        let metadata = root.metadata().await.unwrap();
+        let store = bench.process().await;
+        assert!(store.remember_in(root.clone(), metadata.uid + 1).await.is_err());
+        root.set_meta(0o770, metadata.version.mtime).await.unwrap();
+        assert!(store.remember_in(root, metadata.uid).await.is_err());
     });
 }
 

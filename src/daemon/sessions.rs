@@ -187,7 +187,8 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
         };
         let stale = self.state().take(is_stale);
         self.end_each(stale).await;
-        self.roots.tidy().await;
+        // A disk that hangs is not waited for.
+        let _tidied = timeout(&self.clock, self.limits.handshake / 2, self.roots.tidy()).await;
     }
 
     /// Ends all sessions.

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     digest::ChunkHash,
-    fs::{Dir, File, Fs},
+    fs::{Dir, File, Fs, Sight},
     limits::Limits,
     model::{Name, Timestamp, Version},
     planted::{Bug, planted},
@@ -43,9 +43,10 @@ enum Chunk {
 }
 
 impl Remembered {
-    /// A write to chunk `index` begins.
-    pub fn begin(&mut self, index: u64) {
-        let Some(chunk) = self.entry(index) else { return };
+    /// A write to chunk `index` begins. Whether this process may have written to it before.
+    pub fn begin(&mut self, index: u64) -> bool {
+        let was_there = self.chunks.contains_key(&index);
+        let Some(chunk) = self.entry(index) else { return false };
         *chunk = match chunk {
             Chunk::Written { by, .. } => Chunk::Written {
                 by: *by + 1,
@@ -56,6 +57,7 @@ impl Remembered {
                 by_one_alone: true,
             },
         };
+        was_there
     }
 
     /// A write to chunk `index` has ended, whole if there is a `hash`.
@@ -122,7 +124,7 @@ impl Drop for Remembered {
 }
 
 /// A partial that is kept open.
-pub(super) struct Kept<F: Fs> {
+struct Kept<F: Fs> {
     file: F::File,
     /// As it was left.
     version: Version,
@@ -167,10 +169,10 @@ impl<F: Fs> Keeping<F> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is kept of the inode of `version`, no more from now on.
-    pub fn take(&self, version: &Version) -> Option<Kept<F>> {
+    /// What is kept that `is_it`, no more from now on.
+    fn take_if(&self, is_it: impl FnMut(&Kept<F>) -> bool) -> Option<Kept<F>> {
         let mut all = self.lock();
-        let at = all.iter().position(|kept| kept.version.is_same_inode(version))?;
+        let at = all.iter().position(is_it)?;
         all.remove(at)
     }
 
@@ -207,15 +209,21 @@ impl<F: Fs> Store<F> {
             remembered,
             seen: None,
         };
+        // Closed outside of the lock.
         let _oldest = {
             let mut all = self.inner.keeping.lock();
             all.push_back(kept);
-            (all.len() > self.inner.limits.partials_kept).then(|| all.pop_front())
+            let count = all.len().saturating_sub(self.inner.limits.partials_kept);
+            all.drain(..count).collect::<Vec<_>>()
         };
     }
 
     async fn mark_kept(&self, partial: &Partial<F>, file: &F::File) -> Option<Version> {
         self.ensure_safe().ok()?;
+        // Whoever goes on with it must be seen.
+        if file.sight().await.ok()? < Sight::All {
+            return None;
+        }
         let (dir, part) = partial.place();
         let found = match lock_named(dir, part, file).await {
             Ok(Locked::Yes(found)) if found.links == 1 => found.version,
@@ -231,7 +239,8 @@ impl<F: Fs> Store<F> {
     /// The partial `part` of a file of `size` bytes, locked, if it was kept open and nobody has written to it since; its length.
     pub(super) async fn take_kept(&self, dir: &F::Dir, part: &Name, size: u64) -> Option<(F::File, u64, Remembered)> {
         let found = dir.stat(part).await.ok()?.version;
-        let kept = self.inner.keeping.take(&found)?;
+        let keeping = &self.inner.keeping;
+        let kept = keeping.take_if(|kept| kept.version.is_same_inode(&found))?;
         let Ok(Locked::Yes(now)) = lock_named(dir, part, &kept.file).await else {
             return None;
         };
@@ -239,21 +248,26 @@ impl<F: Fs> Store<F> {
         (is_it && kept.size == size).then_some((kept.file, now.version.size, kept.remembered))
     }
 
-    /// Closes what was kept open for too long by `now`, a time of a monotonic clock, or is somebody else's by now.
+    /// Closes what was kept open for too long by `now`, a time of a monotonic clock, or is not what it was.
     pub async fn tidy(&self, now: Duration) {
-        let all = std::mem::take(&mut *self.inner.keeping.lock());
-        let mut stay = VecDeque::new();
-        for mut kept in all {
-            let since = *kept.seen.get_or_insert(now);
-            let found = kept.file.metadata().await.map(|found| found.version);
-            if found.is_ok_and(|found| found == kept.version)
-                && now.saturating_sub(since) < self.inner.limits.partials_kept_for
-            {
-                stay.push_back(kept);
+        let keeping = &self.inner.keeping;
+        let all: Vec<_> = {
+            let mut all = keeping.lock();
+            all.iter_mut()
+                .map(|kept| (kept.file.clone(), kept.version, *kept.seen.get_or_insert(now)))
+                .collect()
+        };
+        for (file, version, since) in all {
+            let found = file.metadata().await.map(|found| found.version);
+            let is_old = now.saturating_sub(since) >= self.inner.limits.partials_kept_for;
+            if is_old || !found.is_ok_and(|found| found == version) {
+                drop(keeping.take_if(|kept| kept.version == version));
             }
         }
-        let mut all = self.inner.keeping.lock();
-        stay.append(&mut all);
-        *all = stay;
+    }
+
+    /// Nobody else shall see `found` open for writing here, nor its room taken once it is gone.
+    pub(super) fn let_go(&self, found: &Version) {
+        drop(self.inner.keeping.take_if(|kept| kept.version.is_same_inode(found)));
     }
 }

@@ -321,10 +321,18 @@ impl<F: Fs> Partial<F> {
         self.ensure_partial()?;
         store.ensure_safe()?;
         let start = index * CHUNK_BYTES;
-        self.remembered()
-            .iter_mut()
-            .for_each(|remembered| remembered.begin(index));
-        let written = if sparse && start >= self.found_len {
+        let known = self.remembered().as_ref().and_then(|remembered| remembered.get(index));
+        if let Some(known) = known
+            && known == hash.unwrap_or_else(|| hash_chunk(self.size, index, data))
+        {
+            return self.hashes.add(index, known);
+        }
+        // Where something was written before, zeros have to be written as well.
+        let is_again = self
+            .remembered()
+            .as_mut()
+            .is_some_and(|remembered| remembered.begin(index));
+        let written = if sparse && start >= self.found_len && !is_again {
             self.write_around_zeros(start, data).await
         } else {
             write_all(&self.file, start, data).await
@@ -505,7 +513,7 @@ impl<F: Fs> Store<F> {
         let is_held = held.is_some_and(|held| held.is_same_inode(&found));
         // Locked until it is gone.
         if is_held || matches!(lock_named(dir, &part, &file).await?, Locked::Yes(_)) {
-            drop(self.inner.keeping.take(&found));
+            self.let_go(&found);
             ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))?;
         }
         Ok(())

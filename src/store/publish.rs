@@ -79,6 +79,7 @@ impl<F: Fs> Store<F> {
         let found = self.ensure_final_is(dir, name, version).await?;
         // Were its name lost by a crash, what should have replaced it would be beside nothing, and nobody could tell whose that is.
         self.make_name_durable(dir, &found.version).await?;
+        self.let_go(&found.version);
         // Who is writing to the old one would lose it without a word.
         let old = match dir.open(name).await {
             Ok(old) => {

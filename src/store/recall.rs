@@ -85,8 +85,12 @@ impl<F: Fs> Recall<F> {
         }
     }
 
-    /// Remembers in `dir` too, which nobody else may write to.
-    pub async fn remember_in(&self, dir: F::Dir) -> io::Result<()> {
+    /// Remembers in `dir` too, if nobody but its owner may write to it.
+    pub async fn remember_in(&self, dir: F::Dir, owner: u32) -> io::Result<()> {
+        let metadata = dir.metadata().await?;
+        if metadata.uid != owner || metadata.mode & 0o022 != 0 {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         let mut found = Vec::new();
         for name in dir.names().await? {
             if name.as_bytes().ends_with(SUFFIX)
@@ -104,15 +108,18 @@ impl<F: Fs> Recall<F> {
         Ok(())
     }
 
-    /// What is known of `version`, which may be added to.
-    pub async fn of(&self, version: &Version, boot: &BootId) -> Arc<SourceHashes<F>> {
-        let key = key(version, boot);
+    /// What is known of `version`, which may be added to. Longer than this process lives it is only where a mount is told from later ones: a device
+    /// that was taken away may have lost times of a file whose data it has.
+    pub async fn of(&self, version: &Version, boot: &BootId, mount: Option<u64>) -> Arc<SourceHashes<F>> {
+        let key = key(version, boot, mount);
         let find = |all: &VecDeque<Arc<SourceHashes<F>>>| all.iter().find(|known| known.key == key).cloned();
         let found = find(&self.lock());
         if let Some(known) = found {
             return known;
         }
-        let hashes = Arc::new(self.load(key).await);
+        let is_told = *boot != BootId::default() && mount.is_some();
+        let dir = self.dir.get().filter(|_| is_told).cloned();
+        let hashes = Arc::new(self.load(key, dir).await);
         let mut all = self.lock();
         if let Some(other) = find(&all) {
             return other;
@@ -125,8 +132,7 @@ impl<F: Fs> Recall<F> {
         hashes
     }
 
-    async fn load(&self, key: [u8; 32]) -> SourceHashes<F> {
-        let dir = self.dir.get().cloned();
+    async fn load(&self, key: [u8; 32], dir: Option<F::Dir>) -> SourceHashes<F> {
         let mut hashes = SourceHashes {
             key,
             state: Mutex::new(State {
@@ -165,13 +171,17 @@ impl<F: Fs> SourceHashes<F> {
         self.lock().hashes.get(&index).copied()
     }
 
-    /// Chunk `index` was read.
-    pub async fn put(&self, index: u64, hash: ChunkHash) {
+    /// Chunk `index` was read. False when something else was known of it: nothing is any more.
+    pub async fn put(&self, index: u64, hash: ChunkHash) -> bool {
         match self.add(index, hash) {
             Added::Is => {}
             Added::New => self.write().await,
-            Added::Differs => self.forget().await,
+            Added::Differs => {
+                self.forget().await;
+                return false;
+            }
         }
+        true
     }
 
     fn add(&self, index: u64, hash: ChunkHash) -> Added {
@@ -291,8 +301,8 @@ impl<F: Fs> Drop for SourceHashes<F> {
 
 const SUFFIX: &[u8] = b".hashes";
 
-/// What a version of a file is known by, as long as the kernel runs.
-fn key(version: &Version, boot: &BootId) -> [u8; 32] {
+/// What a version of a file is known by, as long as the kernel runs and the file system stays mounted.
+fn key(version: &Version, boot: &BootId, mount: Option<u64>) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_derive_key("realize 2026-11 hashes of a source");
     let Version {
         dev,
@@ -302,7 +312,7 @@ fn key(version: &Version, boot: &BootId) -> [u8; 32] {
         ctime,
     } = version;
     hasher.update(boot);
-    for number in [*dev, *ino, *size] {
+    for number in [mount.unwrap_or(0), *dev, *ino, *size] {
         hasher.update(&number.to_le_bytes());
     }
     for time in [mtime, ctime] {

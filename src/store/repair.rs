@@ -178,7 +178,7 @@ impl<F: Fs> SourceFile<F> {
             return Ok(left(delta.literal_bytes, delta.shift));
         }
         let hash = hash_chunk(size, index, chunk);
-        self.was_read(index, hash).await;
+        self.was_read(index, hash).await?;
         let sparse = self.has_hole(start, chunk).await?;
         let packed = delta::compress(&delta.bytes).map_err(|e| ServiceError::io("compress", &e))?;
         let (form, bytes) = match packed {

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::{Store, ignore_missing, is_any, is_unsupported, names, recall::SourceHashes};
 use crate::{
     digest::{CHUNK_BYTES, ChunkHash, FileHasher, chunk_count, chunk_len, digest, hash_chunk},
-    fs::{Dir, File, Fs, Lock, Metadata, Rename, read_full},
+    fs::{Dir, File, Fs, Lock, Metadata, Rename, Sight, read_full},
     model::{Digest, Name, RelPath, Timestamp, Uncarried, Version},
     planted::{Bug, planted},
     service::{Answer, Chunk, Content, FileRef, ServiceError},
@@ -61,7 +61,7 @@ impl<F: Fs> SourceFile<F> {
         let start = index * CHUNK_BYTES;
         let data = self.read_range(start, len).await?;
         let hash = hash_chunk(size, index, &data);
-        self.was_read(index, hash).await;
+        self.was_read(index, hash).await?;
         let sparse = self.has_hole(start, &data).await?;
         Ok(Chunk {
             data: data.into(),
@@ -101,10 +101,12 @@ impl<F: Fs> SourceFile<F> {
         }
     }
 
-    /// Chunk `index` was read, of a state of the file that was proven.
-    pub(super) async fn was_read(&self, index: u64, hash: ChunkHash) {
-        if let Some(hashes) = &self.hashes {
-            hashes.put(index, hash).await;
+    /// Chunk `index` was read, of a state of the file that was proven. `Changed` when something else was remembered of it: then others that were are not to
+    /// be believed either.
+    pub(super) async fn was_read(&self, index: u64, hash: ChunkHash) -> Answer<()> {
+        match &self.hashes {
+            Some(hashes) if !hashes.put(index, hash).await => Err(ServiceError::Changed),
+            _ => Ok(()),
         }
     }
 
@@ -275,6 +277,7 @@ impl<F: Fs> Store<F> {
             // Where there are no locks the law rests on the versions alone: see "What the law needs" in docs/design.md.
             _ => {}
         }
+        self.let_go(&file.opened().version);
         let leased = match file.lease().await {
             Ok(()) => true,
             Err(error) if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) => return Err(being_written()),
@@ -310,11 +313,14 @@ impl<F: Fs> Store<F> {
             .uncarried()
             .await
             .map_err(|e| ServiceError::io("read the attributes of", &e))?;
-        // A write within the same tick of the clock would not change it.
-        let is_settled = is_older(version.ctime, SETTLED, wall);
+        // A write within the same tick of the clock would not change it. (Where seconds are counted, one after a step of the clock might not.)
+        let is_settled = is_older(version.ctime, SETTLED, wall) && version.ctime.nanos != 0;
         let is_large = chunk_count(version.size) >= self.inner.limits.recalled_chunks;
-        let hashes = match is_large && leased && is_settled && file.ctime_tells().await.unwrap_or(false) {
-            true => Some(self.inner.recall.of(&version, &self.inner.boot).await),
+        let hashes = match is_large && leased && is_settled && file.sight().await.ok() == Some(Sight::AllByCtime) {
+            true => {
+                let mount = file.mount().await.unwrap_or(None);
+                Some(self.inner.recall.of(&version, &self.inner.boot, mount).await)
+            }
             false => None,
         };
         Ok(Source::File(SourceFile {

@@ -151,6 +151,7 @@ impl<F: Fs> Store<F> {
             // The ctime: the mtime may be the source's already.
             let is_old = is_older(metadata.version.ctime, self.inner.limits.orphan_age, wall);
             if is_old && matches!(lock_named(&dir, &name, &file).await?, Locked::Yes(_)) {
+                self.let_go(&metadata.version);
                 ignore_missing(dir.unlink(&name).await).map_err(|e| ServiceError::io("remove", &e))?;
                 removed += 1;
             }

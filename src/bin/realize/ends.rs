@@ -150,22 +150,24 @@ pub fn sync_name_of(path: &Path) -> Result<()> {
     }
 }
 
-/// The directory where hashes are remembered from one run to the next, made if it is missing; `None` where there can't be one that nobody else
-/// writes to, or where it would itself be moved.
+/// The directory where hashes are remembered from one run to the next, made if it is missing; `None` where this user has none, or it would itself
+/// be moved.
 pub fn state_dir(sources: &[SourceRoot]) -> Option<PathBuf> {
-    let of_user = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
-    let of_user = of_user
-        .filter(|dir| dir.is_absolute())
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))?;
-    let dir = of_user.join("realize/hashes");
+    let named = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    let (base, below) = match named.filter(|dir| dir.is_absolute()) {
+        Some(dir) => (dir, "realize/hashes"),
+        None => (PathBuf::from(std::env::var_os("HOME")?), ".local/state/realize/hashes"),
+    };
+    // As root with the environment of another user, what is there is that user's to change, and what were made root's.
+    if fs::metadata(&base).ok()?.uid() != rustix::process::geteuid().as_raw() {
+        return None;
+    }
+    let dir = base.join(below);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).ok()?;
-    let metadata = fs::metadata(&dir).ok()?;
-    let is_ours = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o022 == 0;
-    let is_source = sources.iter().any(|source| {
-        let inode = inode_of(&source.path);
-        inode.map_or(true, |inode| is_within(&dir, inode).unwrap_or(true))
-    });
-    (is_ours && !is_source).then_some(dir)
+    let mut whole = sources.iter().filter(|source| source.files.is_none());
+    let is_moved =
+        whole.any(|source| inode_of(&source.path).map_or(true, |inode| is_within(&dir, inode).unwrap_or(true)));
+    (!is_moved).then_some(dir)
 }
 
 /// What a source is.

@@ -12,15 +12,15 @@ use std::{
 use rustix::{
     buffer::spare_capacity,
     fs::{
-        Advice, FlockOperation, SeekFrom, fadvise, flistxattr, flistxattr_query, flock, fstat, fstatfs, fsync,
-        ftruncate, seek,
+        Advice, AtFlags, FlockOperation, SeekFrom, StatxFlags, fadvise, flistxattr, flistxattr_query, flock, fstat,
+        fstatfs, fsync, ftruncate, seek, statx,
     },
     io::{Errno, pread, pwrite},
 };
 
 use super::{lease, lock_operation, metadata, set_meta};
 use crate::{
-    fs::{File, Lock, Metadata},
+    fs::{File, Lock, Metadata, Sight},
     model::{Timestamp, Uncarried},
 };
 
@@ -194,8 +194,21 @@ impl File for OsFile {
         }
     }
 
-    async fn ctime_tells(&self) -> io::Result<bool> {
-        Ok(MAPPINGS_TOLD_MAGICS.contains(&(fstatfs(self.fd())?.f_type as u32)))
+    async fn sight(&self) -> io::Result<Sight> {
+        let magic = fstatfs(self.fd())?.f_type as u32;
+        Ok(match magic {
+            magic if MAPPINGS_TOLD_MAGICS.contains(&magic) => Sight::AllByCtime,
+            magic if LEASE_MAGICS.contains(&magic) => Sight::All,
+            _ => Sight::Some,
+        })
+    }
+
+    async fn mount(&self) -> io::Result<Option<u64>> {
+        // STATX_MNT_ID_UNIQUE, since Linux 6.8.
+        let unique = StatxFlags::from_bits_retain(0x4000);
+        let found = statx(self.fd(), "", AtFlags::EMPTY_PATH, unique)?;
+        let is_told = found.stx_mask & unique.bits() != 0;
+        Ok(is_told.then_some(found.stx_mnt_id))
     }
 
     async fn uncarried(&self) -> io::Result<Uncarried> {
