@@ -139,6 +139,12 @@ pub fn plant_everywhere(bug: Option<Bug>) {
     }
 }
 
+/// Which is on for all threads.
+#[cfg(realize_planted)]
+pub fn planted_everywhere() -> Option<Bug> {
+    ON_EVERYWHERE.get().copied()
+}
+
 /// Whether `bug` is on.
 #[cfg(not(realize_planted))]
 #[inline(always)]

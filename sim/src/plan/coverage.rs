@@ -104,8 +104,8 @@ impl Coverage {
         self.0.iter().map(|((fault, step), count)| (*fault, &**step, *count))
     }
 
-    /// What was never tried; of lines only when there were any.
-    pub fn missing(&self, has_lines: bool) -> Vec<(&'static str, &'static str)> {
+    /// What plans of all scenarios have never tried.
+    pub fn missing(&self) -> Vec<(&'static str, &'static str)> {
         let all = |faults: &'static [&'static str], steps: &'static [&'static str]| {
             let pairs = faults
                 .iter()
@@ -113,18 +113,13 @@ impl Coverage {
             pairs.collect::<Vec<_>>()
         };
         let mut expected = [all(ANYWHERE, STEPS), SOMEWHERE.to_vec()].concat();
-        if has_lines {
-            expected.extend(all(TROUBLES, CALLS));
-            expected.extend([
-                ("Hangs", "connecting"),
-                ("Refused", "connecting"),
-                ("Slow", "connecting"),
-            ]);
-        }
+        expected.extend(all(TROUBLES, CALLS));
+        expected.extend(["Hangs", "Refused", "Slow"].map(|line| (line, "connecting")));
         let is_met = |fault, step: &str| self.0.contains_key(&(fault, step.to_owned()));
         expected.retain(|(fault, step)| !is_met(fault, step));
-        let rare = RARE_CALLS.iter().filter(|_| has_lines);
-        let unmet = rare.filter(|call| !TROUBLES.iter().any(|trouble| is_met(trouble, call)));
+        let unmet = RARE_CALLS
+            .iter()
+            .filter(|call| !TROUBLES.iter().any(|trouble| is_met(trouble, call)));
         expected.extend(unmet.map(|call| ("any trouble", *call)));
         expected
     }

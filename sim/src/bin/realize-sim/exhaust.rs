@@ -71,7 +71,8 @@ pub fn run(plans: Vec<Plan>, bounds: Bounds, jobs: usize) -> ExitCode {
     }
     println!("See it by:");
     println!(
-        "cargo run -p realize-sim --profile sim -- exhaust --states {} --recoveries {} --kills {} --plan '{}'",
+        "{} exhaust --states {} --recoveries {} --kills {} --plan '{}'",
+        super::command(),
         bounds.states,
         bounds.recoveries,
         bounds.kills,

@@ -102,7 +102,11 @@ fn scenario(text: &str) -> Result<Scenario, String> {
         ("send", Scenario::Send),
         ("fetch", Scenario::Fetch),
     ];
-    let found = known.into_iter().find(|(name, _)| *name == text);
+    // As plans have it too.
+    let of_plan = |scenario: Scenario| format!("{scenario:?}") == text;
+    let found = known
+        .into_iter()
+        .find(|(name, scenario)| *name == text || of_plan(*scenario));
     found
         .map(|(_, scenario)| scenario)
         .ok_or_else(|| "one-disk, two-disks, send or fetch".into())
@@ -133,6 +137,9 @@ fn main() -> ExitCode {
                 kills,
             };
             match plan.as_deref().map(Plan::parse).transpose() {
+                Ok(Some(plan)) if plan.scenario.is_remote() => {
+                    refuse("exhaust takes plans of one host, OneDisk or TwoDisks; replay takes this one")
+                }
                 Ok(Some(plan)) => exhaust::run(vec![plan], bounds, 1),
                 Ok(None) => exhaust::run(exhaust::plans(seeds.unwrap_or_default()), bounds, jobs),
                 Err(error) => refuse(&error),
@@ -157,6 +164,17 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// How this program is run again as it is built, before what it is to do.
+fn command() -> String {
+    #[cfg(realize_planted)]
+    if let Some(bug) = realize::planted::planted_everywhere() {
+        return format!(
+            "RUSTFLAGS='--cfg realize_planted' CARGO_TARGET_DIR=target/planted cargo run -p realize-sim -- --plant {bug:?}"
+        );
+    }
+    "cargo run -p realize-sim --profile sim --".into()
 }
 
 fn refuse(error: &str) -> ExitCode {
