@@ -112,6 +112,11 @@ impl FileHasher {
         Ok(())
     }
 
+    /// The hash of chunk `index` that waits for an earlier one, if it does.
+    pub fn waiting(&self, index: u64) -> Option<ChunkHash> {
+        self.ahead.get(&index).copied()
+    }
+
     /// The first chunk that is still missing; the count of chunks when none is.
     pub fn next_missing(&self) -> u64 {
         self.next

@@ -392,3 +392,39 @@ fn holes_stay_holes_from_one_move_to_the_next() {
         assert_eq!(bench.machine.bytes(1, Op::Write), 0);
     });
 }
+
+/// What came twice, or was cut meanwhile, is read back before it counts.
+#[test]
+fn what_a_digest_is_told_of_is_what_is_on_the_disk() {
+    type Meanwhile = for<'a> fn(&'a Bench, &'a Partial<SimFs>) -> futures::future::BoxFuture<'a, ()>;
+    let cases: [(bool, Meanwhile); 3] = [
+        (true, |_, _| Box::pin(async {})),
+        (false, |bench, partial| {
+            Box::pin(async {
+                // While the first is missing, it waits.
+                partial
+                    .write_chunk(&bench.store, 2, &chunk(0), false, ())
+                    .await
+                    .unwrap();
+                write(&bench.store, partial, 2).await.unwrap();
+            })
+        }),
+        (false, |_, partial| {
+            Box::pin(async { partial.truncate(0).await.unwrap() })
+        }),
+    ];
+    for (counts, meanwhile) in cases {
+        run(async {
+            let bench = Bench::new().await;
+            let partial = bench.open().await;
+            for index in [1, 2] {
+                write(&bench.store, &partial, index).await.unwrap();
+            }
+            meanwhile(&bench, &partial).await;
+            write(&bench.store, &partial, 0).await.unwrap();
+            let before = bench.machine.bytes(1, Op::Read);
+            while !partial.read_back(1).await.unwrap_or(true) {}
+            assert_eq!(bench.machine.bytes(1, Op::Read) == before, counts);
+        });
+    }
+}

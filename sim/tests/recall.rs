@@ -8,7 +8,7 @@ use realize::{
     limits::Limits,
     model::{RelPath, Timestamp},
     service::{FileRef, ServiceError},
-    store::{Source, Store},
+    store::{Source, SourceFile, Store},
 };
 use realize_sim::fs::*;
 use rustix::io::Errno;
@@ -264,10 +264,19 @@ fn what_differs_from_what_was_remembered_stops_the_file() {
             maps_tell: true,
             ..Refusals::default()
         });
-        let source = bench.open(&store).await;
-        let Source::File(file) = &source else { panic!("a file") };
-        let read = file.read_chunk(0).await;
-        assert_eq!(read.err(), Some(ServiceError::Changed));
+        let [source, other] = [bench.open(&store).await, bench.open(&store).await];
+        fn file(source: &Source<SimFs>) -> &SourceFile<SimFs> {
+            match source {
+                Source::File(file) => file,
+                Source::Link { .. } => panic!("a file"),
+            }
+        }
+        file(&source).hash_chunk(1).await.unwrap();
+        file(&other).hash_chunk(2).await.unwrap();
+        assert_eq!(file(&source).read_chunk(0).await.err(), Some(ServiceError::Changed));
+        for source in [&source, &other] {
+            assert_eq!(store.delete_source(source, None).await, Err(ServiceError::Changed));
+        }
         assert_eq!(bench.files(), 0);
         let (hashes, read) = bench.hashes(&bench.open(&store).await).await;
         assert_eq!((hashes.len() as u64, read), (CHUNKS, CHUNKS));

@@ -245,7 +245,12 @@ impl<F: Fs> Store<F> {
             return None;
         };
         let is_it = now.links == 1 && now.version == kept.version || planted(Bug::KeptUnchecked);
-        (is_it && kept.size == size).then_some((kept.file, now.version.size, kept.remembered))
+        if is_it && kept.size == size {
+            return Some((kept.file, now.version.size, kept.remembered));
+        }
+        // Who tidies up may have it open for a moment more.
+        kept.file.unlock().await.ok();
+        None
     }
 
     /// Closes what was kept open for too long by `now`, a time of a monotonic clock, or is not what it was.
@@ -254,10 +259,17 @@ impl<F: Fs> Store<F> {
         let all: Vec<_> = {
             let mut all = keeping.lock();
             all.iter_mut()
-                .map(|kept| (kept.file.clone(), kept.version, *kept.seen.get_or_insert(now)))
+                .map(|kept| (kept.version, *kept.seen.get_or_insert(now)))
                 .collect()
         };
-        for (file, version, since) in all {
+        for (version, since) in all {
+            let file = {
+                let all = keeping.lock();
+                all.iter()
+                    .find(|kept| kept.version == version)
+                    .map(|kept| kept.file.clone())
+            };
+            let Some(file) = file else { continue };
             let found = file.metadata().await.map(|found| found.version);
             let is_old = now.saturating_sub(since) >= self.inner.limits.partials_kept_for;
             if is_old || !found.is_ok_and(|found| found == version) {
@@ -268,6 +280,11 @@ impl<F: Fs> Store<F> {
 
     /// Nobody else shall see `found` open for writing here, nor its room taken once it is gone.
     pub(super) fn let_go(&self, found: &Version) {
-        drop(self.inner.keeping.take_if(|kept| kept.version.is_same_inode(found)));
+        while self
+            .inner
+            .keeping
+            .take_if(|kept| kept.version.is_same_inode(found))
+            .is_some()
+        {}
     }
 }

@@ -80,6 +80,11 @@ impl Hashes {
             *state = Known::Nothing;
             return Ok(());
         };
+        // Which of two came last on the disk is not known.
+        if hasher.waiting(index).is_some_and(|other| other != hash) {
+            *state = Known::Nothing;
+            return Ok(());
+        }
         match hasher.add(index, hash) {
             Ok(()) => Ok(()),
             Err(NotTaken::Twice) => {
@@ -88,6 +93,11 @@ impl Hashes {
             }
             Err(error) => Err(ServiceError::BadRequest(format!("chunk {index}: {error}"))),
         }
+    }
+
+    /// What the file holds is not what was written and compared: all is to be read back.
+    fn forget(&self) {
+        *self.lock() = Known::Nothing;
     }
 
     /// What was written and compared does not count: all is to be read back.
@@ -372,6 +382,7 @@ impl<F: Fs> Partial<F> {
             return Err(ServiceError::BadRequest("past the end of the file".into()));
         }
         self.forget();
+        self.hashes.forget();
         self.file.set_len(len).await.map_err(|e| ServiceError::io("cut", &e))
     }
 

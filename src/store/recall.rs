@@ -12,6 +12,7 @@ use std::{
     },
 };
 
+use super::ignore_missing;
 use crate::{
     digest::ChunkHash,
     fs::{BootId, Dir, File, Fs, read_full, write_all},
@@ -101,34 +102,36 @@ impl<F: Fs> Recall<F> {
         }
         found.sort();
         for (_, name) in found.iter().take(found.len().saturating_sub(VERSIONS_MAX)) {
-            dir.unlink(name).await?;
+            ignore_missing(dir.unlink(name).await)?;
         }
         // Who comes second remembers there as well: it is the same place.
         self.dir.set(dir).ok();
         Ok(())
     }
 
-    /// What is known of `version`, which may be added to. Longer than this process lives it is only where a mount is told from later ones: a device
-    /// that was taken away may have lost times of a file whose data it has.
-    pub async fn of(&self, version: &Version, boot: &BootId, mount: Option<u64>) -> Arc<SourceHashes<F>> {
+    /// What is known of `version`, which may be added to.
+    pub async fn of(&self, version: &Version, boot: &BootId, mount: u64) -> Arc<SourceHashes<F>> {
         let key = key(version, boot, mount);
         let find = |all: &VecDeque<Arc<SourceHashes<F>>>| all.iter().find(|known| known.key == key).cloned();
         let found = find(&self.lock());
         if let Some(known) = found {
             return known;
         }
-        let is_told = *boot != BootId::default() && mount.is_some();
-        let dir = self.dir.get().filter(|_| is_told).cloned();
+        // Where it can't be told, all runs of the kernel count as one.
+        let dir = self.dir.get().filter(|_| *boot != BootId::default()).cloned();
         let hashes = Arc::new(self.load(key, dir).await);
         let mut all = self.lock();
         if let Some(other) = find(&all) {
             return other;
         }
-        let is_full = || self.total.load(Ordering::Relaxed) >= self.total_max;
-        while all.len() >= VERSIONS_MAX || (is_full() && !all.is_empty()) {
-            all.pop_front();
-        }
+        let is_full = self.total.load(Ordering::Relaxed) >= self.total_max;
+        let _oldest = match is_full || all.len() >= VERSIONS_MAX {
+            true => all.pop_front(),
+            false => None,
+        };
         all.push_back(hashes.clone());
+        // Before what it held is closed.
+        drop(all);
         hashes
     }
 
@@ -171,17 +174,18 @@ impl<F: Fs> SourceHashes<F> {
         self.lock().hashes.get(&index).copied()
     }
 
-    /// Chunk `index` was read. False when something else was known of it: nothing is any more.
-    pub async fn put(&self, index: u64, hash: ChunkHash) -> bool {
+    /// Chunk `index` was read. When something else was known of it, nothing is any more.
+    pub async fn put(&self, index: u64, hash: ChunkHash) {
         match self.add(index, hash) {
             Added::Is => {}
             Added::New => self.write().await,
-            Added::Differs => {
-                self.forget().await;
-                return false;
-            }
+            Added::Differs => self.forget().await,
         }
-        true
+    }
+
+    /// Whether what was known was wrong, or the file is gone.
+    pub fn is_forgotten(&self) -> bool {
+        self.lock().is_forgotten
     }
 
     fn add(&self, index: u64, hash: ChunkHash) -> Added {
@@ -218,9 +222,15 @@ impl<F: Fs> SourceHashes<F> {
     }
 
     async fn remove(&self) {
-        if let Some(dir) = &self.dir {
-            // What stays is right, or was never written whole.
-            dir.unlink(&self.name()).await.ok();
+        let Some(dir) = &self.dir else { return };
+        match dir.unlink(&self.name()).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                // Else every later process would believe what is in it.
+                if let Ok(file) = dir.open_write(&self.name()).await {
+                    file.set_len(0).await.ok();
+                }
+            }
+            _ => {}
         }
     }
 
@@ -302,7 +312,7 @@ impl<F: Fs> Drop for SourceHashes<F> {
 const SUFFIX: &[u8] = b".hashes";
 
 /// What a version of a file is known by, as long as the kernel runs and the file system stays mounted.
-fn key(version: &Version, boot: &BootId, mount: Option<u64>) -> [u8; 32] {
+fn key(version: &Version, boot: &BootId, mount: u64) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_derive_key("realize 2026-11 hashes of a source");
     let Version {
         dev,
@@ -312,7 +322,7 @@ fn key(version: &Version, boot: &BootId, mount: Option<u64>) -> [u8; 32] {
         ctime,
     } = version;
     hasher.update(boot);
-    for number in [mount.unwrap_or(0), *dev, *ino, *size] {
+    for number in [mount, *dev, *ino, *size] {
         hasher.update(&number.to_le_bytes());
     }
     for time in [mtime, ctime] {

@@ -1,6 +1,13 @@
 //! The source's side of a file: opened with a lease, read, and deleted only as what was read.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use rustix::io::Errno;
@@ -44,6 +51,8 @@ pub struct SourceFile<F: Fs> {
     pub uncarried: Uncarried,
     /// What is known of its chunks, where it is large, and whoever wrote to it since could be told.
     hashes: Option<Arc<SourceHashes<F>>>,
+    /// Whether a hash was given that was remembered.
+    has_recalled: AtomicBool,
 }
 
 impl<F: Fs> SourceFile<F> {
@@ -96,17 +105,28 @@ impl<F: Fs> SourceFile<F> {
     /// The hash of chunk `index`, which is read unless that is known.
     pub async fn hash_chunk(&self, index: u64) -> Answer<ChunkHash> {
         match self.hashes.as_ref().and_then(|hashes| hashes.get(index)) {
-            Some(hash) => self.prove_still().await.map(|()| hash),
+            Some(hash) => {
+                self.has_recalled.store(true, Ordering::Relaxed);
+                self.prove_still().await.map(|()| hash)
+            }
             None => Ok(self.read_chunk(index).await?.hash),
         }
     }
 
-    /// Chunk `index` was read, of a state of the file that was proven. `Changed` when something else was remembered of it: then others that were are not to
-    /// be believed either.
+    /// Chunk `index` was read, of a state of the file that was proven. `Changed` when something else was remembered of it, and other chunks were believed.
     pub(super) async fn was_read(&self, index: u64, hash: ChunkHash) -> Answer<()> {
-        match &self.hashes {
-            Some(hashes) if !hashes.put(index, hash).await => Err(ServiceError::Changed),
-            _ => Ok(()),
+        if let Some(hashes) = &self.hashes {
+            hashes.put(index, hash).await;
+        }
+        self.prove_recalled()
+    }
+
+    /// Fails when what was remembered of it and believed has turned out to be wrong since.
+    fn prove_recalled(&self) -> Answer<()> {
+        let is_forgotten = || self.hashes.as_ref().is_some_and(|hashes| hashes.is_forgotten());
+        match self.has_recalled.load(Ordering::Relaxed) && is_forgotten() {
+            true => Err(ServiceError::Changed),
+            false => Ok(()),
         }
     }
 
@@ -168,6 +188,7 @@ impl<F: Fs> SourceFile<F> {
         if planted(Bug::NoSourceCheck) {
             return Ok(());
         }
+        self.prove_recalled()?;
         let mut before = self.version;
         for _ in 0..=REREADS_MAX {
             let now = self
@@ -316,15 +337,16 @@ impl<F: Fs> Store<F> {
         // A write within the same tick of the clock would not change it. (Where seconds are counted, one after a step of the clock might not.)
         let is_settled = is_older(version.ctime, SETTLED, wall) && version.ctime.nanos != 0;
         let is_large = chunk_count(version.size) >= self.inner.limits.recalled_chunks;
-        let hashes = match is_large && leased && is_settled && file.sight().await.ok() == Some(Sight::AllByCtime) {
-            true => {
-                let mount = file.mount().await.unwrap_or(None);
-                Some(self.inner.recall.of(&version, &self.inner.boot, mount).await)
-            }
-            false => None,
+        let may_recall = is_large && leased && is_settled && file.sight().await.ok() == Some(Sight::AllByCtime);
+        // A device that was taken away may have lost times of a file whose data it has: what is remembered ends with the mount.
+        let mount = file.mount().await.unwrap_or(None).filter(|_| may_recall);
+        let hashes = match mount {
+            Some(mount) => Some(self.inner.recall.of(&version, &self.inner.boot, mount).await),
+            None => None,
         };
         Ok(Source::File(SourceFile {
             hashes,
+            has_recalled: AtomicBool::new(false),
             path: wanted.path.clone(),
             version,
             links,

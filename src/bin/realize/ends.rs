@@ -154,20 +154,29 @@ pub fn sync_name_of(path: &Path) -> Result<()> {
 /// be moved.
 pub fn state_dir(sources: &[SourceRoot]) -> Option<PathBuf> {
     let named = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
-    let (base, below) = match named.filter(|dir| dir.is_absolute()) {
+    let is_absolute = |dir: &PathBuf| dir.is_absolute();
+    let (base, below) = match named.filter(is_absolute) {
         Some(dir) => (dir, "realize/hashes"),
-        None => (PathBuf::from(std::env::var_os("HOME")?), ".local/state/realize/hashes"),
+        None => {
+            let home = PathBuf::from(std::env::var_os("HOME")?);
+            (Some(home).filter(is_absolute)?, ".local/state/realize/hashes")
+        }
     };
     // As root with the environment of another user, what is there is that user's to change, and what were made root's.
     if fs::metadata(&base).ok()?.uid() != rustix::process::geteuid().as_raw() {
         return None;
     }
+    let is_moved = |dir: &Path| {
+        let mut whole = sources.iter().filter(|source| source.files.is_none());
+        whole.any(|source| inode_of(&source.path).map_or(true, |inode| is_within(dir, inode).unwrap_or(true)))
+    };
+    // Nothing is made in a source.
+    if is_moved(&base) {
+        return None;
+    }
     let dir = base.join(below);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).ok()?;
-    let mut whole = sources.iter().filter(|source| source.files.is_none());
-    let is_moved =
-        whole.any(|source| inode_of(&source.path).map_or(true, |inode| is_within(&dir, inode).unwrap_or(true)));
-    (!is_moved).then_some(dir)
+    (!is_moved(&dir)).then_some(dir)
 }
 
 /// What a source is.
