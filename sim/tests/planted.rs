@@ -434,53 +434,51 @@ fn what_is_kept_and_believed_unseen_is_caught() {
     }
 }
 
-/// A large file whose mover dies while it comes from a daemon that lives on. Somebody writes to it before it is gone on with.
+/// Whether a large file is lost whose mover dies while it comes from a daemon that lives on, where somebody writes to one chunk of it before it is gone on with.
+fn is_lost(written: u64) -> bool {
+    let bytes: Vec<u8> = (0..12 * CHUNK_BYTES).map(|at| (at / 5000) as u8).collect();
+    let body = |bytes: &[u8]| Body::File(FileContent::from(bytes));
+    let world = World::on_two_machines(1, vec![("new", body(&bytes), None)]);
+    world.source.refuse(Refusals {
+        maps_tell: true,
+        ..Refusals::default()
+    });
+    let path = |text: &str| RelPath::new(text).unwrap();
+    let mut plan = TwoHosts::new(world.clone(), Direction::Fetch, 1);
+    plan.mover_faults = vec![Fault {
+        at: At::Call {
+            op: Op::Write,
+            path: Some(path("target/.new.realize-part")),
+            nth: 6,
+        },
+        kind: Kind::Kill(Off::Hang),
+    }];
+    let tries = AtomicU64::new(0);
+    plan.before_try = Arc::new(move || {
+        if tries.fetch_add(1, Ordering::Relaxed) == 1 {
+            let at = at_source(&path("new"));
+            let mut newer = bytes.clone();
+            let offset = (written * CHUNK_BYTES) as usize + 10;
+            newer[offset..offset + 10].copy_from_slice(b"somebody's");
+            world.source.write(at.as_bytes(), &newer).unwrap();
+            world.source.sync(at.as_bytes()).unwrap();
+            let mut truths = world.truth();
+            let truth = truths.get_mut(&path("new")).unwrap();
+            truth.before.push(std::mem::replace(&mut truth.new, body(&newer)));
+        }
+    });
+    let outcome = plan.run();
+    assert_eq!(outcome.struck, 1, "{:?}", outcome.runs);
+    let is_lost = |violation: &Violation| violation.property == Property::Law;
+    outcome.violations.iter().any(is_lost)
+}
+
 #[test]
 fn what_is_recalled_and_believed_unseen_is_caught() {
-    for (bug, expected) in [(None, false), (Some(Bug::RecallUnchecked), true)] {
-        let bytes: Vec<u8> = (0..12 * CHUNK_BYTES).map(|at| (at / 5000) as u8).collect();
-        let body = |bytes: &[u8]| Body::File(FileContent::from(bytes));
-        let world = World::on_two_machines(1, vec![("new", body(&bytes), None)]);
-        world.source.refuse(Refusals {
-            maps_tell: true,
-            ..Refusals::default()
-        });
-        let path = |text: &str| RelPath::new(text).unwrap();
-        let mut plan = TwoHosts::new(world.clone(), Direction::Fetch, 1);
-        plan.mover_faults = vec![Fault {
-            at: At::Call {
-                op: Op::Write,
-                path: Some(path("target/.new.realize-part")),
-                nth: 6,
-            },
-            kind: Kind::Kill(Off::Hang),
-        }];
-        let tries = AtomicU64::new(0);
-        plan.before_try = Arc::new(move || {
-            if tries.fetch_add(1, Ordering::Relaxed) == 1 {
-                let at = at_source(&path("new"));
-                let mut newer = bytes.clone();
-                for chunk in 0..12 {
-                    let at = (chunk * CHUNK_BYTES) as usize + 10;
-                    newer[at..at + 10].copy_from_slice(b"somebody's");
-                }
-                world.source.write(at.as_bytes(), &newer).unwrap();
-                world.source.sync(at.as_bytes()).unwrap();
-                let mut truths = world.truth();
-                let truth = truths.get_mut(&path("new")).unwrap();
-                truth.before.push(std::mem::replace(&mut truth.new, body(&newer)));
-            }
-        });
-        plant(bug);
-        let outcome = plan.run();
-        plant(None);
-        assert_eq!(outcome.struck, 1, "{:?}", outcome.runs);
-        let is_lost = |violation: &Violation| violation.property == Property::Law;
-        assert_eq!(
-            outcome.violations.iter().any(is_lost),
-            expected,
-            "{bug:?}: {:?}",
-            outcome.violations
-        );
-    }
+    assert!(!(0..12).any(is_lost));
+    plant(Some(Bug::RecallUnchecked));
+    let lost: Vec<_> = (0..12).filter(|written| is_lost(*written)).collect();
+    plant(None);
+    // Of others more is read, which tells.
+    assert!(!lost.is_empty());
 }
