@@ -49,9 +49,10 @@ const SIGNATURE_HEADER_BYTES: usize = 12;
 pub struct Malformed(&'static str);
 
 /// The size of blocks, in bytes, for a basis of `basis_bytes`: about its square root, as rsync has it, so that signature and
-/// what is sent for each difference grow alike; larger where there would be too many blocks.
+/// what is sent for each difference grow alike; the power of two below it, so that chunks are whole blocks (the one above sent a fifth more of
+/// a tar of 122 MB); larger where there would be too many blocks.
 pub fn block_bytes(basis_bytes: u64) -> u32 {
-    let root = basis_bytes.isqrt().clamp(1024, 1 << 17).next_power_of_two();
+    let root = 1 << basis_bytes.isqrt().clamp(1024, 1 << 17).ilog2();
     let fewest = basis_bytes.div_ceil(BLOCKS_MAX as u64).max(1).next_power_of_two();
     root.max(fewest).min((*BLOCK_BYTES.end()).into()) as u32
 }
