@@ -442,6 +442,7 @@ fn locks_exclude_other_handles_and_end_with_the_last_clone() {
     while now(second.lock_holder()).is_some() && begin.elapsed() < Duration::from_secs(5) {
         thread::yield_now();
     }
+    assert_eq!(now(second.lock_holder()), None);
     now(second.try_lock(Lock::Exclusive)).unwrap();
 
     let file = now(second.create(&name("file"))).unwrap();
