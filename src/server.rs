@@ -501,10 +501,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             OpenFor::Write { size, basis } => {
                 // What is made of it would tell what is in it.
                 let basis = basis.filter(|_| self.allow(&dir, Right::Read).is_ok());
-                let opened = store.clone();
-                let partial = self
-                    .job(async move { opened.open_partial(&path, size, basis.as_ref()).await })
-                    .await?;
+                let partial = self.open_partial(&store, path, size, basis).await?;
                 let (len, basis_len) = (partial.found_len(), partial.basis_len());
                 Ok(Opened {
                     held: bare(self.keep(&dir, Open::Partial(OpenTarget::new(store, partial)))?),

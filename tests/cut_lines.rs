@@ -157,3 +157,21 @@ fn killed_movers_and_daemons_and_cut_lines_lose_nothing() {
         eprintln!("{struck} blows, {bytes} bytes for {size}");
     }
 }
+
+/// The run before may have been killed a moment ago, and its daemon still be writing what had arrived.
+#[test]
+fn a_file_that_a_run_is_just_leaving_is_waited_for() {
+    let scratch = Scratch::on_disk();
+    let (source, target) = (scratch.dir("source"), scratch.dir("target"));
+    let hosts = Hosts::serving(&[("a", &target, ALL)]);
+    fs::write(source.join("film"), vec![7; 3 << 20]).unwrap();
+    let truth = Manifest::of(&source);
+    let left = fs::File::create(target.join(".film.realize-part")).unwrap();
+    rustix::fs::flock(&left, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    let running = hosts.realize().arg(&source).arg("nas::a").start();
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(running.is_running());
+    drop(left);
+    running.wait().expect_code(0);
+    truth.assert_same(&Manifest::of(&target), "sent and arrived");
+}

@@ -285,6 +285,21 @@ fn another_process_may_go_on_with_it() {
 }
 
 #[test]
+fn who_tidies_up_does_not_make_it_forgotten() {
+    run(async {
+        let bench = Bench::new().await;
+        bench.leave().await;
+        let other = Bench::process(&bench.disk, Limits::default()).await;
+        let theirs = open(&other, SIZE).await;
+        let path = RelPath::new("new").unwrap();
+        assert!(bench.store.open_partial(&path, SIZE, None).await.is_err());
+        drop(theirs);
+        let partial = bench.open().await;
+        assert_eq!(bench.compared(&partial).await, (vec![true, true, false], 0));
+    });
+}
+
+#[test]
 fn nothing_is_done_with_a_handle_that_was_left() {
     run(async {
         let bench = Bench::new().await;

@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use futures::{
@@ -15,10 +16,14 @@ use super::{CHUNKS_PER_JOB, RealizeServer};
 use crate::{
     clock::{Clock, timeout},
     fs::Fs,
-    model::Uncarried,
+    model::{RelPath, Uncarried, Version},
     service::{Answer, DirId, Finish, Finished, Handle, Held, Right, ServiceError},
     store::{Confirm, Partial, Source, SourceFile, Store},
 };
+
+/// How often a partial that is locked is tried once more, and after what time each: some seconds in all.
+const PARTIAL_TRIES: u32 = 30;
+const PARTIAL_PAUSE: Duration = Duration::from_millis(100);
 
 /// Something open.
 pub(super) enum Open<F: Fs> {
@@ -111,6 +116,26 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
     /// Files, links and partials that are open now.
     pub fn open_handles(&self) -> usize {
         self.state().open.len()
+    }
+
+    /// A partial that is locked is waited for a moment: whoever has it may be a run that has just died, with jobs still at it.
+    pub(super) async fn open_partial(
+        &self,
+        store: &Store<F>,
+        path: RelPath,
+        size: u64,
+        basis: Option<Version>,
+    ) -> Answer<Partial<F>> {
+        let mut tries = 0;
+        loop {
+            let (store, path) = (store.clone(), path.clone());
+            let opened = self.job(async move { store.open_partial(&path, size, basis.as_ref()).await });
+            match opened.await {
+                Err(ServiceError::Busy(_)) if tries < PARTIAL_TRIES => tries += 1,
+                opened => return opened,
+            }
+            self.clock().sleep(PARTIAL_PAUSE).await;
+        }
     }
 
     pub(super) fn keep(&self, dir: &DirId, open: Open<F>) -> Answer<Handle> {

@@ -16,7 +16,7 @@ use std::{
 
 use super::{
     Store,
-    partial::{Locked, Partial, lock_named},
+    partial::{Locked, Partial, lock_named, written_elsewhere},
 };
 use crate::{
     digest::ChunkHash,
@@ -24,6 +24,7 @@ use crate::{
     limits::Limits,
     model::{Name, Timestamp, Version},
     planted::{Bug, planted},
+    service::Answer,
 };
 
 /// What is known of the chunks of a partial. What two wrote at a time, or was not written whole, is not known.
@@ -139,6 +140,8 @@ struct Kept<F: Fs> {
 pub(super) struct Keeping<F: Fs> {
     /// The oldest first.
     kept: Mutex<VecDeque<Kept<F>>>,
+    /// Held while a partial is given up and not yet kept: who takes its lock then must see that it is.
+    giving_up: tokio::sync::Mutex<()>,
     /// How many there have been.
     count: AtomicU64,
     total: Arc<AtomicUsize>,
@@ -148,6 +151,7 @@ impl<F: Fs> Default for Keeping<F> {
     fn default() -> Self {
         Self {
             kept: Mutex::default(),
+            giving_up: tokio::sync::Mutex::default(),
             count: AtomicU64::new(0),
             total: Arc::default(),
         }
@@ -196,6 +200,7 @@ impl<F: Fs> Store<F> {
             return;
         };
         let file = partial.file.clone();
+        let giving_up = self.inner.keeping.giving_up.lock().await;
         let Some(version) = self.mark_kept(partial, &file).await else {
             return;
         };
@@ -216,6 +221,7 @@ impl<F: Fs> Store<F> {
             let count = all.len().saturating_sub(self.inner.limits.partials_kept);
             all.drain(..count).collect::<Vec<_>>()
         };
+        drop(giving_up);
     }
 
     async fn mark_kept(&self, partial: &Partial<F>, file: &F::File) -> Option<Version> {
@@ -236,21 +242,43 @@ impl<F: Fs> Store<F> {
         (marked.mtime == mark && marked.size == found.size).then_some(marked)
     }
 
-    /// The partial `part` of a file of `size` bytes, locked, if it was kept open and nobody has written to it since; its length.
-    pub(super) async fn take_kept(&self, dir: &F::Dir, part: &Name, size: u64) -> Option<(F::File, u64, Remembered)> {
-        let found = dir.stat(part).await.ok()?.version;
+    /// The partial `part` of a file of `size` bytes, locked, if it was kept open and nobody has written to it since; its length. `Busy` when somebody
+    /// has it locked: it stays kept.
+    pub(super) async fn take_kept(
+        &self,
+        dir: &F::Dir,
+        part: &Name,
+        size: u64,
+    ) -> Answer<Option<(F::File, u64, Remembered)>> {
+        let Ok(found) = dir.stat(part).await else {
+            return Ok(None);
+        };
         let keeping = &self.inner.keeping;
-        let kept = keeping.take_if(|kept| kept.version.is_same_inode(&found))?;
-        let Ok(Locked::Yes(now)) = lock_named(dir, part, &kept.file).await else {
-            return None;
+        let Some(kept) = keeping.take_if(|kept| kept.version.is_same_inode(&found.version)) else {
+            return Ok(None);
+        };
+        let now = match lock_named(dir, part, &kept.file).await {
+            Ok(Locked::Yes(now)) => now,
+            Ok(Locked::ByOther) => {
+                keeping.lock().push_back(kept);
+                return Err(written_elsewhere());
+            }
+            Ok(Locked::NotNamed) | Err(_) => return Ok(None),
         };
         let is_it = now.links == 1 && now.version == kept.version || planted(Bug::KeptUnchecked);
         if is_it && kept.size == size {
-            return Some((kept.file, now.version.size, kept.remembered));
+            return Ok(Some((kept.file, now.version.size, kept.remembered)));
         }
         // Who tidies up may have it open for a moment more.
         kept.file.unlock().await.ok();
-        None
+        Ok(None)
+    }
+
+    /// Whether the partial `found`, which was just locked, is kept.
+    pub(super) async fn is_kept(&self, found: &Version) -> bool {
+        let keeping = &self.inner.keeping;
+        let _given_up = keeping.giving_up.lock().await;
+        keeping.lock().iter().any(|kept| kept.version.is_same_inode(found))
     }
 
     /// Closes what was kept open for too long by `now`, a time of a monotonic clock, or is not what it was.

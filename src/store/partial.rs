@@ -467,7 +467,7 @@ impl<F: Fs> Store<F> {
         self.ensure_safe()?;
         let (dir, name) = self.parent_of(path).await?;
         let part = names::partial(&name);
-        let (file, found_len, remembered) = match self.take_kept(&dir, &part, size).await {
+        let (file, found_len, remembered) = match self.take_kept(&dir, &part, size).await? {
             Some(kept) => kept,
             None => {
                 let (file, found_len) = self.take_found(&dir, &part, size).await?;
@@ -499,6 +499,10 @@ impl<F: Fs> Store<F> {
     /// The partial of a file of `size` bytes, made new, or as an earlier process left it; its length.
     async fn take_found(&self, dir: &F::Dir, part: &Name, size: u64) -> Answer<(F::File, u64)> {
         let (file, found) = self.take_partial(dir, part, true).await?;
+        if self.is_kept(&found).await {
+            // Since it was looked for among those.
+            return Err(written_elsewhere());
+        }
         if found.size > size {
             file.set_len(size).await.map_err(|e| ServiceError::io("cut", &e))?;
         }
@@ -641,7 +645,7 @@ async fn make_writable<D: Dir>(dir: &D, part: &Name) -> Answer<()> {
     }
 }
 
-fn written_elsewhere() -> ServiceError {
+pub(super) fn written_elsewhere() -> ServiceError {
     ServiceError::Busy("another run is writing this file".into())
 }
 
