@@ -457,3 +457,15 @@ fn the_mark_of_a_failed_sync_goes_after_a_reboot_and_a_file_of_its_name_stays() 
         assert_eq!(fs::read_to_string(dir.join(&mine)).unwrap(), "somebody's");
     }
 }
+
+#[test]
+fn a_probe_goes_and_what_has_only_its_name_stays() {
+    let scratch = Scratch::on_disk();
+    let (source, target) = (scratch.dir("source"), scratch.dir("target"));
+    fs::write(source.join("new"), "new").unwrap();
+    fs::write(target.join("..old.realize-part.realize-probe"), "").unwrap();
+    fs::write(target.join(".somebody's.realize-probe"), "theirs").unwrap();
+    realize().arg(&source).arg(&target).run().expect_code(0);
+    assert!(!target.join("..old.realize-part.realize-probe").exists());
+    assert_eq!(fs::read(target.join(".somebody's.realize-probe")).unwrap(), b"theirs");
+}

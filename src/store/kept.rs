@@ -140,8 +140,8 @@ struct Kept<F: Fs> {
 pub(super) struct Keeping<F: Fs> {
     /// The oldest first.
     kept: Mutex<VecDeque<Kept<F>>>,
-    /// Held while a partial is given up and not yet kept: who takes its lock then must see that it is.
-    giving_up: tokio::sync::Mutex<()>,
+    /// Partials that are given up and not kept yet: who takes the lock of one must see that it will be.
+    given_up: Mutex<Vec<Version>>,
     /// How many there have been.
     count: AtomicU64,
     total: Arc<AtomicUsize>,
@@ -151,7 +151,7 @@ impl<F: Fs> Default for Keeping<F> {
     fn default() -> Self {
         Self {
             kept: Mutex::default(),
-            giving_up: tokio::sync::Mutex::default(),
+            given_up: Mutex::default(),
             count: AtomicU64::new(0),
             total: Arc::default(),
         }
@@ -173,6 +173,17 @@ impl<F: Fs> Keeping<F> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn given_up(&self) -> MutexGuard<'_, Vec<Version>> {
+        // Nothing panics while it is held.
+        self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The partial `version` is given up, until what this gives is dropped.
+    fn give_up(&self, version: Version) -> GivenUp<'_, F> {
+        self.given_up().push(version);
+        GivenUp(self, version)
+    }
+
     /// What is kept that `is_it`, no more from now on.
     fn take_if(&self, is_it: impl FnMut(&Kept<F>) -> bool) -> Option<Kept<F>> {
         let mut all = self.lock();
@@ -192,6 +203,14 @@ impl<F: Fs> Keeping<F> {
     }
 }
 
+struct GivenUp<'a, F: Fs>(&'a Keeping<F>, Version);
+
+impl<F: Fs> Drop for GivenUp<'_, F> {
+    fn drop(&mut self) {
+        self.0.given_up().retain(|version| *version != self.1);
+    }
+}
+
 impl<F: Fs> Store<F> {
     /// Keeps what a move has left unfinished open, where it is still a partial and something is known of it. Nobody may be at work on it, and nobody
     /// will be with this handle.
@@ -200,10 +219,10 @@ impl<F: Fs> Store<F> {
             return;
         };
         let file = partial.file.clone();
-        let giving_up = self.inner.keeping.giving_up.lock().await;
         let Some(version) = self.mark_kept(partial, &file).await else {
             return;
         };
+        let _given_up = self.inner.keeping.give_up(version);
         if file.unlock().await.is_err() {
             return;
         }
@@ -221,7 +240,6 @@ impl<F: Fs> Store<F> {
             let count = all.len().saturating_sub(self.inner.limits.partials_kept);
             all.drain(..count).collect::<Vec<_>>()
         };
-        drop(giving_up);
     }
 
     async fn mark_kept(&self, partial: &Partial<F>, file: &F::File) -> Option<Version> {
@@ -274,11 +292,12 @@ impl<F: Fs> Store<F> {
         Ok(None)
     }
 
-    /// Whether the partial `found`, which was just locked, is kept.
-    pub(super) async fn is_kept(&self, found: &Version) -> bool {
+    /// Whether the partial `found`, which was just locked, is kept, or about to be.
+    pub(super) fn is_kept(&self, found: &Version) -> bool {
         let keeping = &self.inner.keeping;
-        let _given_up = keeping.giving_up.lock().await;
-        keeping.lock().iter().any(|kept| kept.version.is_same_inode(found))
+        // In this order: it is kept before it is no longer given up.
+        keeping.given_up().iter().any(|version| version.is_same_inode(found))
+            || keeping.lock().iter().any(|kept| kept.version.is_same_inode(found))
     }
 
     /// Closes what was kept open for too long by `now`, a time of a monotonic clock, or is not what it was.

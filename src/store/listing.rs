@@ -152,7 +152,12 @@ impl<F: Fs> Walk<F> {
                 NameKind::Unsynced if self.restore && name != names::unsynced(&self.store.inner.boot) => {
                     remove_mark(&dir, &name).await?;
                 }
-                NameKind::Partial | NameKind::Swap(_) | NameKind::Gone(_) | NameKind::GoneDir | NameKind::Unsynced => {
+                NameKind::Partial
+                | NameKind::Probe
+                | NameKind::Swap(_)
+                | NameKind::Gone(_)
+                | NameKind::GoneDir
+                | NameKind::Unsynced => {
                     if let Ok(path) = path.join(&name) {
                         reserved.push(path);
                     }

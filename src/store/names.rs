@@ -4,13 +4,14 @@
 //! |---|---|---|
 //! | `.NAME.realize-part` | target | a file that is still arriving |
 //! | `.NAME.realize-link` | target | a symbolic link that is still arriving |
+//! | `.NAME.realize-probe` | target | an empty file that told whose the files are that a run makes |
 //! | `.NAME.realize-swap-VERSION` | target | a file while it replaces an older one |
 //! | `.NAME.realize-gone` | source | a file about to be deleted |
 //! | `.realize-gone/NAME` | source | the same, where NAME is too long for the suffix |
 //! | `.realize-token.RUN.END` | either root | the mark of a run |
 //! | `.realize-unsynced.BOOT` | target | a sync of this directory has failed since the kernel started |
 //!
-//! Where NAME is too long for a suffix, the first three have a hash in its place.
+//! Where NAME is too long for a suffix, the first four have a hash in its place.
 
 use crate::{
     fs::BootId,
@@ -20,6 +21,7 @@ use crate::{
 
 const PART: &[u8] = b".realize-part";
 const LINK: &[u8] = b".realize-link";
+const PROBE: &[u8] = b".realize-probe";
 const SWAP: &[u8] = b".realize-swap-";
 const GONE: &[u8] = b".realize-gone";
 const TOKEN: &[u8] = b".realize-token.";
@@ -35,6 +37,8 @@ pub enum NameKind {
     Plain,
     /// A partial.
     Partial,
+    /// What told whose the files of a run are: of no use any more.
+    Probe,
     /// A file that was being swapped in or out.
     Swap(Swap),
     /// A source set aside for deletion; its name when it carries it.
@@ -88,6 +92,9 @@ pub fn classify(name: &Name) -> NameKind {
             NameKind::Partial
         };
     }
+    if inner.strip_suffix(PROBE).is_some_and(|stem| !stem.is_empty()) {
+        return NameKind::Probe;
+    }
     if let Some(stem) = inner.strip_suffix(GONE) {
         return carried(stem).map_or(NameKind::Plain, NameKind::Gone);
     }
@@ -117,6 +124,11 @@ pub fn partial(name: &Name) -> Name {
 /// The name of the partial of a link. Not that of a file: a link can't be locked, so whoever finds one may remove it.
 pub fn link_partial(name: &Name) -> Name {
     dressed(name, LINK)
+}
+
+/// The name of the probe beside `name`.
+pub fn probe(name: &Name) -> Name {
+    dressed(name, PROBE)
 }
 
 /// The name of a file or link while it replaces what has `tag` under `name`.
@@ -234,6 +246,7 @@ mod tests {
             if let Ok(name) = Name::new(bytes) {
                 prop_assert_eq!(classify(&partial(&name)), NameKind::Partial);
                 prop_assert_eq!(classify(&link_partial(&name)), NameKind::Partial);
+                prop_assert_eq!(classify(&probe(&name)), NameKind::Probe);
                 let NameKind::Swap(swap) = classify(&swap(&name, &version_tag(&version()))) else { panic!("not a swap") };
                 prop_assert!(swap.is_of(&name));
                 prop_assert!(swap.name.is_none_or(|carried| carried == name));

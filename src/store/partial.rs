@@ -499,7 +499,7 @@ impl<F: Fs> Store<F> {
     /// The partial of a file of `size` bytes, made new, or as an earlier process left it; its length.
     async fn take_found(&self, dir: &F::Dir, part: &Name, size: u64) -> Answer<(F::File, u64)> {
         let (file, found) = self.take_partial(dir, part, true).await?;
-        if self.is_kept(&found).await {
+        if self.is_kept(&found) {
             // Since it was looked for among those.
             return Err(written_elsewhere());
         }
@@ -539,7 +539,7 @@ impl<F: Fs> Store<F> {
         if let Some(owner) = self.inner.owner.get() {
             return Ok(*owner);
         }
-        let probe = names::partial(part);
+        let probe = names::probe(part);
         // One that is there was left by a crash, or is another program's that asks just now and needs its name no more.
         ignore_missing(dir.unlink(&probe).await).map_err(|e| ServiceError::io("remove", &e))?;
         let file = dir

@@ -36,6 +36,7 @@ impl<F: Fs> Store<F> {
             match names::classify(&name) {
                 NameKind::Token => swept.tokens.push(name),
                 NameKind::Partial => swept.partials += 1,
+                NameKind::Probe => remove_probe(&dir, &name).await,
                 NameKind::Unsynced => self.heed_unsynced(&dir, path, &name).await?,
                 NameKind::Swap(swap) => match self.resolve_swap(&dir, &name, &swap).await {
                     // It may have become one.
@@ -192,6 +193,18 @@ async fn names_of_interest<D: Dir>(dir: &D) -> io::Result<(Vec<Name>, bool)> {
     let is_empty = names.iter().all(|name| names::classify(name) != NameKind::Plain);
     names.retain(|name| name.as_bytes().first() == Some(&b'.') || planted(Bug::SweepUnknown));
     Ok((names, is_empty))
+}
+
+/// A run that just asks does not need the name any more. What has content is somebody's.
+async fn remove_probe<D: Dir>(dir: &D, name: &Name) {
+    if dir
+        .stat(name)
+        .await
+        .is_ok_and(|found| found.kind == Kind::File && found.version.size == 0)
+    {
+        // The next run sees it again.
+        dir.unlink(name).await.unwrap_or_default();
+    }
 }
 
 /// Whether another run may hold what is at `name` open for writing. Asked by a lock that others may ask by as well.

@@ -162,11 +162,12 @@ impl fmt::Display for Time {
     }
 }
 
-/// Whether realize reserves the name: `.realize-…`, or `.NAME.realize-part`, `-link`, `-swap` or `-gone`.
+/// Whether realize reserves the name: `.realize-…`, or `.NAME.realize-part`, `-link`, `-probe`, `-swap` or `-gone`.
 pub fn is_reserved(name: &[u8]) -> bool {
     let suffixes = [
         &b".realize-part"[..],
         b".realize-link",
+        b".realize-probe",
         b".realize-swap",
         b".realize-gone",
     ];
