@@ -579,7 +579,7 @@ fn what_a_crash_left_of_asking_for_the_owner_is_in_nobodys_way() {
     use realize::{fs::Fs, limits::Limits, model::Name, store::Store};
     let disk = Machine::new(1).disk(1);
     let part = realize::store::names::partial(&Name::new("large").unwrap());
-    let probe = realize::store::names::partial(&part);
+    let probe = realize::store::names::probe(&part);
     disk.mkdir_all("target").unwrap();
     for name in [&part, &probe] {
         let path = format!("target/{}", std::str::from_utf8(name.as_bytes()).unwrap());
