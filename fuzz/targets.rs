@@ -150,6 +150,7 @@ pub fn names(data: &[u8]) {
     }
     if let Ok(name) = Name::new(data) {
         assert_eq!(names::classify(&names::partial(&name)), NameKind::Partial);
+        assert_eq!(names::classify(&names::probe(&names::partial(&name))), NameKind::Probe);
         if let Some(gone) = names::gone(&name) {
             assert_eq!(names::classify(&gone), NameKind::Gone(name));
         }

@@ -501,7 +501,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             OpenFor::Write { size, basis } => {
                 // What is made of it would tell what is in it.
                 let basis = basis.filter(|_| self.allow(&dir, Right::Read).is_ok());
-                let partial = self.open_partial(&store, path, size, basis).await?;
+                let partial = self.open_partial(&dir, path, size, basis).await?;
                 let (len, basis_len) = (partial.found_len(), partial.basis_len());
                 Ok(Opened {
                     held: bare(self.keep(&dir, Open::Partial(OpenTarget::new(store, partial)))?),

@@ -654,7 +654,7 @@ pub trait RealizeService {
     /// Opens small files and links and gives what is in them. \[read\]
     async fn get(dir: DirId, files: Items<FileRef>) -> Answer<Vec<Answer<Got>>>;
 
-    /// Opens a large file. `Busy` when another writes to the same partial. A basis is opened only for who may read, too. \[read, or write\]
+    /// Opens a large file. `Busy` when another still writes to the same partial after some seconds. A basis is opened only for who may read, too. \[read, or write\]
     async fn open(dir: DirId, path: RelPath, open_for: OpenFor) -> Answer<Opened>;
 
     /// Reads one chunk of a file open for reading. \[read\]

@@ -464,8 +464,13 @@ fn a_probe_goes_and_what_has_only_its_name_stays() {
     let (source, target) = (scratch.dir("source"), scratch.dir("target"));
     fs::write(source.join("new"), "new").unwrap();
     fs::write(target.join("..old.realize-part.realize-probe"), "").unwrap();
-    fs::write(target.join(".somebody's.realize-probe"), "theirs").unwrap();
+    fs::write(target.join("..new.realize-part.realize-probe"), "theirs").unwrap();
+    fs::write(target.join(".film.realize-probe"), "").unwrap();
     realize().arg(&source).arg(&target).run().expect_code(0);
     assert!(!target.join("..old.realize-part.realize-probe").exists());
-    assert_eq!(fs::read(target.join(".somebody's.realize-probe")).unwrap(), b"theirs");
+    assert_eq!(
+        fs::read(target.join("..new.realize-part.realize-probe")).unwrap(),
+        b"theirs"
+    );
+    assert!(target.join(".film.realize-probe").exists());
 }

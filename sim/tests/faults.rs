@@ -581,9 +581,9 @@ fn what_a_crash_left_of_asking_for_the_owner_is_in_nobodys_way() {
     let part = realize::store::names::partial(&Name::new("large").unwrap());
     let probe = realize::store::names::probe(&part);
     disk.mkdir_all("target").unwrap();
-    for name in [&part, &probe] {
+    for (name, content) in [(&part, &b"old"[..]), (&probe, b"")] {
         let path = format!("target/{}", std::str::from_utf8(name.as_bytes()).unwrap());
-        disk.create(path.as_str(), b"old").unwrap();
+        disk.create(path.as_str(), content).unwrap();
     }
     disk.settle();
     let found = process(async {

@@ -21,7 +21,7 @@ use crate::{
     store::{Confirm, Partial, Source, SourceFile, Store},
 };
 
-/// How often a partial that is locked is tried once more, and after what time each: some seconds in all.
+/// How often a partial that is locked is tried once more, and after what time each: three seconds, and what the tries take.
 const PARTIAL_TRIES: u32 = 30;
 const PARTIAL_PAUSE: Duration = Duration::from_millis(100);
 
@@ -121,11 +121,12 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
     /// A partial that is locked is waited for a moment: whoever has it may be a run that has just died, with jobs still at it.
     pub(super) async fn open_partial(
         &self,
-        store: &Store<F>,
+        dir: &DirId,
         path: RelPath,
         size: u64,
         basis: Option<Version>,
     ) -> Answer<Partial<F>> {
+        let store = self.store(dir, Right::Write)?;
         let mut tries = 0;
         loop {
             let (store, path) = (store.clone(), path.clone());
@@ -135,6 +136,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
                 opened => return opened,
             }
             self.clock().sleep(PARTIAL_PAUSE).await;
+            self.allow(dir, Right::Write)?;
         }
     }
 

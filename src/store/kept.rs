@@ -272,17 +272,22 @@ impl<F: Fs> Store<F> {
             return Ok(None);
         };
         let keeping = &self.inner.keeping;
-        let Some(kept) = keeping.take_if(|kept| kept.version.is_same_inode(&found.version)) else {
-            return Ok(None);
+        // It is kept until the lock is had, so that whoever else looks sees it.
+        let seen = {
+            let all = keeping.lock();
+            let kept = all.iter().find(|kept| kept.version.is_same_inode(&found.version));
+            kept.map(|kept| (kept.file.clone(), kept.version))
         };
-        let now = match lock_named(dir, part, &kept.file).await {
-            Ok(Locked::Yes(now)) => now,
-            Ok(Locked::ByOther) => {
-                keeping.lock().push_back(kept);
-                return Err(written_elsewhere());
-            }
-            Ok(Locked::NotNamed) | Err(_) => return Ok(None),
+        let Some((file, version)) = seen else { return Ok(None) };
+        let locked = lock_named(dir, part, &file).await;
+        if matches!(locked, Ok(Locked::ByOther)) {
+            return Err(written_elsewhere());
+        }
+        let Some(kept) = keeping.take_if(|kept| kept.version == version) else {
+            // Taken by another call meanwhile, which has this descriptor, and so the lock too.
+            return Err(written_elsewhere());
         };
+        let Ok(Locked::Yes(now)) = locked else { return Ok(None) };
         let is_it = now.links == 1 && now.version == kept.version || planted(Bug::KeptUnchecked);
         if is_it && kept.size == size {
             return Ok(Some((kept.file, now.version.size, kept.remembered)));

@@ -4,14 +4,14 @@
 //! |---|---|---|
 //! | `.NAME.realize-part` | target | a file that is still arriving |
 //! | `.NAME.realize-link` | target | a symbolic link that is still arriving |
-//! | `.NAME.realize-probe` | target | an empty file that told whose the files are that a run makes |
+//! | `..NAME.realize-part.realize-probe` | target | an empty file that told whose the files are that a run makes |
 //! | `.NAME.realize-swap-VERSION` | target | a file while it replaces an older one |
 //! | `.NAME.realize-gone` | source | a file about to be deleted |
 //! | `.realize-gone/NAME` | source | the same, where NAME is too long for the suffix |
 //! | `.realize-token.RUN.END` | either root | the mark of a run |
 //! | `.realize-unsynced.BOOT` | target | a sync of this directory has failed since the kernel started |
 //!
-//! Where NAME is too long for a suffix, the first four have a hash in its place.
+//! Where NAME is too long for a suffix, the partial, the link, the probe and the swap have a hash in its place.
 
 use crate::{
     fs::BootId,
@@ -92,8 +92,15 @@ pub fn classify(name: &Name) -> NameKind {
             NameKind::Partial
         };
     }
-    if inner.strip_suffix(PROBE).is_some_and(|stem| !stem.is_empty()) {
-        return NameKind::Probe;
+    if let Some(stem) = inner.strip_suffix(PROBE) {
+        // Of no other names is one made.
+        let of_partial = stem.first() == Some(&b'.') && stem.ends_with(PART) && stem.len() > 1 + PART.len();
+        let hashed = stem.len() == HASHED_BYTES && stem.starts_with(HASHED);
+        return if of_partial || hashed {
+            NameKind::Probe
+        } else {
+            NameKind::Plain
+        };
     }
     if let Some(stem) = inner.strip_suffix(GONE) {
         return carried(stem).map_or(NameKind::Plain, NameKind::Gone);
@@ -126,9 +133,9 @@ pub fn link_partial(name: &Name) -> Name {
     dressed(name, LINK)
 }
 
-/// The name of the probe beside `name`.
-pub fn probe(name: &Name) -> Name {
-    dressed(name, PROBE)
+/// The name of the probe that is made because of the partial `part`.
+pub fn probe(part: &Name) -> Name {
+    dressed(part, PROBE)
 }
 
 /// The name of a file or link while it replaces what has `tag` under `name`.
@@ -246,7 +253,7 @@ mod tests {
             if let Ok(name) = Name::new(bytes) {
                 prop_assert_eq!(classify(&partial(&name)), NameKind::Partial);
                 prop_assert_eq!(classify(&link_partial(&name)), NameKind::Partial);
-                prop_assert_eq!(classify(&probe(&name)), NameKind::Probe);
+                prop_assert_eq!(classify(&probe(&partial(&name))), NameKind::Probe);
                 let NameKind::Swap(swap) = classify(&swap(&name, &version_tag(&version()))) else { panic!("not a swap") };
                 prop_assert!(swap.is_of(&name));
                 prop_assert!(swap.name.is_none_or(|carried| carried == name));

@@ -18,6 +18,7 @@ use super::{
     publish::{Ours, is_ours, remove_ours, set_meta},
     repair::Basis,
     source::{BLOCK_BYTES, is_zero},
+    sweep::remove_probe,
 };
 use crate::{
     digest::{CHUNK_BYTES, ChunkHash, FileHasher, NotTaken, chunk_count, chunk_len, hash_chunk},
@@ -541,11 +542,11 @@ impl<F: Fs> Store<F> {
         }
         let probe = names::probe(part);
         // One that is there was left by a crash, or is another program's that asks just now and needs its name no more.
-        ignore_missing(dir.unlink(&probe).await).map_err(|e| ServiceError::io("remove", &e))?;
-        let file = dir
-            .create(&probe)
-            .await
-            .map_err(|e| ServiceError::io("make a file", &e))?;
+        remove_probe(dir, &probe).await;
+        let file = match dir.create(&probe).await {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(ServiceError::Leftover(probe)),
+            made => made.map_err(|e| ServiceError::io("make a file", &e))?,
+        };
         let made = file.metadata().await;
         ignore_missing(dir.unlink(&probe).await).map_err(|e| ServiceError::io("remove", &e))?;
         let uid = made.map_err(|e| ServiceError::io("stat", &e))?.uid;

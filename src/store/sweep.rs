@@ -196,7 +196,7 @@ async fn names_of_interest<D: Dir>(dir: &D) -> io::Result<(Vec<Name>, bool)> {
 }
 
 /// A run that just asks does not need the name any more. What has content is somebody's.
-async fn remove_probe<D: Dir>(dir: &D, name: &Name) {
+pub(super) async fn remove_probe<D: Dir>(dir: &D, name: &Name) {
     if dir
         .stat(name)
         .await
