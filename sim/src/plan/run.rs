@@ -56,7 +56,7 @@ impl Verdict {
 }
 
 /// Under any one fault every call is answered within that, or fails: the time to notice that nothing is heard, to connect again, and for a disk
-/// that stalls.
+/// that stalls. On a slow line also for what goes before it.
 const ANSWER: Duration = Duration::from_secs(6);
 
 /// What somebody else has put under a final name since the program started.
@@ -109,9 +109,11 @@ impl Plan {
         let struck = source.struck().len() + target.struck().len() + outcome.line_faults as usize;
         let mut violations = outcome.violations.clone();
         violations.append(&mut lock(&overwritten));
-        violations.extend(outcome.check_resent(self.owed(&world, struck), &limits()));
+        let owed = self.owed(&world, struck);
+        let answer = ANSWER + self.time_on_slow_lines(owed.bytes);
+        violations.extend(outcome.check_resent(owed, &limits()));
         violations.extend(outcome.check_bounded(&limits()));
-        let is_slow = |(took, _): &&(Duration, String)| struck <= 1 && *took > ANSWER;
+        let is_slow = |(took, _): &&(Duration, String)| struck <= 1 && *took > answer;
         if let Some((took, call)) = outcome.calls.slowest.as_ref().filter(is_slow) {
             violations.push(Violation::of_run(Property::Answered, &format!("{call} took {took:?}")));
         }
@@ -255,6 +257,17 @@ impl Plan {
 
     fn lacks(&self, lack: Lack) -> bool {
         self.steps.contains(&Step::Lacks(lack))
+    }
+
+    /// How long a call may wait for all that goes before it where a line is slow.
+    fn time_on_slow_lines(&self, bytes: u64) -> Duration {
+        let rates = self.steps.iter().filter_map(|step| match step {
+            Step::Line(LinePlan::Slow(rate, _)) => Some(*rate),
+            _ => None,
+        });
+        rates.min().map_or(Duration::ZERO, |rate| {
+            Duration::from_secs_f64(bytes as f64 / rate as f64)
+        })
     }
 
     fn loses_syncs(&self) -> bool {
