@@ -1,4 +1,4 @@
-//! What the fuzz targets do with an input, apart from the fuzzer: `tests/corpora.rs` replays the corpora with the same.
+//! What the fuzz targets do with an input, apart from the fuzzer: `tests/programs/corpora.rs` replays the corpora with the same.
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 

@@ -3,6 +3,8 @@
 //! A call is checked, cut into jobs for [`Fs::offload`], and its results put back in order. Permits and locks
 //! are taken before a job begins; a job runs to its end even when its caller is gone.
 
+#[cfg(all(debug_assertions, not(test)))]
+mod compiled;
 mod jobs;
 mod loaded;
 mod open;
@@ -17,8 +19,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
-use tarpc::context::Context;
+use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
+use tarpc::{ServerError, context::Context, server::Serve};
 
 pub use self::jobs::Turns;
 use self::{
@@ -34,8 +36,9 @@ use crate::{
     planted::{Bug, planted},
     service::{
         Against, Answer, Blocks, Chunk, Claim, Cursor, Delete, Delta, DirId, DirMeta, Expected, FileRef, Finish,
-        Finished, Got, Handle, Held, Hello, Items, NewFile, OpenFor, Opened, Page, RealizeService, RenameFile, Renamed,
-        Right, Rights, Role, RunId, SERVICE_VERSION, SIGNATURE_CHUNKS_MAX, Same, ServiceError, Sums, Swept,
+        Finished, Got, Handle, Held, Hello, Items, NewFile, OpenFor, Opened, Page, RealizeService,
+        RealizeServiceRequest, RealizeServiceResponse, RenameFile, Renamed, Right, Rights, Role, RunId,
+        SERVICE_VERSION, SIGNATURE_CHUNKS_MAX, Same, ServiceError, Sums, Swept, context,
     },
     store::{Prepared, Source, Store, Walk},
 };
@@ -210,6 +213,14 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
                 state: Mutex::new(state),
             }),
         }
+    }
+
+    /// The answer to one call. Boxed, so that it is compiled where it is first used with `F` and not again by who calls that.
+    pub fn answer(
+        &self,
+        request: RealizeServiceRequest,
+    ) -> BoxFuture<'static, Result<RealizeServiceResponse, ServerError>> {
+        self.clone().serve().serve(context(), request).boxed()
     }
 
     /// Begins no more jobs for calls that are under way: they fail.
@@ -501,7 +512,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             OpenFor::Write { size, basis } => {
                 // What is made of it would tell what is in it.
                 let basis = basis.filter(|_| self.allow(&dir, Right::Read).is_ok());
-                let partial = self.open_partial(&dir, path, size, basis).await?;
+                let partial = self.open_partial(&dir, &store, path, size, basis).await?;
                 let (len, basis_len) = (partial.found_len(), partial.basis_len());
                 Ok(Opened {
                     held: bare(self.keep(&dir, Open::Partial(OpenTarget::new(store, partial)))?),

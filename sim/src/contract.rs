@@ -9,6 +9,8 @@ use realize::{
 };
 use rustix::io::Errno;
 
+use crate::world::process;
+
 /// An empty directory on the file system under test.
 pub struct Bench<F: Fs> {
     /// The file system.
@@ -30,11 +32,7 @@ impl<F: Fs> Bench<F> {
 
 /// Runs a promise to its end on virtual time.
 pub fn run<F: Fs, P: Future<Output = ()>>(bench: Bench<F>, promise: impl FnOnce(Bench<F>) -> P) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build();
-    runtime.expect("a runtime without I/O").block_on(promise(bench));
+    process(promise(bench));
 }
 
 /// A `#[test]` for every promise, on the [`Bench`] that the expression makes.

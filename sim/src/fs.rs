@@ -5,7 +5,7 @@
 //!
 //! Content is sparse pages; every change of a file and of names is kept until a sync covers it, and
 //! [`Machine::crash`] picks one state that the contract in [`realize::fs`] allows under a [`Profile`]. Faults are data
-//! ([`Fault`]). Answers and error numbers are those of ext4 and tmpfs for root on Linux; `tests/differential.rs`
+//! ([`Fault`]). Answers and error numbers are those of ext4 and tmpfs for root on Linux; `tests/simulator/differential.rs`
 //! compares them.
 //!
 //! Every call passes one yield point, where one in eight sleeps for a millisecond of tokio's (paused) time, and then takes

@@ -6,6 +6,7 @@ use std::{
     future::Future,
     io,
     path::Path,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -477,6 +478,8 @@ pub fn process<T>(program: impl Future<Output = T>) -> T {
         .enable_time()
         .start_paused(true)
         .build();
+    // Not by what it is: the runtime is compiled once.
+    let program: Pin<&mut dyn Future<Output = T>> = std::pin::pin!(program);
     runtime.expect("a runtime needs nothing from outside").block_on(program)
 }
 

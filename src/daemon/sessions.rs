@@ -11,7 +11,6 @@ use std::{
 };
 
 use futures::future::join_all;
-use tarpc::server::Serve;
 use tokio::{sync::oneshot, task::JoinHandle};
 
 use super::DaemonLimits;
@@ -21,7 +20,7 @@ use crate::{
     keys::PublicKey,
     planted::{Bug, planted},
     server::{Access, RealizeServer, Roots, Turns},
-    service::{Handle, RealizeService, RealizeServiceRequest, RealizeServiceResponse, context},
+    service::{Handle, RealizeServiceRequest, RealizeServiceResponse},
     wire::{CallId, DATA_BYTES_MAX, Encoded, HEAD_BYTES_MAX, LinkId, Outbox, ToClient},
 };
 
@@ -323,7 +322,7 @@ impl<F: Fs, C: Clock> Session<F, C> {
         state.bytes += bytes;
         let session = self.clone();
         let task = tokio::spawn(async move {
-            let answer = session.server.clone().serve().serve(context(), request).await;
+            let answer = session.server.answer(request).await;
             let unwanted = session.finished(id, answer);
             // Nobody could close them: nobody is told of them.
             session.server.close_handles(&unwanted).await.ok();

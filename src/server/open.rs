@@ -122,11 +122,11 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
     pub(super) async fn open_partial(
         &self,
         dir: &DirId,
+        store: &Store<F>,
         path: RelPath,
         size: u64,
         basis: Option<Version>,
     ) -> Answer<Partial<F>> {
-        let store = self.store(dir, Right::Write)?;
         let mut tries = 0;
         loop {
             let (store, path) = (store.clone(), path.clone());

@@ -14,11 +14,10 @@ use realize::{
     keys::PublicKey,
     limits::Limits,
     server::{Access, RealizeServer, Roots, Turns},
-    service::{RealizeService, RealizeServiceRequest as Request, RealizeServiceResponse as Response, Rights, context},
+    service::{RealizeServiceRequest as Request, RealizeServiceResponse as Response, Rights},
     tls::Acceptor,
     wire::{CallId, Encoded, Outbox, Reader, ToClient, ToServer, write_messages},
 };
-use tarpc::server::Serve;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Notify,
@@ -169,11 +168,11 @@ impl Fake {
         match act {
             Act::Answer(response) => outbox.push(Encoded::new(ToClient::Answer { id, response }).unwrap()),
             Act::Serve => drop(tokio::spawn(async move {
-                let response = server.serve().serve(context(), request).await.unwrap();
+                let response = server.answer(request).await.unwrap();
                 outbox.push(Encoded::new(ToClient::Answer { id, response }).unwrap());
             })),
             Act::DoAndDie => drop(tokio::spawn(async move {
-                server.serve().serve(context(), request).await.unwrap();
+                server.answer(request).await.unwrap();
                 fake.died.notify_waiters();
             })),
         }

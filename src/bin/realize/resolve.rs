@@ -13,8 +13,8 @@ use realize::{
     model::{Entry, Escaped, Kind, Line, Name, RelPath},
     server::{RealizeServer, Roots},
     service::{
-        Answer, DirId, RealizeService, RealizeServiceClient, RealizeServiceRequest, RealizeServiceResponse, Rights,
-        ServeRealizeService, ServiceError, context,
+        Answer, DirId, RealizeServiceClient, RealizeServiceRequest, RealizeServiceResponse, Rights, ServiceError,
+        context,
     },
     wire::LinkId,
 };
@@ -35,7 +35,7 @@ use crate::{
 #[derive(Clone)]
 pub enum Service {
     /// In this process.
-    Local(ServeRealizeService<RealizeServer<OsFs, TokioClock>>),
+    Local(RealizeServer<OsFs, TokioClock>),
     /// On another host.
     Remote(Link),
 }
@@ -46,7 +46,7 @@ impl Stub for Service {
 
     async fn call(&self, context: CallContext, request: Self::Req) -> Result<Self::Resp, RpcError> {
         match self {
-            Self::Local(service) => service.call(context, request).await,
+            Self::Local(server) => server.answer(request).await.map_err(RpcError::Server),
             Self::Remote(link) => link.call(context, request).await,
         }
     }
@@ -315,7 +315,7 @@ impl Entrances {
 }
 
 fn local_client(server: &RealizeServer<OsFs, TokioClock>) -> Client {
-    RealizeServiceClient::from(Service::Local(server.clone().serve()))
+    RealizeServiceClient::from(Service::Local(server.clone()))
 }
 
 /// Opens the local directories, to be served in this process.

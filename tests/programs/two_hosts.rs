@@ -1,9 +1,5 @@
 //! Moves between two hosts: the real programs, keys made by keygen, TLS over real sockets.
 
-#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
-
-mod support;
-
 use std::{
     fs,
     io::{Read, Write},
@@ -12,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::support::*;
 use rustix::process::Signal;
-use support::*;
 
 /// More than one chunk, and not a whole number of them.
 const LARGE: usize = (5 << 20) + 12_345;

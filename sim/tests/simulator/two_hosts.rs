@@ -357,7 +357,7 @@ fn a_move_that_begins_again_remembers_a_failed_sync() {
     let names: Vec<String> = (0..24).map(|nth| format!("f{nth:02}")).collect();
     let mut begun_again = 0;
     for nth in 1..8 {
-        for at in (0..50).map(|step| 800 + 100 * step) {
+        for at in (0..25).map(|step| 800 + 200 * step) {
             let tree = names.iter().map(|name| {
                 let content = Body::File(Content::from(format!("content of {name}").as_bytes()));
                 (name.as_str(), content, None)
@@ -507,7 +507,7 @@ fn a_seed_gives_the_same_trace_in_another_process() {
         let output = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
-                "a_seed_gives_the_same_trace_in_another_process",
+                "two_hosts::a_seed_gives_the_same_trace_in_another_process",
                 "--nocapture",
             ])
             .env(TRACED, seeds)

@@ -1,9 +1,5 @@
 //! `kill -9` at any moment loses nothing, tears nothing, and the same command goes on from there.
 
-#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
-
-mod support;
-
 use std::{
     fs,
     os::unix::fs::symlink,
@@ -11,8 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::support::*;
 use rustix::process::Signal;
-use support::*;
 
 /// What the moments of the kills are drawn from; a failure names it.
 const SEED: u64 = 20_260_801;

@@ -1,16 +1,12 @@
 //! What reviews and tests found wrong once.
 
-#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
-
-mod support;
-
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
-use support::*;
+use crate::support::*;
 
 /// Where files are renamed, and where they are copied.
 fn of_both_kinds() -> [(Vec<Scratch>, PathBuf, PathBuf); 2] {

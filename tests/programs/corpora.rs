@@ -1,8 +1,6 @@
 //! The corpora of the fuzz targets, replayed without the fuzzer.
 
-#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
-
-#[path = "../fuzz/targets.rs"]
+#[path = "../../fuzz/targets.rs"]
 mod targets;
 
 use std::{fs, path::Path};

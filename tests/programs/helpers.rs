@@ -1,9 +1,5 @@
 //! The helpers of the other tests do what they say.
 
-#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
-
-mod support;
-
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
@@ -11,8 +7,8 @@ use std::{
     time::Duration,
 };
 
+use crate::support::*;
 use rustix::process::Signal;
-use support::*;
 
 /// Copies all that is in `from` into `to`, by a program that is trusted to keep everything.
 fn copy(from: &Path, to: &Path) {

@@ -9,9 +9,9 @@ use realize_sim::{
 #[test]
 fn crash_states_of_small_moves_keep_the_law_and_are_gone_on_from() {
     let bounds = Bounds {
-        states: 64,
-        recoveries: 2,
-        kills: 8,
+        states: 48,
+        recoveries: 1,
+        kills: 4,
     };
     let mut total = Tally::default();
     for plan in corpus().iter().filter(|plan| plan.profile == Profile::PosixWorst) {

@@ -1,6 +1,6 @@
 //! What is said to hold after every crash, against the states that a crash leaves.
 
-use std::{collections::BTreeSet, future::Future, path::Path};
+use std::{collections::BTreeSet, path::Path};
 
 use proptest::prelude::*;
 use realize::{
@@ -10,6 +10,7 @@ use realize::{
 use realize_sim::{
     fs::{Content, Disk, Ino, Machine, Nodes, Profile, SimDir},
     random::Random,
+    world::process,
 };
 
 /// More states than the sequences here can have, as a rule; where it is reached only half is checked.
@@ -130,14 +131,6 @@ impl World {
     }
 }
 
-fn run<T>(test: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build();
-    runtime.unwrap().block_on(test)
-}
-
 fn holds(nodes: &Nodes, path: &RelPath, content: &Content) -> bool {
     nodes.get(path).is_some_and(|node| node.content == *content)
 }
@@ -201,7 +194,7 @@ proptest! {
         calls in prop::collection::vec(call(), 1..12),
         durable_dir in prop::bool::weighted(0.8),
     ) {
-        run(async {
+        process(async {
             let disk = Machine::new(1).disk(1);
             let mut world = World::new(&disk, durable_dir).await;
             for call in &calls {
@@ -217,7 +210,7 @@ proptest! {
         seed in any::<u64>(),
         profile in prop::sample::select(Profile::ALL.to_vec()),
     ) {
-        run(async {
+        process(async {
             let machine = Machine::new(seed);
             let disk = machine.disk(1);
             let mut world = World::new(&disk, true).await;

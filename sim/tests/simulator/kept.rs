@@ -1,6 +1,6 @@
 //! A partial that a move has left is kept open, and what is known of it is not read again; in the least doubt all of it is.
 
-use std::{future::Future, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use bytes::Bytes;
 use realize::{
@@ -11,20 +11,12 @@ use realize::{
     service::ServiceError,
     store::{Partial, Store},
 };
-use realize_sim::fs::*;
+use realize_sim::{fs::*, world::process};
 use rustix::io::Errno;
 
 const PART: &str = ".new.realize-part";
 const CHUNKS: u64 = 3;
 const SIZE: u64 = CHUNKS * CHUNK_BYTES;
-
-fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build();
-    runtime.unwrap().block_on(test);
-}
 
 fn chunk(index: u64) -> Bytes {
     vec![b'a' + index as u8; CHUNK_BYTES as usize].into()
@@ -96,7 +88,7 @@ const ALL_READ: u64 = 2 * CHUNK_BYTES;
 
 #[test]
 fn what_was_written_is_not_read_again() {
-    run(async {
+    process(async {
         let bench = Bench::new().await;
         bench.leave().await;
         // And so from one move to the next.
@@ -111,7 +103,7 @@ fn what_was_written_is_not_read_again() {
 
 #[test]
 fn what_was_read_once_is_not_read_again() {
-    run(async {
+    process(async {
         let bench = Bench::new().await;
         // Left by another process.
         drop(bench.begun().await);
@@ -125,7 +117,7 @@ fn what_was_read_once_is_not_read_again() {
 
 #[test]
 fn what_the_source_has_otherwise_by_now_is_wrong() {
-    run(async {
+    process(async {
         let bench = Bench::new().await;
         bench.leave().await;
         let partial = bench.open().await;
@@ -165,7 +157,7 @@ fn in_doubt_all_is_read() {
         ("longer", true, |disk| disk.write_at(PART, ALL_READ, b"x").unwrap()),
     ];
     for (what, is_right, doubt) in doubts {
-        run(async {
+        process(async {
             let bench = Bench::new().await;
             bench.leave().await;
             doubt(&bench.disk);
@@ -179,7 +171,7 @@ fn in_doubt_all_is_read() {
 
 #[test]
 fn a_file_of_another_size_is_compared_anew() {
-    run(async {
+    process(async {
         let bench = Bench::new().await;
         bench.leave().await;
         let before = bench.machine.bytes(1, Op::Read);
@@ -193,7 +185,7 @@ fn a_file_of_another_size_is_compared_anew() {
 
 #[test]
 fn what_was_not_written_whole_is_not_known() {
-    run(async {
+    process(async {
         let bench = Bench::new().await;
         let partial = bench.begun().await;
         bench.machine.inject(Fault {
@@ -216,7 +208,7 @@ fn what_was_not_written_whole_is_not_known() {
 
 #[test]
 fn a_read_that_fails_forgets_all() {
-    run(async {
+    process(async {
         let bench = Bench::new().await;
         drop(bench.begun().await);
         let partial = bench.open().await;
@@ -238,7 +230,7 @@ fn a_read_that_fails_forgets_all() {
 
 #[test]
 fn after_a_failed_sync_nothing_is_kept() {
-    run(async {
+    process(async {
         let bench = Bench::new().await;
         let limits = Limits {
             sync_every_bytes: CHUNK_BYTES,
@@ -263,7 +255,7 @@ fn after_a_failed_sync_nothing_is_kept() {
 
 #[test]
 fn another_process_may_go_on_with_it() {
-    run(async {
+    process(async {
         let bench = Bench::new().await;
         bench.leave().await;
         let other = Bench::process(&bench.disk, Limits::default()).await;
@@ -286,13 +278,14 @@ fn another_process_may_go_on_with_it() {
 
 #[test]
 fn who_tidies_up_does_not_make_it_forgotten() {
-    run(async {
+    process(async {
         let bench = Bench::new().await;
         bench.leave().await;
         let other = Bench::process(&bench.disk, Limits::default()).await;
         let theirs = open(&other, SIZE).await;
         let path = RelPath::new("new").unwrap();
-        assert!(bench.store.open_partial(&path, SIZE, None).await.is_err());
+        let opened = bench.store.open_partial(&path, SIZE, None).await;
+        assert!(matches!(opened, Err(ServiceError::Busy(_))));
         drop(theirs);
         let partial = bench.open().await;
         assert_eq!(bench.compared(&partial).await, (vec![true, true, false], 0));
@@ -301,7 +294,7 @@ fn who_tidies_up_does_not_make_it_forgotten() {
 
 #[test]
 fn nothing_is_done_with_a_handle_that_was_left() {
-    run(async {
+    process(async {
         let bench = Bench::new().await;
         let late = bench.begun().await;
         bench.store.keep(&late).await;
@@ -316,7 +309,7 @@ fn nothing_is_done_with_a_handle_that_was_left() {
 
 #[test]
 fn it_is_closed_when_it_is_old_or_not_what_it_was() {
-    run(async {
+    process(async {
         let bench = Bench::new().await;
         let hour = Duration::from_secs(3600);
         bench.leave().await;
@@ -336,7 +329,7 @@ fn it_is_closed_when_it_is_old_or_not_what_it_was() {
 
 #[test]
 fn only_some_are_kept() {
-    run(async {
+    process(async {
         let bench = Bench::new().await;
         for number in 0..20 {
             let path = RelPath::new(format!("{number}")).unwrap();
@@ -361,7 +354,7 @@ fn only_some_are_kept() {
 
 #[test]
 fn its_lock_is_free() {
-    run(async {
+    process(async {
         let bench = Bench::new().await;
         bench.leave().await;
         let root = bench.disk.fs().open_root(Path::new("/")).await.unwrap();
@@ -373,7 +366,7 @@ fn its_lock_is_free() {
 /// A peer that may write must not leave a hash behind that a later one takes for its file's.
 #[test]
 fn zeros_that_come_after_other_bytes_are_written() {
-    run(async {
+    process(async {
         let bench = Bench::new().await;
         let zeros = Bytes::from(vec![0; CHUNK_BYTES as usize]);
         let partial = bench.open().await;
@@ -396,7 +389,7 @@ fn zeros_that_come_after_other_bytes_are_written() {
 
 #[test]
 fn holes_stay_holes_from_one_move_to_the_next() {
-    run(async {
+    process(async {
         let bench = Bench::new().await;
         let zeros = Bytes::from(vec![0; CHUNK_BYTES as usize]);
         for _ in 0..2 {
@@ -429,7 +422,7 @@ fn what_a_digest_is_told_of_is_what_is_on_the_disk() {
         }),
     ];
     for (counts, meanwhile) in cases {
-        run(async {
+        process(async {
             let bench = Bench::new().await;
             let partial = bench.open().await;
             for index in [1, 2] {

@@ -1,13 +1,9 @@
 //! A large file whose move was killed is gone on with, and what was read of it before is not read again.
 
-#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
-
-mod support;
-
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
+use crate::support::*;
 use rustix::process::Signal;
-use support::*;
 
 const SIZE: u64 = 192 << 20;
 

@@ -1,9 +1,5 @@
 //! Whole trees and single files are moved by the built program, between file systems and within one.
 
-#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
-
-mod support;
-
 use std::{
     collections::BTreeMap,
     fs,
@@ -11,8 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::support::*;
 use rustix::fs::{XattrFlags, setxattr};
-use support::*;
 
 /// More than goes in a batch of small files.
 const LARGE: usize = (5 << 20) + 7;

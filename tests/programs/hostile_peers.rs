@@ -1,14 +1,11 @@
 //! Peers that hold a key and break the rules: they are disconnected, and others are served on.
 
-#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
-
-mod support;
-
 use std::{
     fs,
     time::{Duration, Instant},
 };
 
+use crate::support::*;
 use bytes::Bytes;
 use realize::{
     digest::{CHUNK_BYTES, digest, hash_chunk},
@@ -19,7 +16,6 @@ use realize::{
     },
     wire::{Encoded, Outbox, ToServer, write_messages},
 };
-use support::*;
 use tokio::io::AsyncWriteExt;
 
 fn served() -> (Scratch, Hosts, std::path::PathBuf) {

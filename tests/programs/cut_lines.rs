@@ -1,18 +1,14 @@
 //! A move between two hosts of which one or the other is killed, or the line cut, again and again: nothing is lost or torn,
 //! and what has arrived is not sent again.
 
-#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
-
-mod support;
-
 use std::{
     fs,
     path::Path,
     time::{Duration, Instant},
 };
 
+use crate::support::*;
 use rustix::process::Signal;
-use support::*;
 
 /// What the moments are drawn from; a failure names it.
 const SEED: u64 = 20_261_123;

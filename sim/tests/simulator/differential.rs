@@ -3,14 +3,14 @@
 //! Compared are results with their error numbers, bytes, holes, metadata (mtimes where they were set) and the tree in the
 //! end. Not compared: inode numbers, times that the clock gave, the sizes of directories.
 
-use std::{future::Future, io, path::Path};
+use std::{io, path::Path};
 
 use proptest::{prelude::*, test_runner::TestRunner};
 use realize::{
     fs::{Dir, File, Fs, Lock, Metadata, Rename, os::OsFs},
     model::{Kind, Name, RelPath, Timestamp},
 };
-use realize_sim::fs::Machine;
+use realize_sim::{fs::Machine, world::process};
 use rustix::io::Errno;
 
 /// How many sequences are tried in memory; `PROPTEST_CASES` does not matter here.
@@ -344,21 +344,13 @@ fn call() -> impl Strategy<Value = Call> {
     prop_oneof![30 => tree, 25 => file, 1 => sync]
 }
 
-fn run<T>(test: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build();
-    runtime.expect("a runtime without I/O").block_on(test)
-}
-
 fn compare(real_place: &Path, cases: u32) {
     let mut config = ProptestConfig::with_cases(cases);
     config.failure_persistence = None;
     let calls = prop::collection::vec(call(), 1..CALLS_MAX);
     let result = TestRunner::new(config).run(&calls, |calls| {
         let place = tempfile::tempdir_in(real_place).expect("a place for a directory");
-        run(async {
+        process(async {
             let mut real = World::new(&OsFs::new(), place.path()).await;
             let disk = Machine::new(1).disk(1);
             let mut simulated = World::new(&disk.fs(), Path::new("/")).await;

@@ -1,22 +1,14 @@
 //! What a simulated power loss, a kill or a fault leaves: promises that no real disk can be asked about.
 
-use std::{future::Future, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use realize::{
     clock::Clock,
     fs::{Dir, File, Fs, Rename, Sight, write_all},
     model::{Name, RelPath},
 };
-use realize_sim::{clock::SimClock, fs::*, random::Random};
+use realize_sim::{clock::SimClock, fs::*, random::Random, world::process};
 use rustix::io::Errno;
-
-fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build();
-    runtime.unwrap().block_on(test);
-}
 
 fn n(name: &str) -> Name {
     Name::new(name).unwrap()
@@ -60,7 +52,7 @@ fn some(content: &[u8]) -> Option<Vec<u8>> {
 
 #[test]
 fn unsynced_rename_lost_on_crash() {
-    run(async {
+    process(async {
         let disk = Machine::new(1).disk(1);
         let dir = root(&disk).await;
         let file = make(&dir, "a", b"new").await;
@@ -78,7 +70,7 @@ fn unsynced_rename_lost_on_crash() {
 
 #[test]
 fn synced_content_under_a_synced_name_survives() {
-    run(async {
+    process(async {
         for profile in Profile::ALL {
             let machine = Machine::new(1);
             let disk = machine.disk(1);
@@ -101,7 +93,7 @@ fn synced_content_under_a_synced_name_survives() {
 
 #[test]
 fn a_synced_name_of_an_unsynced_file_may_hold_anything() {
-    run(async {
+    process(async {
         let disk = Machine::new(1).disk(1);
         let dir = root(&disk).await;
         make(&dir, "a", &[7; 1024]).await;
@@ -123,7 +115,7 @@ fn a_synced_name_of_an_unsynced_file_may_hold_anything() {
 
 #[test]
 fn a_synced_file_without_its_name_is_lost() {
-    run(async {
+    process(async {
         let disk = Machine::new(1).disk(1);
         let dir = root(&disk).await;
         make(&dir, "a", b"x").await.sync().await.unwrap();
@@ -138,7 +130,7 @@ fn a_synced_file_without_its_name_is_lost() {
 
 #[test]
 fn sync_of_a_new_dir_without_its_parent_is_lost() {
-    run(async {
+    process(async {
         let disk = Machine::new(1).disk(1);
         let dir = root(&disk).await;
         dir.mkdir(&n("d")).await.unwrap();
@@ -155,7 +147,7 @@ fn sync_of_a_new_dir_without_its_parent_is_lost() {
 
 #[test]
 fn rename_is_atomic_under_crash() {
-    run(async {
+    process(async {
         let disk = Machine::new(1).disk(1);
         let dir = root(&disk).await;
         disk.mkdir_all("d").unwrap();
@@ -179,7 +171,7 @@ fn rename_is_atomic_under_crash() {
 
 #[test]
 fn syncing_one_end_of_a_rename_syncs_the_other() {
-    run(async {
+    process(async {
         let disk = Machine::new(1).disk(1);
         disk.mkdir_all("d").unwrap();
         disk.create("a", "x").unwrap();
@@ -195,7 +187,7 @@ fn syncing_one_end_of_a_rename_syncs_the_other() {
 
 #[test]
 fn a_sync_covers_what_its_changes_depend_on() {
-    run(async {
+    process(async {
         let disk = Machine::new(1).disk(1);
         disk.mkdir_all("d").unwrap();
         disk.settle();
@@ -213,7 +205,7 @@ fn a_sync_covers_what_its_changes_depend_on() {
 
 #[test]
 fn an_inode_number_is_used_again_once_no_crash_can_bring_it_back() {
-    run(async {
+    process(async {
         let disk = Machine::new(1).disk(1);
         let dir = root(&disk).await;
         make(&dir, "a", b"x").await;
@@ -230,7 +222,7 @@ fn an_inode_number_is_used_again_once_no_crash_can_bring_it_back() {
 
 #[test]
 fn changes_of_different_names_are_reordered_only_in_the_worst_case() {
-    run(async {
+    process(async {
         let disk = Machine::new(1).disk(1);
         let dir = root(&disk).await;
         dir.symlink(&n("first"), b"x").await.unwrap();
@@ -248,7 +240,7 @@ fn changes_of_different_names_are_reordered_only_in_the_worst_case() {
 
 #[test]
 fn failed_sync_covers_nothing_and_its_retry_neither() {
-    run(async {
+    process(async {
         for cache in [Cache::Kept, Cache::Reverted] {
             let machine = Machine::new(1);
             let disk = machine.disk(1);
@@ -276,7 +268,7 @@ fn failed_sync_covers_nothing_and_its_retry_neither() {
 
 #[test]
 fn failed_sync_of_a_directory_loses_its_names_for_good() {
-    run(async {
+    process(async {
         let machine = Machine::new(1);
         let disk = machine.disk(1);
         let dir = root(&disk).await;
@@ -293,7 +285,7 @@ fn failed_sync_of_a_directory_loses_its_names_for_good() {
 
 #[test]
 fn a_failed_write_back_is_told_by_the_next_sync_only() {
-    run(async {
+    process(async {
         let machine = Machine::new(1);
         let disk = machine.disk(1);
         let dir = root(&disk).await;
@@ -317,7 +309,7 @@ fn a_failed_write_back_is_told_by_the_next_sync_only() {
 
 #[test]
 fn a_power_cut_stops_every_disk_at_its_effect_and_calls_never_return() {
-    run(async {
+    process(async {
         let machine = Machine::new(5);
         let (one, two) = (machine.disk(1), machine.disk(2));
         let kind = Kind::PowerCut(Off::Hang);
@@ -354,7 +346,7 @@ fn a_power_cut_stops_every_disk_at_its_effect_and_calls_never_return() {
 
 #[test]
 fn a_sync_that_the_power_cut_strikes_covers_nothing() {
-    run(async {
+    process(async {
         let machine = Machine::new(5);
         let disk = machine.disk(1);
         let dir = root(&disk).await;
@@ -368,7 +360,7 @@ fn a_sync_that_the_power_cut_strikes_covers_nothing() {
 
 #[test]
 fn a_kill_frees_locks_and_loses_nothing() {
-    run(async {
+    process(async {
         let machine = Machine::new(5);
         let disk = machine.disk(1);
         let dir = root(&disk).await;
@@ -389,7 +381,7 @@ fn a_kill_frees_locks_and_loses_nothing() {
 
 #[test]
 fn errors_short_calls_and_refusals_strike_where_they_are_told_to() {
-    run(async {
+    process(async {
         let machine = Machine::new(5);
         let disk = machine.disk(1);
         let dir = root(&disk).await;
@@ -448,7 +440,7 @@ fn errors_short_calls_and_refusals_strike_where_they_are_told_to() {
 
 #[test]
 fn rot_shows_once_the_cache_is_dropped() {
-    run(async {
+    process(async {
         let machine = Machine::new(5);
         let disk = machine.disk(1);
         disk.create("a", [1; 100]).unwrap();
@@ -473,7 +465,7 @@ fn rot_shows_once_the_cache_is_dropped() {
 
 #[test]
 fn somebody_acts_between_two_calls_and_watchers_see_both() {
-    run(async {
+    process(async {
         let machine = Machine::new(5);
         let disk = machine.disk(1);
         disk.create("a", "mine").unwrap();
@@ -501,7 +493,7 @@ fn somebody_acts_between_two_calls_and_watchers_see_both() {
 
 #[test]
 fn what_did_nothing_does_not_count_among_what_has_struck() {
-    run(async {
+    process(async {
         let machine = Machine::new(5);
         let disk = machine.disk(1);
         let dir = root(&disk).await;
@@ -522,7 +514,7 @@ fn what_did_nothing_does_not_count_among_what_has_struck() {
 
 #[test]
 fn a_writer_through_a_mapping_is_seen_by_some_file_systems_times_and_refuses_the_lease() {
-    run(async {
+    process(async {
         let disk = Machine::new(5).disk(1);
         disk.create("a", "before").unwrap();
         let before = disk.stat("a").unwrap();
@@ -551,7 +543,7 @@ fn a_writer_through_a_mapping_is_seen_by_some_file_systems_times_and_refuses_the
 
 #[test]
 fn a_delete_by_way_of_another_name_survives_until_its_unlink() {
-    run(async {
+    process(async {
         let disk = Machine::new(1).disk(1);
         disk.create("a", "x").unwrap();
         disk.settle();
@@ -579,7 +571,7 @@ fn one_seed_gives_one_run() {
         let machine = Machine::new(seed);
         machine.keep_log();
         let mut times = Vec::new();
-        run(async {
+        process(async {
             let disk = machine.disk(1);
             let dir = root(&disk).await;
             let jobs = (0..5).map(|job| {
@@ -604,7 +596,7 @@ fn one_seed_gives_one_run() {
 
 #[test]
 fn a_disk_that_stalls_answers_when_that_is_over() {
-    run(async {
+    process(async {
         let machine = Machine::new(1);
         machine.stall_one_in(0);
         let dir = root(&machine.disk(1)).await;
@@ -626,7 +618,7 @@ fn a_disk_that_stalls_answers_when_that_is_over() {
 
 #[test]
 fn the_time_of_day_jumps_and_then_gains() {
-    run(async {
+    process(async {
         let machine = Machine::new(1);
         let dir = root(&machine.disk(1)).await;
         let clock = SimClock::on(&machine);

@@ -1,16 +1,12 @@
 //! The order of the law, read from the system calls of the built program.
 
-#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
-
-mod support;
-
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
-use support::*;
+use crate::support::*;
 
 const LARGE: usize = (3 << 20) + 5;
 

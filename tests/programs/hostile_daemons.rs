@@ -1,15 +1,12 @@
 //! Daemons that hold the right key and break the rules, or have bad luck: the mover ends, tells why, and nothing is lost.
 
-#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
-
-mod support;
-
 use std::{
     fs,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
+use crate::support::*;
 use bytes::Bytes;
 use realize::{
     model::{Entry, Kind as EntryKind, RelPath, Timestamp, Uncarried, Version},
@@ -18,7 +15,6 @@ use realize::{
         ServiceError,
     },
 };
-use support::*;
 
 fn path(text: &str) -> RelPath {
     RelPath::new(text).unwrap()

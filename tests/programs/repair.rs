@@ -1,13 +1,9 @@
 //! What the target has of a large file is used, whatever became of it: the file arrives whole, and what crosses the wire is about
 //! what differs.
 
-#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
-
-mod support;
-
 use std::{fs, path::Path};
 
-use support::*;
+use crate::support::*;
 
 const MIB: usize = 1 << 20;
 

@@ -1,12 +1,6 @@
 //! Whatever is wrong with the files, the directories, the disks or the command line: nothing is lost, and it is said.
 
-#![allow(
-    clippy::disallowed_methods,
-    clippy::disallowed_types,
-    reason = "tests see the host as it is"
-)]
-
-mod support;
+#![allow(clippy::disallowed_types, reason = "tests see the host as it is")]
 
 use std::{
     ffi::OsStr,
@@ -20,8 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::support::*;
 use rustix::process::Signal;
-use support::*;
 
 /// Takes long enough to be met on its way, and no space: all but its ends is a hole.
 const SLOW_BYTES: u64 = 1 << 30;

@@ -1,6 +1,6 @@
 //! What was read of a source is not read again, by a later process either; in the least doubt all of it is.
 
-use std::{future::Future, path::Path};
+use std::path::Path;
 
 use realize::{
     digest::{CHUNK_BYTES, ChunkHash},
@@ -10,7 +10,7 @@ use realize::{
     service::{FileRef, ServiceError},
     store::{Source, SourceFile, Store},
 };
-use realize_sim::fs::*;
+use realize_sim::{fs::*, world::process};
 use rustix::io::Errno;
 
 const CHUNKS: u64 = 40;
@@ -23,14 +23,6 @@ const LATER: Timestamp = Timestamp {
     secs: 1 << 40,
     nanos: 0,
 };
-
-fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build();
-    runtime.unwrap().block_on(test);
-}
 
 /// A disk with a large source, and one where hashes are remembered.
 struct Bench {
@@ -112,7 +104,7 @@ impl Bench {
 
 #[test]
 fn what_was_read_is_not_read_again() {
-    run(async {
+    process(async {
         let bench = Bench::new();
         let store = bench.process().await;
         let (hashes, read) = bench.hashes(&bench.open(&store).await).await;
@@ -167,7 +159,7 @@ fn in_doubt_all_is_read() {
         }),
     ];
     for (what, expected, doubt) in doubts {
-        run(async {
+        process(async {
             let bench = Bench::new();
             bench.hashes_of_process().await;
             doubt(&bench);
@@ -197,7 +189,7 @@ impl Bench {
 
 #[test]
 fn what_changed_a_moment_ago_is_not_remembered() {
-    run(async {
+    process(async {
         let bench = Bench::new();
         let store = bench.process().await;
         let ctime = bench.file().version.ctime;
@@ -214,7 +206,7 @@ fn what_changed_a_moment_ago_is_not_remembered() {
 
 #[test]
 fn what_is_gone_or_can_not_be_read_is_forgotten() {
-    run(async {
+    process(async {
         let bench = Bench::new();
         let store = bench.process().await;
         let source = bench.open(&store).await;
@@ -244,7 +236,7 @@ fn what_is_gone_or_can_not_be_read_is_forgotten() {
 /// Hashes that are wrong have been believed of other chunks, so nothing is taken for proven.
 #[test]
 fn what_differs_from_what_was_remembered_stops_the_file() {
-    run(async {
+    process(async {
         let bench = Bench::new();
         bench.hashes_of_process().await;
         let store = bench.process().await;
@@ -285,7 +277,7 @@ fn what_differs_from_what_was_remembered_stops_the_file() {
 
 #[test]
 fn where_others_may_write_nothing_is_remembered() {
-    run(async {
+    process(async {
         let bench = Bench::new();
         let root = bench.state.fs().open_root(Path::new("/")).await.unwrap();
         let metadata = root.metadata().await.unwrap();
@@ -298,7 +290,7 @@ fn where_others_may_write_nothing_is_remembered() {
 
 #[test]
 fn what_can_not_be_written_down_is_in_nobodys_way() {
-    run(async {
+    process(async {
         let bench = Bench::new();
         bench.state.set_capacity(Some(0));
         for _ in 0..2 {
@@ -309,7 +301,7 @@ fn what_can_not_be_written_down_is_in_nobodys_way() {
 
 #[test]
 fn only_some_versions_are_remembered() {
-    run(async {
+    process(async {
         let bench = Bench::new();
         for _ in 0..40 {
             bench.hashes_of_process().await;

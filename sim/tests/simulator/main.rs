@@ -1,0 +1,14 @@
+//! The simulated world does as the real one, and the mover loses nothing in it.
+
+mod contract;
+mod crash;
+mod differential;
+mod exhaustive;
+mod faults;
+mod kept;
+mod mover;
+mod plans;
+mod power_cut;
+mod recall;
+mod two_hosts;
+mod worst;
