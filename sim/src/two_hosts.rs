@@ -52,10 +52,13 @@ const TICK: Duration = Duration::from_millis(2);
 /// How long a host that died stays down.
 const DOWN: Duration = Duration::from_millis(400);
 
+/// In this time a daemon listens.
+const STARTED: Duration = Duration::from_millis(100);
+
 /// No phase may take longer. Every wait of the programs is far shorter.
 const PHASE: Duration = Duration::from_secs(90);
 
-/// How long after the last run nothing of it may be left, but for partials that are kept open.
+/// How long after the last run nothing of it may be left, but for partials that are kept open. Nobody waits longer than something is.
 const AFTERWARDS: Duration = Duration::from_secs(3);
 
 /// Keys of the two hosts: the same in every run.
@@ -420,8 +423,10 @@ impl TwoHosts {
             driver.world.rebase();
             driver.sim.bounce(DAEMON);
         }
-        // Whoever still waits for a lost connection finds out.
-        driver.pass(daemon_limits().idle * 2 + daemon_limits().handshake);
+        // A daemon that has started anew listens. Then whoever still waits for a lost connection finds out.
+        driver.pass(STARTED);
+        let found_out = daemon_limits().idle * 2 + daemon_limits().handshake;
+        driver.pass_until(found_out, || network.streams() == 0);
         if self.comes_back {
             // What the one before had open ends with its process; a job that a disk had stalled may have been at it.
             driver.sim.crash(MOVER);
@@ -431,23 +436,31 @@ impl TwoHosts {
         } else {
             driver.pass(daemon_limits().session_kept);
         }
-        driver.pass(AFTERWARDS + kept_for);
+        let what_is_left = || {
+            let state = shared.state();
+            let tasks = |host: &str| {
+                state
+                    .handles
+                    .get(host)
+                    .map_or(0, |host| host.metrics().num_alive_tasks())
+            };
+            let counts = [
+                ("streams", network.streams(), 0),
+                ("handles at the mover", disks[0].open_handles(), 0),
+                ("handles at the daemon", disks[1].open_handles(), state.daemon_open),
+                ("tasks of the mover", tasks(MOVER), 0),
+                ("tasks of the daemon", tasks(DAEMON), 0),
+                ("panics", (count_panics() - panics) as usize, 0),
+            ];
+            counts.into_iter().filter(|(_, count, expected)| count != expected)
+        };
+        driver.pass_until(AFTERWARDS + kept_for, || what_is_left().next().is_none());
 
         disks.iter().for_each(|disk| disk.machine().unwatch());
-        let mut left = Vec::new();
-        let mut expect = |what: &str, count: usize, expected: usize| {
-            if count != expected {
-                left.push(format!("{count} {what}, not {expected}"));
-            }
-        };
+        let left = what_is_left()
+            .map(|(what, count, expected)| format!("{count} {what}, not {expected}"))
+            .collect();
         let state = shared.state();
-        expect("streams", network.streams(), 0);
-        expect("handles at the mover", disks[0].open_handles(), 0);
-        expect("handles at the daemon", disks[1].open_handles(), state.daemon_open);
-        for (host, handle) in &state.handles {
-            expect(&format!("tasks of the {host}"), handle.metrics().num_alive_tasks(), 0);
-        }
-        expect("panics", (count_panics() - panics) as usize, 0);
         let last = state.ended.last().cloned();
         if let Some(last) = &last {
             let is_complete = last.is_complete() || driver.world.is_left_to_others(&state.stays);

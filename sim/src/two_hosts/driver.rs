@@ -69,8 +69,13 @@ impl Driver<'_> {
     }
 
     pub fn pass(&mut self, duration: Duration) {
-        let end = self.sim.elapsed() + duration;
-        while self.sim.elapsed() < end {
+        self.pass_until(duration, || false);
+    }
+
+    /// Lets time pass until `is_over`, at most as long as `most`.
+    pub fn pass_until(&mut self, most: Duration, is_over: impl Fn() -> bool) {
+        let end = self.sim.elapsed() + most;
+        while self.sim.elapsed() < end && !is_over() {
             self.step();
         }
     }
