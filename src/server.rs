@@ -3,7 +3,7 @@
 //! A call is checked, cut into jobs for [`Fs::offload`], and its results put back in order. Permits and locks
 //! are taken before a job begins; a job runs to its end even when its caller is gone.
 
-#[cfg(all(debug_assertions, not(test)))]
+#[cfg(all(debug_assertions, not(any(test, fuzzing))))]
 mod compiled;
 mod jobs;
 mod loaded;

@@ -58,7 +58,7 @@ const STARTED: Duration = Duration::from_millis(100);
 /// No phase may take longer. Every wait of the programs is far shorter.
 const PHASE: Duration = Duration::from_secs(90);
 
-/// How long after the last run nothing of it may be left, but for partials that are kept open. Nobody waits longer than something is.
+/// How long after the last run nothing of it may be left, but for partials that are kept open.
 const AFTERWARDS: Duration = Duration::from_secs(3);
 
 /// Keys of the two hosts: the same in every run.
@@ -176,7 +176,7 @@ pub struct Outcome {
     pub stays: Vec<Failure>,
     /// What was violated.
     pub violations: Vec<Violation>,
-    /// What of the last run was still there three seconds after it.
+    /// What of the last run was still there when nothing should have been.
     pub left: Vec<String>,
     /// How many moments were checked.
     pub checks: u64,
@@ -359,6 +359,8 @@ impl TwoHosts {
             });
         }
         let kept_for = self.limits.partials_kept_for;
+        // Most runs end as soon as they can; in some a daemon without anything to do goes on doing it.
+        let is_watched = self.seed % 16 == 0;
         let mover = Mover {
             shared: shared.clone(),
             network: network.clone(),
@@ -426,7 +428,7 @@ impl TwoHosts {
         // A daemon that has started anew listens. Then whoever still waits for a lost connection finds out.
         driver.pass(STARTED);
         let found_out = daemon_limits().idle * 2 + daemon_limits().handshake;
-        driver.pass_until(found_out, || network.streams() == 0);
+        driver.pass_until(found_out, || !is_watched && network.streams() == 0);
         if self.comes_back {
             // What the one before had open ends with its process; a job that a disk had stalled may have been at it.
             driver.sim.crash(MOVER);
@@ -454,7 +456,7 @@ impl TwoHosts {
             ];
             counts.into_iter().filter(|(_, count, expected)| count != expected)
         };
-        driver.pass_until(AFTERWARDS + kept_for, || what_is_left().next().is_none());
+        driver.pass_until(AFTERWARDS + kept_for, || !is_watched && what_is_left().next().is_none());
 
         disks.iter().for_each(|disk| disk.machine().unwatch());
         let left = what_is_left()

@@ -1,7 +1,6 @@
 //! What the tests of the built programs share: trees to move, what is in a tree, and how to run a program.
 //!
-//! A test program says `mod support;`. (This file is called mod.rs because cargo takes every other file beside that program for a
-//! test of its own.) Nothing here uses the code that is tested, so a mistake there is not repeated here; only the
+//! Each test program has it as `mod support`. (Outside a directory of its own it would be taken for a test program by cargo.) Nothing here uses the code that is tested, so a mistake there is not repeated here; only the
 //! escaping of names for messages is borrowed, and `Peer` speaks the protocol by the code that does.
 
 #![allow(dead_code, unused_imports, reason = "each test program uses a part")]

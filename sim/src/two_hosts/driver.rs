@@ -72,10 +72,10 @@ impl Driver<'_> {
         self.pass_until(duration, || false);
     }
 
-    /// Lets time pass until `is_over`, at most as long as `most`.
+    /// Lets time pass until `is_over` and no host pauses, at most as long as `most`.
     pub fn pass_until(&mut self, most: Duration, is_over: impl Fn() -> bool) {
         let end = self.sim.elapsed() + most;
-        while self.sim.elapsed() < end && !is_over() {
+        while self.sim.elapsed() < end && (self.paused_until.is_some() || !is_over()) {
             self.step();
         }
     }

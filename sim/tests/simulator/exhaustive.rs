@@ -9,8 +9,8 @@ use realize_sim::{
 #[test]
 fn crash_states_of_small_moves_keep_the_law_and_are_gone_on_from() {
     let bounds = Bounds {
-        states: 48,
-        recoveries: 1,
+        states: 32,
+        recoveries: 2,
         kills: 4,
     };
     let mut total = Tally::default();
