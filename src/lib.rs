@@ -17,6 +17,7 @@ mod hostfile;
 pub mod keys;
 pub mod location;
 pub mod net;
+pub mod throttle;
 
 pub mod tls;
 
