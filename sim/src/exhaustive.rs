@@ -313,7 +313,7 @@ impl Search {
         }
         // Spread over all that is new, the first, in which most is lost, and the last, in which most is kept, among them. Where one is enough,
         // these two in turn.
-        let only_last = bounds.recoveries == 1 && self.tally.effects % 2 == 0;
+        let only_last = bounds.recoveries == 1 && self.tally.effects.is_multiple_of(2);
         let from = if only_last { new.len().saturating_sub(1) } else { 0 };
         for nth in spread(new.len() - from, bounds.recoveries).map(|nth| from + nth) {
             let (at_source, at_target) = new[nth];

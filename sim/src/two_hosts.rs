@@ -360,7 +360,7 @@ impl TwoHosts {
         }
         let kept_for = self.limits.partials_kept_for;
         // Most runs end as soon as they can; in some a daemon without anything to do goes on doing it.
-        let is_watched = self.seed % 16 == 0;
+        let is_watched = self.seed.is_multiple_of(16);
         let mover = Mover {
             shared: shared.clone(),
             network: network.clone(),
