@@ -203,12 +203,7 @@ impl<C: Clock> Bucket<C> {
         self.cells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The limit there is.
-    pub fn rate(&self) -> Option<Rate> {
-        self.cells().as_ref().map(|cells| cells.rate)
-    }
-
-    /// Changes the limit. What was sent before is not forgotten by that: the bucket is empty, and full again when it was.
+    /// Changes the limit. The bucket is empty then, so that nothing is gained by it; the same limit again changes nothing.
     pub fn set(&self, rate: Option<Rate>) {
         let mut cells = self.cells();
         if cells.as_ref().map(|cells| cells.rate) != rate {
@@ -239,7 +234,7 @@ pub struct Gate<C: Clock>(Mutex<Inside<C>>);
 struct Inside<C: Clock> {
     /// Each with what was taken and not sent. Below zero is what was sent and not taken.
     buckets: Vec<(Arc<Bucket<C>>, i64)>,
-    /// What was sent so far, before the last bucket came.
+    /// What was sent so far: a bucket that comes later takes it first.
     sent: i64,
 }
 

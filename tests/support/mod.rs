@@ -1,7 +1,8 @@
 //! What the tests of the built programs share: trees to move, what is in a tree, and how to run a program.
 //!
-//! Each test program has it as `mod support`. (Outside a directory of its own it would be taken for a test program by cargo.) Nothing here uses the code that is tested, so a mistake there is not repeated here; only the
-//! escaping of names for messages is borrowed, and `Peer` speaks the protocol by the code that does.
+//! Each test program has it as `mod support`. (Outside a directory of its own it would be taken for a test program by cargo.)
+//! Nothing here uses the code that is tested, so a mistake there is not repeated here; only the escaping of names for
+//! messages is borrowed, and `Peer` speaks the protocol by the code that does.
 
 #![allow(dead_code, unused_imports, reason = "each test program uses a part")]
 #![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
