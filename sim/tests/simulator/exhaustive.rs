@@ -10,7 +10,7 @@ use realize_sim::{
 fn crash_states_of_small_moves_keep_the_law_and_are_gone_on_from() {
     let bounds = Bounds {
         states: 32,
-        recoveries: 2,
+        recoveries: 1,
         kills: 4,
     };
     let mut total = Tally::default();
