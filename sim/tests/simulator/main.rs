@@ -1,5 +1,7 @@
 //! The simulated world does as the real one, and the mover loses nothing in it.
 
+mod check;
+mod content;
 mod contract;
 mod crash;
 mod differential;
@@ -9,6 +11,7 @@ mod kept;
 mod mover;
 mod plans;
 mod power_cut;
+mod random;
 mod recall;
 mod two_hosts;
 mod worst;

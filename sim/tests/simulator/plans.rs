@@ -30,12 +30,12 @@ fn expect_good(scenario: Scenario, seeds: std::ops::Range<u64>) {
 
 #[test]
 fn plans_on_one_disk_lose_nothing() {
-    expect_good(Scenario::OneDisk, 0..1500);
+    expect_good(Scenario::OneDisk, 0..1200);
 }
 
 #[test]
 fn plans_on_two_disks_lose_nothing() {
-    expect_good(Scenario::TwoDisks, 0..1500);
+    expect_good(Scenario::TwoDisks, 0..1200);
 }
 
 #[test]
