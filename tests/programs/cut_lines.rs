@@ -128,12 +128,6 @@ fn bound(size: u64, struck: usize) -> u64 {
     size + size / 20 + struck as u64 * ON_THE_WAY
 }
 
-/// How many blows fall on a move; more than usual where REALIZE_BLOWS says so.
-fn blows(usual: usize) -> usize {
-    let wanted = std::env::var("REALIZE_BLOWS").ok();
-    wanted.and_then(|blows| blows.parse().ok()).unwrap_or(usual)
-}
-
 #[test]
 fn cut_lines_lose_nothing_and_what_has_arrived_is_not_sent_again() {
     for push in [true, false] {
@@ -147,7 +141,7 @@ fn cut_lines_lose_nothing_and_what_has_arrived_is_not_sent_again() {
 #[test]
 fn killed_movers_and_daemons_and_cut_lines_lose_nothing() {
     for push in [true, false] {
-        let (struck, bytes, size) = move_through(&[Blow::Line, Blow::Mover, Blow::Daemon], blows(25), push);
+        let (struck, bytes, size) = move_through(&[Blow::Line, Blow::Mover, Blow::Daemon], blows(16), push);
         assert!(struck >= 8, "{struck}");
         assert!(bytes <= bound(size, struck), "{bytes} bytes for {size}, {struck} blows");
         eprintln!("{struck} blows, {bytes} bytes for {size}");

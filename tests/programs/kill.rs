@@ -189,17 +189,17 @@ fn kill_often(from: &Scratch, to: &Scratch, small_files: usize, kills_min: u32) 
 }
 
 #[test]
-fn killed_fifty_times_between_two_file_systems_nothing_is_lost_or_torn() {
-    kill_often(&Scratch::on_disk(), &Scratch::in_memory(), 900, 50);
+fn killed_again_and_again_between_two_file_systems_nothing_is_lost_or_torn() {
+    kill_often(&Scratch::on_disk(), &Scratch::in_memory(), 900, blows(25) as u32);
 }
 
 #[test]
-fn killed_fifty_times_on_its_way_to_a_disk_nothing_is_lost_or_torn() {
-    kill_often(&Scratch::in_memory(), &Scratch::on_disk(), 300, 50);
+fn killed_again_and_again_on_its_way_to_a_disk_nothing_is_lost_or_torn() {
+    kill_often(&Scratch::in_memory(), &Scratch::on_disk(), 300, blows(25) as u32);
 }
 
 #[test]
-fn killed_twenty_times_within_a_file_system_nothing_is_lost_or_torn() {
+fn killed_again_and_again_within_a_file_system_nothing_is_lost_or_torn() {
     let disk = Scratch::on_disk();
-    kill_often(&disk, &disk, 1500, 20);
+    kill_often(&disk, &disk, 1500, blows(12) as u32);
 }

@@ -27,3 +27,9 @@ pub use tree::{
     allocated_bytes, deep_directories, many_files, odd_kinds, odd_links, odd_modes, odd_names, odd_times, odd_tree,
     plain_tree, set_mtime, sparse_files,
 };
+
+/// How many times something is struck while it moves: as usual, or as often as REALIZE_BLOWS says.
+pub fn blows(usual: usize) -> usize {
+    let wanted = std::env::var("REALIZE_BLOWS").ok();
+    wanted.and_then(|blows| blows.parse().ok()).unwrap_or(usual)
+}

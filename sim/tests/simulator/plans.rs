@@ -30,22 +30,22 @@ fn expect_good(scenario: Scenario, seeds: std::ops::Range<u64>) {
 
 #[test]
 fn plans_on_one_disk_lose_nothing() {
-    expect_good(Scenario::OneDisk, 0..1200);
+    expect_good(Scenario::OneDisk, 0..800);
 }
 
 #[test]
 fn plans_on_two_disks_lose_nothing() {
-    expect_good(Scenario::TwoDisks, 0..1200);
+    expect_good(Scenario::TwoDisks, 0..800);
 }
 
 #[test]
 fn plans_of_sending_lose_nothing() {
-    expect_good(Scenario::Send, 0..400);
+    expect_good(Scenario::Send, 0..320);
 }
 
 #[test]
 fn plans_of_fetching_lose_nothing() {
-    expect_good(Scenario::Fetch, 0..400);
+    expect_good(Scenario::Fetch, 0..320);
 }
 
 #[test]
