@@ -27,7 +27,7 @@ use crate::{
     model::Line,
     service::{RealizeServiceRequest, RealizeServiceResponse},
     tls::TlsError,
-    wire::LinkId,
+    wire::{DATA_BYTES_MAX, HEAD_BYTES_MAX, LinkId},
 };
 
 /// Waits of a link.
@@ -68,6 +68,19 @@ impl Default for LinkLimits {
             losses: 10,
             pauses: PAUSES,
             reconnect: Duration::from_secs(1800),
+        }
+    }
+}
+
+impl LinkLimits {
+    /// These, with time enough for the longest call and answer at so many bytes per second.
+    pub fn at(self, bytes_per_second: u64) -> Self {
+        let longest = 2 * (HEAD_BYTES_MAX + DATA_BYTES_MAX) as u64;
+        let takes = Duration::from_secs(longest / bytes_per_second.max(1));
+        Self {
+            control: self.control.max(takes),
+            work: self.work.max(takes),
+            ..self
         }
     }
 }

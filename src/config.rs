@@ -21,6 +21,7 @@ use crate::{
     location::{DEFAULT_PORT, split_authority},
     model::Escaped,
     service::Rights,
+    throttle::Rate,
 };
 
 /// The longest configuration file. A peer takes about 200 bytes: five thousand of them.
@@ -92,6 +93,8 @@ pub struct Peer {
     pub name: String,
     /// What it may do, by directory; nothing in those that are not named.
     pub rights: BTreeMap<String, Rights>,
+    /// What is sent to it at most, whatever it asks for.
+    pub throttle: Option<Rate>,
 }
 
 impl DaemonConfig {
@@ -225,6 +228,7 @@ struct RawPeer {
     key: Spanned<String>,
     #[serde(default)]
     rights: BTreeMap<Spanned<String>, Spanned<Vec<RawRight>>>,
+    throttle: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize, PartialEq, Eq)]
@@ -411,8 +415,22 @@ fn peers(
             }
             rights.insert(dir.into_inner(), rights_of(source, &raw, &field)?);
         }
-        let name = name.into_inner();
-        peers.insert(key, Peer { name, rights });
+        let throttle = raw.throttle.map(|raw| {
+            let refused = |why: &dyn std::fmt::Display| {
+                let text = quoted(raw.get_ref());
+                source.bad(Some(raw.span()), format!("{field}.throttle: {text} is no rate: {why}"))
+            };
+            match raw.get_ref().parse::<Rate>() {
+                Ok(rate) if rate.get() < Rate::MIN_UNTOLD => Err(refused(&"at least 16k, or its calls take too long")),
+                parsed => parsed.map_err(|why| refused(&why)),
+            }
+        });
+        let peer = Peer {
+            name: name.into_inner(),
+            rights,
+            throttle: throttle.transpose()?,
+        };
+        peers.insert(key, peer);
     }
     Ok(peers)
 }

@@ -29,6 +29,7 @@ use crate::{
     planted::{Bug, planted},
     server::{Access, Roots},
     service::Rights,
+    throttle::{Gate, Limited},
     tls::{Acceptor, TlsError},
     wire::{Encoded, Outbox, Reader, ToClient, ToServer, why_lost, write_messages},
 };
@@ -209,6 +210,9 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        // Whose it is shows once hands are shaken: what that took counts then.
+        let gate = Gate::new([]);
+        let stream = Limited::new(stream, gate.clone());
         let greeting = timeout(&self.clock, self.limits.handshake, self.greet(stream)).await;
         if self.entering().tasks.remove(&entering).is_none() {
             // Ousted just now: the session is not to count this connection, which nobody would take away again.
@@ -220,6 +224,9 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
             Some(Err(error)) => return refused(error.to_string()),
             Some(Ok(greeted)) => greeted,
         };
+        if !planted(Bug::RateForgotten) || session.is_new() {
+            session.buckets.iter().for_each(|bucket| gate.add(bucket.clone()));
+        }
         let peer = current(&self.config)
             .peer(&key)
             .map_or_else(|| key.to_string(), |peer| peer.name.clone());
@@ -230,7 +237,7 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
         };
         let ended = {
             let reading = self.read(&mut reader, &session, number, &outbox, &key);
-            let mut writing = std::pin::pin!(write_messages(&mut writing, &outbox).fuse());
+            let mut writing = std::pin::pin!(write_messages(&mut writing, &outbox, &self.clock).fuse());
             let watching = self.watch(&session);
             let ended = tokio::select! {
                 biased;
@@ -295,7 +302,8 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
             key,
             config: self.config.clone(),
         });
-        match self.sessions.attach(key, link, session, access).await {
+        let most = current(&self.config).peer(&key).and_then(|peer| peer.throttle);
+        match self.sessions.attach(key, link, session, access, most).await {
             Ok(session) => Ok((reader, writing, key, session)),
             Err(why) => {
                 if let Ok(refused) = Encoded::new(ToClient::Refused { why: why.clone() }) {

@@ -74,6 +74,12 @@ pub enum Bug {
     ResumeForgotten,
     /// A source that was deleted stays open until the session ends.
     HandlesKept,
+    /// A connection begins with as much as may go at once.
+    RateRefilled,
+    /// Rates go by the time of day.
+    RateByWallClock,
+    /// A daemon forgets with the connection what a run has asked for.
+    RateForgotten,
 }
 
 impl Bug {
@@ -83,7 +89,7 @@ impl Bug {
     }
 
     /// All of them.
-    pub const ALL: [Bug; 30] = [
+    pub const ALL: [Bug; 33] = [
         Bug::DeleteBeforeSync,
         Bug::NoDirectorySync,
         Bug::AcknowledgeBeforeRename,
@@ -114,6 +120,9 @@ impl Bug {
         Bug::RenameByPartial,
         Bug::ResumeForgotten,
         Bug::HandlesKept,
+        Bug::RateRefilled,
+        Bug::RateByWallClock,
+        Bug::RateForgotten,
     ];
 }
 

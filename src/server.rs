@@ -41,6 +41,7 @@ use crate::{
         SERVICE_VERSION, SIGNATURE_CHUNKS_MAX, Same, ServiceError, Sums, Swept, context,
     },
     store::{Prepared, Source, Store, Walk},
+    throttle::{Bucket, Rate},
 };
 
 /// The roots that a server serves. Shared by its sessions.
@@ -158,6 +159,8 @@ const HASHING_JOBS: usize = 4;
 struct Session<F: Fs, C: Clock> {
     /// One for each job at work.
     turns: Turns,
+    /// What is sent to the run is taken from it, where there is a connection.
+    sending: Option<Arc<Bucket<C>>>,
     /// Whether no more jobs are begun.
     is_stopped: AtomicBool,
     roots: Arc<Roots<F, C>>,
@@ -184,16 +187,28 @@ struct State<F: Fs> {
 impl<F: Fs, C: Clock> RealizeServer<F, C> {
     /// A session over `roots` that may do everything.
     pub fn new(roots: Arc<Roots<F, C>>) -> Self {
-        Self::with(roots, Arc::new(Full), None, Turns::default())
+        Self::with(roots, Arc::new(Full), None, Turns::default(), None)
     }
 
-    /// A session over `roots` for a peer, whose sessions share `turns`. Its `run` is known from the beginning: calls may come before the hello
-    /// that is on its way.
-    pub fn for_peer(roots: Arc<Roots<F, C>>, access: Arc<dyn Access>, run: RunId, turns: Turns) -> Self {
-        Self::with(roots, access, Some(run), turns)
+    /// A session over `roots` for a peer, whose sessions share `turns`, and what is sent to its run is taken from `sending`. Its `run` is known
+    /// from the beginning: calls may come before the hello that is on its way.
+    pub fn for_peer(
+        roots: Arc<Roots<F, C>>,
+        access: Arc<dyn Access>,
+        run: RunId,
+        turns: Turns,
+        sending: Arc<Bucket<C>>,
+    ) -> Self {
+        Self::with(roots, access, Some(run), turns, Some(sending))
     }
 
-    fn with(roots: Arc<Roots<F, C>>, access: Arc<dyn Access>, run: Option<RunId>, turns: Turns) -> Self {
+    fn with(
+        roots: Arc<Roots<F, C>>,
+        access: Arc<dyn Access>,
+        run: Option<RunId>,
+        turns: Turns,
+        sending: Option<Arc<Bucket<C>>>,
+    ) -> Self {
         let state = State {
             run,
             next_handle: 0,
@@ -206,6 +221,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         Self {
             session: Arc::new(Session {
                 turns,
+                sending,
                 is_stopped: AtomicBool::new(false),
                 roots,
                 access,
@@ -373,8 +389,13 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         })
     }
 
-    async fn configure(self, _: Context, _bytes_per_second: Option<u64>) -> Answer<()> {
-        Err(ServiceError::BadRequest("there is no connection here to limit".into()))
+    async fn configure(self, _: Context, bytes_per_second: Option<u64>) -> Answer<()> {
+        let Some(sending) = &self.session.sending else {
+            return Err(ServiceError::BadRequest("there is no connection here to limit".into()));
+        };
+        let rate = bytes_per_second.map(Rate::new).transpose();
+        sending.set(rate.map_err(|error| ServiceError::BadRequest(error.to_string()))?);
+        Ok(())
     }
 
     async fn claim(self, _: Context, dir: DirId, role: Role) -> Answer<Claim> {

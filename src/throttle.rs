@@ -6,7 +6,7 @@
 
 use std::{
     fmt, io,
-    num::{NonZeroU32, NonZeroU64},
+    num::NonZeroU32,
     pin::Pin,
     str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -18,11 +18,14 @@ use futures::{FutureExt, future::BoxFuture};
 use governor::{Quota, RateLimiter, middleware::NoOpMiddleware, state::InMemoryState, state::NotKeyed};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::clock::Clock;
+use crate::{
+    clock::Clock,
+    planted::{Bug, planted},
+};
 
-/// A limit in bytes per second: from 1 to [`Rate::MAX`].
+/// A limit in bytes per second: from [`Rate::MIN`] to [`Rate::MAX`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Rate(NonZeroU64);
+pub struct Rate(u64);
 
 /// Why a rate is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -30,9 +33,9 @@ pub enum BadRate {
     /// Not a number with a unit.
     #[error("write bytes per second as 800k, 1M or 1.5G (powers of 1024)")]
     NotOne,
-    /// Nothing could be sent.
-    #[error("at least 1 byte per second; leave it out for no limit")]
-    Zero,
+    /// No connection could be made in time.
+    #[error("at least 1k (1 KiB per second), or no connection can be made; leave it out for no limit")]
+    TooLittle,
     /// More than is understood.
     #[error("at most 1T (1 TiB per second); leave it out for no limit")]
     TooMuch,
@@ -41,21 +44,37 @@ pub enum BadRate {
 const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
 
 impl Rate {
+    /// 1 KiB per second: a handshake takes three seconds then.
+    pub const MIN: u64 = 1 << 10;
+
+    /// 16 KiB per second: with less calls take longer than who has no limit of its own gives them.
+    pub const MIN_UNTOLD: u64 = 16 << 10;
+
     /// 1 TiB per second.
     pub const MAX: u64 = 1 << 40;
 
     /// So many bytes per second.
     pub fn new(bytes_per_second: u64) -> Result<Self, BadRate> {
-        match NonZeroU64::new(bytes_per_second) {
-            None => Err(BadRate::Zero),
-            Some(rate) if rate.get() > Self::MAX => Err(BadRate::TooMuch),
-            Some(rate) => Ok(Self(rate)),
+        match bytes_per_second {
+            ..Self::MIN => Err(BadRate::TooLittle),
+            Self::MIN..=Self::MAX => Ok(Self(bytes_per_second)),
+            _ => Err(BadRate::TooMuch),
         }
     }
 
     /// Bytes per second.
     pub fn get(self) -> u64 {
-        self.0.get()
+        self.0
+    }
+
+    /// How many bytes may go at once: no window of any length has more than that beside rate times time. Beside it each connection may have
+    /// half of that which it was allowed and its line did not take at once.
+    pub fn burst_bytes(self) -> u64 {
+        (self.0 / BURST_SHARE).max(BURST_BYTES) + self.cell_bytes()
+    }
+
+    fn cell_bytes(self) -> u64 {
+        self.0.div_ceil(1_000_000_000 / CELL_NANOS).next_power_of_two()
     }
 }
 
@@ -135,6 +154,10 @@ impl<C: Clock> governor::clock::Clock for Ours<C> {
     type Instant = Duration;
 
     fn now(&self) -> Duration {
+        if planted(Bug::RateByWallClock) {
+            let wall = self.0.wall();
+            return Duration::new(wall.secs.max(0) as u64, wall.nanos);
+        }
         self.0.now()
     }
 }
@@ -152,14 +175,16 @@ impl<C: Clock> Cells<C> {
     fn new(rate: Rate, clock: &C) -> Self {
         const NANOS: u128 = 1_000_000_000;
         let bytes = rate.get();
-        let cell_bytes = bytes.div_ceil(NANOS as u64 / CELL_NANOS).next_power_of_two();
+        let cell_bytes = rate.cell_bytes();
         let interval = (u128::from(cell_bytes) * NANOS / u128::from(bytes)) as u64;
         let burst = (bytes / BURST_SHARE).max(BURST_BYTES) / cell_bytes;
         let burst = NonZeroU32::new(burst as u32).unwrap_or(NonZeroU32::MIN);
         let quota = Quota::with_period(Duration::from_nanos(interval)).expect("it is not zero");
         let limiter = RateLimiter::direct_with_clock(quota.allow_burst(burst), Ours(clock.clone()));
         // Empty.
-        let _taken = limiter.check_n(burst);
+        if !planted(Bug::RateRefilled) {
+            let _taken = limiter.check_n(burst);
+        }
         Self {
             rate,
             cell_bytes,
@@ -185,6 +210,8 @@ impl<C: Clock> Cells<C> {
 pub struct Bucket<C: Clock> {
     clock: C,
     cells: Mutex<Option<Arc<Cells<C>>>>,
+    /// Whoever waits does so in a row: one that sends without end must not be first each time.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl<C: Clock> Bucket<C> {
@@ -193,6 +220,7 @@ impl<C: Clock> Bucket<C> {
         let bucket = Self {
             clock,
             cells: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
         };
         bucket.set(rate);
         Arc::new(bucket)
@@ -217,13 +245,31 @@ impl<C: Clock> Bucket<C> {
         cells.map_or(Ok(bytes), |cells| cells.take(bytes))
     }
 
+    /// Takes what at most `bytes` need, if nobody waits and there is some.
+    fn take_at_once(&self, bytes: u64) -> Option<u64> {
+        if self.cells().is_none() {
+            return Some(bytes);
+        }
+        let _turn = self.turn.try_lock().ok()?;
+        self.take(bytes).ok()
+    }
+
+    /// Takes what at most `bytes` need, once it is this one's turn and there is some.
+    async fn take_in_turn(&self, bytes: u64) -> u64 {
+        let _turn = self.turn.lock().await;
+        loop {
+            match self.take(bytes) {
+                Ok(taken) => return taken,
+                Err(wait) => self.clock.sleep(wait.min(LOOK_AGAIN)).await,
+            }
+        }
+    }
+
     /// Waits until `bytes` may have been sent: for what is written where there is no stream.
     pub async fn send(&self, mut bytes: u64) {
         while bytes > 0 {
-            match self.take(bytes) {
-                Ok(taken) => bytes = bytes.saturating_sub(taken),
-                Err(wait) => self.clock.sleep(wait.min(LOOK_AGAIN)).await,
-            }
+            let taken = self.take_in_turn(bytes).await;
+            bytes = bytes.saturating_sub(taken);
         }
     }
 }
@@ -241,10 +287,12 @@ struct Inside<C: Clock> {
 impl<C: Clock> Gate<C> {
     /// With these.
     pub fn new(buckets: impl IntoIterator<Item = Arc<Bucket<C>>>) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Inside {
-            buckets: buckets.into_iter().map(|bucket| (bucket, 0)).collect(),
+        let gate = Arc::new(Self(Mutex::new(Inside {
+            buckets: Vec::new(),
             sent: 0,
-        })))
+        })));
+        buckets.into_iter().for_each(|bucket| gate.add(bucket));
+        gate
     }
 
     fn inside(&self) -> MutexGuard<'_, Inside<C>> {
@@ -254,22 +302,35 @@ impl<C: Clock> Gate<C> {
 
     /// Takes from this bucket too, what was sent already first.
     pub fn add(&self, bucket: Arc<Bucket<C>>) {
+        if planted(Bug::RateRefilled) {
+            let rate = bucket.cells().take().map(|cells| cells.rate);
+            bucket.set(rate);
+        }
         let mut inside = self.inside();
         let sent = inside.sent;
         inside.buckets.push((bucket, -sent));
     }
 
-    /// How much of `bytes` may be sent now, or how long to wait, by which clock.
-    fn take(&self, bytes: u64) -> Result<u64, (C, Duration)> {
+    /// How much of `bytes` may be sent now, or from which bucket how much has to be taken first.
+    fn take(&self, bytes: u64) -> Result<u64, (Arc<Bucket<C>>, u64)> {
         let mut most = bytes;
         for (bucket, taken) in &mut self.inside().buckets {
             while *taken <= 0 {
                 let wanted = most.saturating_add(taken.unsigned_abs());
-                *taken += bucket.take(wanted).map_err(|wait| (bucket.clock.clone(), wait))? as i64;
+                let some = bucket.take_at_once(wanted).ok_or_else(|| (bucket.clone(), wanted))?;
+                *taken += some as i64;
             }
             most = most.min(*taken as u64);
         }
         Ok(most)
+    }
+
+    /// So much was taken from `from`.
+    fn taken(&self, from: &Arc<Bucket<C>>, bytes: u64) {
+        let mut inside = self.inside();
+        if let Some((_, taken)) = inside.buckets.iter_mut().find(|(bucket, _)| Arc::ptr_eq(bucket, from)) {
+            *taken += bytes as i64;
+        }
     }
 
     fn sent(&self, bytes: u64) {
@@ -285,7 +346,8 @@ impl<C: Clock> Gate<C> {
 pub struct Limited<S, C: Clock> {
     stream: S,
     gate: Arc<Gate<C>>,
-    waiting: Option<BoxFuture<'static, ()>>,
+    /// For what is to be taken from a bucket.
+    waiting: Option<BoxFuture<'static, (Arc<Bucket<C>>, u64)>>,
 }
 
 impl<S, C: Clock> Limited<S, C> {
@@ -302,14 +364,18 @@ impl<S, C: Clock> Limited<S, C> {
     fn allowed(&mut self, cx: &mut Context<'_>, bytes: u64) -> Poll<u64> {
         loop {
             if let Some(waiting) = &mut self.waiting {
-                ready!(waiting.poll_unpin(cx));
+                let (bucket, taken) = ready!(waiting.poll_unpin(cx));
                 self.waiting = None;
+                self.gate.taken(&bucket, taken);
             }
             match self.gate.take(bytes) {
                 Ok(most) => return Poll::Ready(most),
-                Err((clock, wait)) => {
-                    let sleep = async move { clock.sleep(wait.min(LOOK_AGAIN)).await };
-                    self.waiting = Some(sleep.boxed());
+                Err((bucket, wanted)) => {
+                    let waiting = async move {
+                        let taken = bucket.take_in_turn(wanted).await;
+                        (bucket, taken)
+                    };
+                    self.waiting = Some(waiting.boxed());
                 }
             }
         }
@@ -318,6 +384,9 @@ impl<S, C: Clock> Limited<S, C> {
 
 impl<S: AsyncWrite + Unpin, C: Clock> AsyncWrite for Limited<S, C> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
         let most = ready!(self.allowed(cx, bytes.len() as u64)) as usize;
         let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &bytes[..most]))?;
         self.gate.sent(written as u64);
@@ -329,7 +398,10 @@ impl<S: AsyncWrite + Unpin, C: Clock> AsyncWrite for Limited<S, C> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let all = bufs.iter().map(|buf| buf.len() as u64).sum();
+        let all: u64 = bufs.iter().map(|buf| buf.len() as u64).sum();
+        if all == 0 {
+            return Poll::Ready(Ok(0));
+        }
         let most = ready!(self.allowed(cx, all));
         let mut left = most;
         // Those that may go whole.

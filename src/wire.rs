@@ -1,8 +1,8 @@
 //! Messages on a stream: the envelope of the service, its frames and their limits.
 //!
-//! A connection carries two lanes each way. Small calls go in one, bulk data in the other; each lane's messages go in order,
-//! cut into frames, and a frame of the small lane goes before any of the bulk lane, so that a small call waits for one
-//! frame at most. A message is a head (the call, encoded by postcard) and, for the calls that carry a chunk, its data as it
+//! A connection carries three lanes each way: what tells that a side lives, small calls, and bulk data. Each lane's messages go in order,
+//! cut into frames, and a frame of an earlier lane goes before any of a later one, so that a ping waits for one frame at most, however
+//! long what is sent takes; where that is long, frames are short. A message is a head (the call, encoded by postcard) and, for the calls that carry a chunk, its data as it
 //! is: chunks are not copied into a message.
 //!
 //! # Security
@@ -14,6 +14,7 @@ use std::{
     collections::VecDeque,
     io,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -24,6 +25,7 @@ use tokio::{
 };
 
 use crate::{
+    clock::Clock,
     digest::CHUNK_BYTES,
     service::{ITEMS_MAX, Items, RealizeServiceRequest, RealizeServiceResponse, RunId},
 };
@@ -34,8 +36,14 @@ pub const HEAD_BYTES_MAX: usize = 2 << 20;
 /// The most data that may follow a head: one chunk.
 pub const DATA_BYTES_MAX: usize = CHUNK_BYTES as usize;
 
-/// The most a frame may carry. Small calls wait for one of the bulk lane: at 1 MB/s a fifteenth of a second.
+/// The most a frame may carry.
 const FRAME_BYTES: usize = 64 << 10;
+
+/// And what one carries however slowly it goes: headers of 26 bytes, those of TLS among them, are nothing to it.
+const SLOW_FRAME_BYTES: usize = 4 << 10;
+
+/// Frames that take longer become shorter: messages of earlier lanes wait for one.
+const FRAME_TIME: Duration = Duration::from_millis(100);
 
 /// The lengths of head and data, before them.
 const PREFIX_BYTES: usize = 8;
@@ -136,11 +144,15 @@ pub trait Message: Serialize + DeserializeOwned {
 /// One of the two ways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
-    /// Goes first.
+    /// What tells that a side lives, who it is, and that it goes: each in one frame.
+    Prompt,
+    /// Calls and answers without bulk data.
     Small,
     /// Chunks and batches of files.
     Bulk,
 }
+
+const LANES: [Lane; 3] = [Lane::Prompt, Lane::Small, Lane::Bulk];
 
 impl Message for ToServer {
     fn lane(&self) -> Lane {
@@ -152,7 +164,9 @@ impl Message for ToServer {
                     | RealizeServiceRequest::Put { .. },
                 ..
             } => Lane::Bulk,
-            _ => Lane::Small,
+            // One that is half out must not have the last message in its midst: what may be the last fits a frame, and its lane has nothing longer.
+            Self::Attach { .. } | Self::Ping { .. } | Self::Bye => Lane::Prompt,
+            Self::Call { .. } | Self::Cancel { .. } => Lane::Small,
         }
     }
 
@@ -179,7 +193,8 @@ impl Message for ToClient {
                     RealizeServiceResponse::Read(_) | RealizeServiceResponse::Diff(_) | RealizeServiceResponse::Get(_),
                 ..
             } => Lane::Bulk,
-            _ => Lane::Small,
+            Self::Attached { .. } | Self::Refused { .. } | Self::Pong { .. } => Lane::Prompt,
+            Self::Answer { .. } | Self::Failed { .. } => Lane::Small,
         }
     }
 
@@ -226,7 +241,7 @@ impl Encoded {
     /// Writes it alone, where no [`Outbox`] is written yet.
     pub async fn write<W: AsyncWrite + Unpin>(self, stream: &mut W) -> io::Result<()> {
         let mut cutter = Cutter::new(self);
-        while cutter.write_frame(stream).await? {}
+        while cutter.write_frame(stream, FRAME_BYTES).await? {}
         stream.flush().await
     }
 
@@ -283,8 +298,7 @@ pub struct Outbox {
 
 #[derive(Debug, Default)]
 struct Queue {
-    small: VecDeque<Encoded>,
-    bulk: VecDeque<Encoded>,
+    lanes: [VecDeque<Encoded>; LANES.len()],
     bytes: usize,
     /// Goes before all others, and nothing after it.
     last: Option<Encoded>,
@@ -295,12 +309,21 @@ impl Outbox {
     pub fn push(&self, message: Encoded) {
         let mut queue = self.queue();
         queue.bytes += message.bytes();
-        match message.lane {
-            Lane::Small => queue.small.push_back(message),
-            Lane::Bulk => queue.bulk.push_back(message),
-        }
+        queue.lanes[message.lane as usize].push_back(message);
         drop(queue);
         self.filled.notify_one();
+    }
+
+    /// Takes back a message, or a clone of it, of which nothing has been written yet.
+    pub fn take_back(&self, message: &Encoded) {
+        let mut queue = self.queue();
+        let lane = &mut queue.lanes[message.lane as usize];
+        let is_it = |waits: &Encoded| std::ptr::eq(waits.head.as_ptr(), message.head.as_ptr());
+        if let Some(at) = lane.iter().position(is_it)
+            && let Some(taken) = lane.remove(at)
+        {
+            queue.bytes -= taken.bytes();
+        }
     }
 
     /// Ends what is written with `message`, as soon as the frame under way is out: whatever waits is dropped.
@@ -321,8 +344,7 @@ impl Outbox {
 
     /// Messages that wait.
     pub fn len(&self) -> usize {
-        let queue = self.queue();
-        queue.small.len() + queue.bulk.len()
+        self.queue().lanes.iter().map(VecDeque::len).sum()
     }
 
     /// Whether none does.
@@ -332,10 +354,7 @@ impl Outbox {
 
     fn pop(&self, lane: Lane) -> Option<Encoded> {
         let mut queue = self.queue();
-        let message = match lane {
-            Lane::Small => queue.small.pop_front(),
-            Lane::Bulk => queue.bulk.pop_front(),
-        }?;
+        let message = queue.lanes[lane as usize].pop_front()?;
         queue.bytes -= message.bytes();
         Some(message)
     }
@@ -344,33 +363,53 @@ impl Outbox {
 /// Writes what comes into `outbox` to `stream`; ends with its first error, or with the message that ends it.
 ///
 /// Dropped half-way it may leave a frame half written: nothing can be sent behind it then.
-pub async fn write_messages<W: AsyncWrite + Unpin>(stream: &mut W, outbox: &Outbox) -> io::Result<()> {
-    let mut bulk: Option<Cutter> = None;
+pub async fn write_messages<W: AsyncWrite + Unpin>(
+    stream: &mut W,
+    outbox: &Outbox,
+    clock: &impl Clock,
+) -> io::Result<()> {
+    let mut lanes: [Option<Cutter>; LANES.len()] = Default::default();
+    let mut frame_bytes = SLOW_FRAME_BYTES;
     loop {
         let last = outbox.queue().last.take();
         if let Some(last) = last {
             return last.write(stream).await;
         }
-        if let Some(message) = outbox.pop(Lane::Small) {
-            let mut cutter = Cutter::new(message);
-            while cutter.write_frame(stream).await? {}
+        let mut next = None;
+        for (under_way, lane) in lanes.iter_mut().zip(LANES) {
+            if under_way.is_none() {
+                *under_way = outbox.pop(lane).map(Cutter::new);
+            }
+            if under_way.is_some() {
+                next = Some(under_way);
+                break;
+            }
+        }
+        let Some(under_way) = next else {
+            outbox.filled.notified().await;
             continue;
-        }
-        if bulk.is_none() {
-            bulk = outbox.pop(Lane::Bulk).map(Cutter::new);
-        }
-        match &mut bulk {
-            Some(cutter) => {
-                if !cutter.write_frame(stream).await? {
-                    bulk = None;
-                }
-            }
-            None => {
-                // All is handed over before waiting, or it would wait in a buffer of the stream.
-                stream.flush().await?;
-                outbox.filled.notified().await;
+        };
+        if let Some(cutter) = under_way {
+            let begun = clock.now();
+            let has_more = cutter.write_frame(stream, frame_bytes).await?;
+            // Handed over, or a ping would have more before it than this frame.
+            stream.flush().await?;
+            frame_bytes = paced(frame_bytes, clock.now().saturating_sub(begun), has_more);
+            if !has_more {
+                *under_way = None;
             }
         }
+    }
+}
+
+/// The most that the frame after one of `frame_bytes`, or of less unless it `is_full`, may carry, when that `took` so long.
+fn paced(frame_bytes: usize, took: Duration, is_full: bool) -> usize {
+    if took > FRAME_TIME {
+        (frame_bytes / 2).max(SLOW_FRAME_BYTES)
+    } else if is_full && took < FRAME_TIME / 4 {
+        (frame_bytes * 2).min(FRAME_BYTES)
+    } else {
+        frame_bytes
     }
 }
 
@@ -398,19 +437,15 @@ impl Cutter {
         }
     }
 
-    /// Writes the next frame; false when it was the last.
-    async fn write_frame<W: AsyncWrite + Unpin>(&mut self, stream: &mut W) -> io::Result<bool> {
+    /// Writes the next frame, of `most` bytes; false when it was the last, which may have fewer.
+    async fn write_frame<W: AsyncWrite + Unpin>(&mut self, stream: &mut W, most: usize) -> io::Result<bool> {
         let prefix: &[u8] = if self.prefix_is_out { &[] } else { &self.prefix };
-        let room = FRAME_BYTES - prefix.len();
+        let room = most - prefix.len();
         let head = self.head.split_to(self.head.len().min(room));
         let data = self.data.split_to(self.data.len().min(room - head.len()));
         let frame_bytes = prefix.len() + head.len() + data.len();
         let mut start = BytesMut::with_capacity(HEADER_BYTES + PREFIX_BYTES);
-        let lane = match self.lane {
-            Lane::Small => 0,
-            Lane::Bulk => 1 << 24,
-        };
-        start.put_u32(lane | frame_bytes as u32);
+        start.put_u32((self.lane as u32) << 24 | frame_bytes as u32);
         start.extend_from_slice(prefix);
         self.prefix_is_out = true;
         let mut rest = start.freeze().chain_of([head, data]);
@@ -460,7 +495,7 @@ impl Pieces {
 /// Reads messages from a stream.
 pub struct Reader<R> {
     stream: R,
-    lanes: [Option<Assembly>; 2],
+    lanes: [Option<Assembly>; LANES.len()],
     /// Of the frame that is being read: its lane, and how many of its bytes are still to come.
     frame: Option<(usize, usize)>,
     /// See [`Reader::last_bytes`].
@@ -480,7 +515,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     pub fn new(stream: R) -> Self {
         Self {
             stream,
-            lanes: [None, None],
+            lanes: Default::default(),
             frame: None,
             last_bytes: 0,
         }
@@ -528,7 +563,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         }
         let header = u32::from_be_bytes(header);
         let (lane, len) = ((header >> 24) as usize, (header & 0xff_ffff) as usize);
-        if lane > 1 || len == 0 || len > FRAME_BYTES {
+        if lane >= LANES.len() || len == 0 || len > FRAME_BYTES {
             return Err(bad("not a frame"));
         }
         Ok(Some((lane, len)))
@@ -542,7 +577,11 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 .checked_sub(PREFIX_BYTES)
                 .ok_or_else(|| bad("a frame without a prefix"))?;
             self.stream.read_exact(&mut prefix).await?;
-            self.lanes[lane] = Some(Assembly::new(prefix)?);
+            let assembly = Assembly::new(prefix)?;
+            if lane == Lane::Prompt as usize && assembly.head_bytes + assembly.data_bytes > FRAME_BYTES {
+                return Err(bad("a message longer than its lane takes"));
+            }
+            self.lanes[lane] = Some(assembly);
         }
         let Some(assembly) = &mut self.lanes[lane] else {
             return Ok(left);

@@ -16,6 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use realize::{
+    clock::TokioClock,
     digest::CHUNK_BYTES,
     model::RelPath,
     service::{DirId, OpenFor, RealizeServiceRequest as Request, RealizeServiceResponse as Response},
@@ -117,11 +118,12 @@ async fn ping_under_load(push: bool) -> Load {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
+    let clock = TokioClock::new();
     tokio::select! {
         biased;
         () = pinging => {}
         () = reading => {}
-        ended = write_messages(&mut peer.writing, &outbox) => panic!("{ended:?}"),
+        ended = write_messages(&mut peer.writing, &outbox, &clock) => panic!("{ended:?}"),
         () = tokio::time::sleep(Duration::from_secs(60)) => panic!("not answered: {:?}", sent.lock().unwrap()),
     }
     let pings = pings.into_inner().unwrap();

@@ -41,6 +41,8 @@ pub enum Property {
     Convergence,
     /// 7: what has arrived is sent again only as often as faults take it back.
     Resent,
+    /// 8: no window of any length has more than the burst beside its rate times its length.
+    Rate,
     /// 9: what is open and under way at once has a bound, however many files there are.
     Bounded,
     /// 10: every call is answered within its limit, and every run ends.
@@ -49,13 +51,14 @@ pub enum Property {
 
 impl Property {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Survivorship,
         Self::Law,
         Self::WholeFinals,
         Self::NothingElse,
         Self::Convergence,
         Self::Resent,
+        Self::Rate,
         Self::Bounded,
         Self::Answered,
     ];

@@ -35,9 +35,10 @@ impl Clock for SimClock {
 
     fn wall(&self) -> Timestamp {
         let now = self.now();
+        let millis = now.as_millis() as i64 + self.machine.millis_fast(now);
         Timestamp {
-            secs: MORNING_SECS + now.as_secs() as i64 + self.machine.seconds_fast(now),
-            nanos: now.subsec_nanos(),
+            secs: MORNING_SECS + millis.div_euclid(1000),
+            nanos: millis.rem_euclid(1000) as u32 * 1_000_000 + now.subsec_nanos() % 1_000_000,
         }
     }
 

@@ -123,8 +123,13 @@ struct State {
     struck: u64,
     streams: usize,
     bytes: [u64; 2],
+    /// When how much was sent, each way, if that is wanted.
+    sent: Option<[Sent; 2]>,
     on_strike: Option<Hook>,
 }
+
+/// When how many bytes were sent.
+pub type Sent = Vec<(Duration, u64)>;
 
 /// What is told of each fault that strikes.
 type Hook = Arc<dyn Fn(&'static str) + Send + Sync>;
@@ -147,6 +152,7 @@ impl SimNetwork {
             struck: 0,
             streams: 0,
             bytes: [0; 2],
+            sent: None,
             on_strike: None,
         })))
     }
@@ -174,6 +180,21 @@ impl SimNetwork {
     /// Bytes that went over all connections one way.
     pub fn bytes(&self, way: Way) -> u64 {
         self.state().bytes[way as usize]
+    }
+
+    /// From now on notes when how much is sent.
+    pub fn note_sent(&self) {
+        self.state().sent = Some(Default::default());
+    }
+
+    /// When how much was sent one way, over all connections, since that is noted.
+    pub fn sent(&self, way: Way) -> Sent {
+        let state = self.state();
+        state
+            .sent
+            .as_ref()
+            .map(|sent| sent[way as usize].clone())
+            .unwrap_or_default()
     }
 
     /// Calls `hook` with the name of each fault that strikes, and of each slow line.
@@ -429,6 +450,10 @@ impl SimStream {
         let written = std::task::ready!(Pin::new(inner).poll_write(cx, buf))?;
         let way = if self.is_caller { Way::Up } else { Way::Down };
         self.went(way, written);
+        if let Some(sent) = &mut self.network.state().sent {
+            let now = turmoil::sim_elapsed().unwrap_or_default();
+            sent[way as usize].push((now, written as u64));
+        }
         Poll::Ready(Ok(written))
     }
 }

@@ -155,6 +155,8 @@ pub enum Step {
     },
     /// A file system lacks something.
     Lacks(Lack),
+    /// Each side sends at most so many bytes per second. (The first of these counts.)
+    Throttled(u64),
 }
 
 /// What goes wrong on a machine.

@@ -10,6 +10,7 @@ mod calls;
 mod daemon;
 mod driver;
 mod mover;
+mod rates;
 mod round_trips;
 
 use std::{
@@ -26,6 +27,7 @@ use realize::{
     daemon::DaemonLimits,
     keys::SecretKey,
     limits::Limits,
+    throttle::Rate,
 };
 use tokio::runtime::Handle;
 
@@ -141,6 +143,8 @@ pub struct TwoHosts {
     pub comes_back: bool,
     /// Whether both hosts are started anew before the last run, as they are where a sync has failed: nothing is confirmed before that.
     pub reboots: bool,
+    /// What each side sends at most, in bytes per second.
+    pub rate: Option<Rate>,
     /// Sizes and counts of both sides.
     pub limits: Limits,
     /// Called before each try of the mover.
@@ -254,6 +258,8 @@ struct State {
     handles: BTreeMap<&'static str, Handle>,
     calls: Calls,
     met: Vec<(&'static str, String)>,
+    /// How often the daemon was told what to send at most.
+    rates_told: u64,
     /// Open on the daemon's disk when nobody is connected.
     daemon_open: usize,
 }
@@ -308,6 +314,7 @@ impl TwoHosts {
             profile: Profile::PosixWorst,
             comes_back: true,
             reboots: false,
+            rate: None,
             limits: crate::world::limits(),
             before_try: Arc::new(|| {}),
         }
@@ -326,6 +333,9 @@ impl TwoHosts {
                 state.met.extend(met.into_iter().map(|call| (trouble, call)));
             }
         });
+        if self.rate.is_some() {
+            network.note_sent();
+        }
         let (mover_disk, daemon_disk) = match self.direction {
             Direction::Send => (self.world.source.clone(), self.world.target.clone()),
             Direction::Fetch => (self.world.target.clone(), self.world.source.clone()),
@@ -367,6 +377,7 @@ impl TwoHosts {
             disk: mover_disk.clone(),
             direction: self.direction,
             seed: self.seed,
+            rate: self.rate,
             limits: self.limits,
             sources,
             before_try: self.before_try,
@@ -462,6 +473,11 @@ impl TwoHosts {
         let left = what_is_left()
             .map(|(what, count, expected)| format!("{count} {what}, not {expected}"))
             .collect();
+        if let Some(rate) = self.rate {
+            let told = shared.state().rates_told;
+            let sent = [Way::Up, Way::Down].map(|way| network.sent(way));
+            rates::check(rate, &sent, told, &checker);
+        }
         let state = shared.state();
         let last = state.ended.last().cloned();
         if let Some(last) = &last {

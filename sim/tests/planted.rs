@@ -17,6 +17,7 @@ use realize::{
     model::RelPath,
     planted::{Bug, plant},
     service::{Content, Form, RealizeServiceRequest, RealizeServiceResponse},
+    throttle::Rate,
 };
 use realize_sim::{
     check::{Checker, Property, Violation},
@@ -186,7 +187,7 @@ const BY_PLANS: [(Bug, Scenario, Property); 26] = [
 ];
 
 /// Bugs that a world made for them shows.
-const BY_WORLDS: [(Bug, Property); 7] = [
+const BY_WORLDS: [(Bug, Property); 10] = [
     (Bug::SkipDigest, Property::WholeFinals),
     (Bug::LateWrite, Property::WholeFinals),
     (Bug::DeltaUnhashed, Property::WholeFinals),
@@ -194,6 +195,9 @@ const BY_WORLDS: [(Bug, Property); 7] = [
     (Bug::HandlesKept, Property::Bounded),
     (Bug::KeptUnchecked, Property::WholeFinals),
     (Bug::RecallUnchecked, Property::Law),
+    (Bug::RateRefilled, Property::Rate),
+    (Bug::RateByWallClock, Property::Rate),
+    (Bug::RateForgotten, Property::Rate),
 ];
 
 #[test]
@@ -334,6 +338,53 @@ fn tries_without_end_are_caught() {
             .iter()
             .any(|violation| violation.property == Property::Answered);
         assert_eq!(does_not_end, expected, "{bug:?}: {violations:?}");
+    }
+}
+
+/// A rate that does not survive what happens: many cuts of the line, a time of day that gains.
+#[test]
+fn rates_that_do_not_hold_are_caught() {
+    for direction in [Direction::Send, Direction::Fetch] {
+        // While a daemon is connected to again its bucket fills anyway.
+        let at_reconnect = match direction {
+            Direction::Send => Bug::RateRefilled,
+            Direction::Fetch => Bug::RateForgotten,
+        };
+        for (bug, expected) in [
+            (None, false),
+            (Some(at_reconnect), true),
+            (Some(Bug::RateByWallClock), true),
+        ] {
+            let names: Vec<_> = (0..60).map(|nth| format!("d/{nth}")).collect();
+            let body = |nth: usize| Body::File(FileContent::from(&vec![nth as u8; 8000][..]));
+            let files = names
+                .iter()
+                .enumerate()
+                .map(|(nth, name)| (name.as_str(), body(nth), None));
+            let mut plan = TwoHosts::new(World::on_two_machines(1, files.collect()), direction, 1);
+            plan.rate = Some(Rate::new(64 << 10).unwrap());
+            let way = if direction == Direction::Send {
+                Way::Up
+            } else {
+                Way::Down
+            };
+            plan.lines = vec![LinePlan::fault(way, 6000, Trouble::Reset); 30];
+            let gains = Fault {
+                at: At::Effect(5),
+                kind: Kind::Clock(7200, 300),
+            };
+            (plan.mover_faults, plan.daemon_faults) = (vec![gains.clone()], vec![gains]);
+            plant(bug);
+            let outcome = plan.run();
+            plant(None);
+            let is_broken = |violation: &Violation| violation.property == Property::Rate;
+            assert_eq!(
+                outcome.violations.iter().any(is_broken),
+                expected,
+                "{direction:?} {bug:?}: {:?}",
+                outcome.violations
+            );
+        }
     }
 }
 

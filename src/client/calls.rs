@@ -55,12 +55,14 @@ struct Pending {
 
 impl State {
     /// Nobody waits for the answer of this call any more.
-    fn forget(&mut self, id: CallId) {
+    fn forget(&mut self, id: CallId, message: &Encoded) {
         if self.forgotten.len() >= FORGOTTEN_MAX {
             self.forgotten.pop_front();
         }
         self.forgotten.push_back(id);
         if let Some(outbox) = &self.outbox {
+            outbox.take_back(message);
+            // An earlier connection may have carried it.
             cancel(outbox, id);
         }
     }
@@ -233,7 +235,7 @@ impl Calls {
         };
         let over: Vec<_> = state.pending.extract_if(.., is_over).collect();
         for (id, pending) in over {
-            state.forget(id);
+            state.forget(id, &pending.message);
             let text = format!("{} took longer than it may", pending.name);
             pending.reply.send(Err(text)).ok();
         }
@@ -249,8 +251,8 @@ struct CancelOnDrop<'a> {
 impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
         let mut state = self.calls.state();
-        if state.pending.remove(&self.id).is_some() {
-            state.forget(self.id);
+        if let Some(pending) = state.pending.remove(&self.id) {
+            state.forget(self.id, &pending.message);
         }
     }
 }

@@ -208,7 +208,7 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
     ) -> Ended {
         let (ended, is_told) = {
             let written = async {
-                let written = write_messages(&mut writing, outbox).await;
+                let written = write_messages(&mut writing, outbox, &self.clock).await;
                 written.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into())
             };
             let mut written = std::pin::pin!(written.fuse());

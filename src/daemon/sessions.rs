@@ -20,7 +20,8 @@ use crate::{
     keys::PublicKey,
     planted::{Bug, planted},
     server::{Access, RealizeServer, Roots, Turns},
-    service::{Handle, RealizeServiceRequest, RealizeServiceResponse},
+    service::{Handle, RealizeServiceRequest, RealizeServiceResponse, RunId},
+    throttle::{Bucket, Rate},
     wire::{CallId, DATA_BYTES_MAX, Encoded, HEAD_BYTES_MAX, LinkId, Outbox, ToClient},
 };
 
@@ -38,6 +39,10 @@ struct Known<F: Fs, C: Clock> {
     by_key: BTreeMap<Key, Arc<Session<F, C>>>,
     /// Of each peer that has sessions.
     turns: BTreeMap<PublicKey, Turns>,
+    /// What is sent to each peer that has sessions: as much as the configuration lets.
+    to_peers: BTreeMap<PublicKey, Arc<Bucket<C>>>,
+    /// What is sent to each run that has sessions: as much as it asked for.
+    to_runs: BTreeMap<(PublicKey, RunId), Arc<Bucket<C>>>,
     /// Sessions that are over, of which calls may be at work still.
     ending: Vec<(PublicKey, Weak<Session<F, C>>)>,
     /// What the next session is named by.
@@ -48,6 +53,8 @@ struct Known<F: Fs, C: Clock> {
 pub struct Session<F: Fs, C: Clock> {
     id: [u8; 16],
     server: RealizeServer<F, C>,
+    /// What its connections send is taken from these.
+    pub buckets: [Arc<Bucket<C>>; 2],
     limits: DaemonLimits,
     state: Mutex<State>,
 }
@@ -91,6 +98,8 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
             state: Mutex::new(Known {
                 by_key: BTreeMap::new(),
                 turns: BTreeMap::new(),
+                to_peers: BTreeMap::new(),
+                to_runs: BTreeMap::new(),
                 ending: Vec::new(),
                 seed,
             }),
@@ -110,6 +119,7 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
         link: LinkId,
         session: Option<[u8; 16]>,
         access: Arc<dyn Access>,
+        most: Option<Rate>,
     ) -> Result<Arc<Session<F, C>>, String> {
         let key = (peer, link);
         if let Some(id) = session {
@@ -118,6 +128,9 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
                 .filter(|found| found.id == id && !found.is_over())
                 .ok_or_else(|| "the session is gone: this side was started anew, or waited too long".into());
         }
+        // Before earlier sessions of the run end, which is when nobody else has it.
+        let buckets = self.state().buckets(peer, link.run, &self.clock);
+        buckets[0].set(most);
         let now = self.clock.now();
         let is_to_end = |known: &Key, session: &mut Arc<Session<F, C>>| {
             let unheard = now.saturating_sub(session.last_heard());
@@ -156,7 +169,8 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
         let turns = state.turns.entry(peer).or_default().clone();
         let session = Arc::new(Session {
             id,
-            server: RealizeServer::for_peer(self.roots.clone(), access, link.run, turns),
+            server: RealizeServer::for_peer(self.roots.clone(), access, link.run, turns, buckets[1].clone()),
+            buckets,
             limits: self.limits.clone(),
             state: Mutex::new(State {
                 running: BTreeMap::new(),
@@ -206,6 +220,17 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
 }
 
 impl<F: Fs, C: Clock> Known<F, C> {
+    /// What is sent to a peer, and to one of its runs, is taken from these. Those that no session has are forgotten.
+    fn buckets(&mut self, peer: PublicKey, run: RunId, clock: &C) -> [Arc<Bucket<C>>; 2] {
+        self.to_peers.retain(|_, bucket| Arc::strong_count(bucket) > 1);
+        self.to_runs.retain(|_, bucket| Arc::strong_count(bucket) > 1);
+        let unlimited = || Bucket::new(clock.clone(), None);
+        [
+            self.to_peers.entry(peer).or_insert_with(unlimited).clone(),
+            self.to_runs.entry((peer, run)).or_insert_with(unlimited).clone(),
+        ]
+    }
+
     /// Takes the sessions that are to end.
     fn take(&mut self, is_to_end: impl FnMut(&Key, &mut Arc<Session<F, C>>) -> bool) -> Vec<Arc<Session<F, C>>> {
         let taken: Vec<_> = self.by_key.extract_if(.., is_to_end).collect();
@@ -263,7 +288,7 @@ impl<F: Fs, C: Clock> Session<F, C> {
     }
 
     /// Whether no connection has come to it yet: its first one is being let in.
-    fn is_new(&self) -> bool {
+    pub fn is_new(&self) -> bool {
         self.state().connections == 0
     }
 

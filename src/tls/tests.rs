@@ -374,16 +374,16 @@ async fn client_that_shows_no_key_is_refused() {
 #[tokio::test]
 async fn peer_without_our_protocol_is_refused() {
     let pair = Pair::new();
-    for protocols in [vec![], vec![b"realize/2".to_vec()]] {
+    for protocols in [vec![], vec![b"realize/9".to_vec()]] {
         let mut config = client_config(&Identity::new(&pair.client));
         config.alpn_protocols = protocols.clone();
         let (_client, server) = pair.accept_rogue(config).await;
-        assert_eq!(message(server.unwrap_err()), "the other side does not speak realize/1");
+        assert_eq!(message(server.unwrap_err()), "the other side does not speak realize/2");
 
         let mut config = server_config(&Identity::new(&pair.server));
         config.alpn_protocols = protocols;
         let (client, _server) = pair.connect_rogue(config).await;
-        assert_eq!(message(client.unwrap_err()), "the other side does not speak realize/1");
+        assert_eq!(message(client.unwrap_err()), "the other side does not speak realize/2");
     }
 }
 

@@ -1,5 +1,8 @@
 use super::*;
-use crate::service::{Chunk, DirId, ServiceError};
+use crate::{
+    clock::TokioClock,
+    service::{Chunk, DirId, ServiceError},
+};
 
 fn chunk(len: usize) -> ToClient {
     ToClient::Answer {
@@ -65,10 +68,11 @@ async fn a_list_longer_than_any_may_be_is_no_message() {
 
 #[tokio::test]
 async fn the_last_message_comes_behind_the_frame_under_way_and_before_all_that_waits() {
-    let (mut near, far) = tokio::io::duplex(FRAME_BYTES / 3);
+    let (mut near, far) = tokio::io::duplex(SLOW_FRAME_BYTES / 3);
+    let clock = TokioClock::new();
     let outbox = Outbox::default();
     outbox.push(Encoded::new(chunk(DATA_BYTES_MAX)).unwrap());
-    let mut writing = std::pin::pin!(write_messages(&mut near, &outbox));
+    let mut writing = std::pin::pin!(write_messages(&mut near, &outbox, &clock));
     // A frame of the chunk is half out.
     assert!(futures::poll!(writing.as_mut()).is_pending());
     outbox.push(Encoded::new(ToClient::Pong { number: 2 }).unwrap());
@@ -87,7 +91,7 @@ async fn a_small_message_overtakes_a_bulk_one_between_two_frames() {
     outbox.push(Encoded::new(chunk(DATA_BYTES_MAX)).unwrap());
     let writing = {
         let outbox = outbox.clone();
-        async move { write_messages(&mut { near }, &outbox).await }
+        async move { write_messages(&mut { near }, &outbox, &TokioClock::new()).await }
     };
     let reading = async {
         let mut reader = Reader::new(far);
@@ -108,6 +112,86 @@ async fn a_small_message_overtakes_a_bulk_one_between_two_frames() {
     }
 }
 
+#[test]
+fn frames_that_take_long_become_short_and_grow_again() {
+    let (slow, quick) = (Duration::from_secs(1), Duration::from_millis(1));
+    let shorter = |frame_bytes, took| paced(frame_bytes, took, true);
+    assert_eq!(shorter(FRAME_BYTES, slow), FRAME_BYTES / 2);
+    assert_eq!(shorter(SLOW_FRAME_BYTES, slow), SLOW_FRAME_BYTES);
+    assert_eq!(shorter(SLOW_FRAME_BYTES, quick), 2 * SLOW_FRAME_BYTES);
+    assert_eq!(shorter(FRAME_BYTES, quick), FRAME_BYTES);
+    assert_eq!(shorter(8 << 10, Duration::from_millis(60)), 8 << 10);
+    // One that carries little goes quickly on any line.
+    assert_eq!(paced(8 << 10, quick, false), 8 << 10);
+}
+
+/// The mover says goodbye while a call is half out.
+#[tokio::test]
+async fn a_goodbye_in_the_midst_of_a_call_is_understood() {
+    let (mut near, far) = tokio::io::duplex(SLOW_FRAME_BYTES / 3);
+    let (outbox, clock) = (Outbox::default(), TokioClock::new());
+    outbox.push(Encoded::new(stat(ITEMS_MAX)).unwrap());
+    let mut writing = std::pin::pin!(write_messages(&mut near, &outbox, &clock));
+    assert!(futures::poll!(writing.as_mut()).is_pending());
+    outbox.end_with(Encoded::new(ToServer::Bye).unwrap());
+    let mut reader = Reader::new(far);
+    let (written, first) = tokio::join!(writing, reader.next::<ToServer>());
+    written.unwrap();
+    assert!(matches!(first.unwrap(), Some(ToServer::Bye)));
+}
+
+#[tokio::test]
+async fn what_is_taken_back_does_not_go_out() {
+    let outbox = Outbox::default();
+    let messages = [1000, 2000].map(|len| Encoded::new(chunk(len)).unwrap());
+    messages.iter().for_each(|message| outbox.push(message.clone()));
+    outbox.take_back(&messages[0].clone());
+    assert_eq!((outbox.len(), outbox.bytes()), (1, messages[1].bytes()));
+    outbox.take_back(&messages[0]);
+    outbox.end_with(Encoded::new(ToClient::Pong { number: 1 }).unwrap());
+    assert_eq!(outbox.len(), 1);
+}
+
+#[tokio::test]
+async fn a_prompt_message_is_short() {
+    let why = "w".repeat(FRAME_BYTES);
+    let wire = written(vec![Encoded::new(ToClient::Refused { why }).unwrap()]).await;
+    let read = Reader::new(wire.as_slice()).next::<ToClient>().await;
+    assert_eq!(read.unwrap_err().kind(), io::ErrorKind::InvalidData);
+}
+
+#[tokio::test]
+async fn a_ping_overtakes_a_long_page_and_a_chunk() {
+    let (near, far) = tokio::io::duplex(SLOW_FRAME_BYTES);
+    let outbox = std::sync::Arc::new(Outbox::default());
+    let page = RealizeServiceResponse::Hashes(Ok(vec![crate::digest::hash_chunk(4, 0, b"data"); 4096].into()));
+    outbox.push(Encoded::new(ToClient::Answer { id: 1, response: page }).unwrap());
+    outbox.push(Encoded::new(chunk(DATA_BYTES_MAX)).unwrap());
+    let writing = {
+        let outbox = outbox.clone();
+        async move { write_messages(&mut { near }, &outbox, &TokioClock::new()).await }
+    };
+    let reading = async {
+        let mut reader = Reader::new(far);
+        tokio::task::yield_now().await;
+        outbox.push(Encoded::new(ToClient::Pong { number: 1 }).unwrap());
+        let mut numbers = Vec::new();
+        for _ in 0..3 {
+            numbers.push(match reader.next::<ToClient>().await.unwrap().unwrap() {
+                ToClient::Pong { .. } => 0,
+                ToClient::Answer { id, .. } => id,
+                other => panic!("{other:?}"),
+            });
+        }
+        numbers
+    };
+    tokio::select! {
+        biased;
+        ended = writing => panic!("{ended:?}"),
+        numbers = reading => assert_eq!(numbers, [0, 1, 7]),
+    }
+}
+
 #[tokio::test]
 async fn what_breaks_the_rules_is_refused() {
     let good = written(vec![Encoded::new(stat(1)).unwrap()]).await;
@@ -119,7 +203,7 @@ async fn what_breaks_the_rules_is_refused() {
     };
     let data = io::ErrorKind::InvalidData;
     assert_eq!(error(b"GET / HTTP/1.1\r\n\r\n").await, data, "another protocol");
-    assert_eq!(error(&with(0, 2)).await, data, "a lane that is none");
+    assert_eq!(error(&with(0, 3)).await, data, "a lane that is none");
     assert_eq!(error(&with(1, 1)).await, data, "a frame over the limit");
     assert_eq!(error(&[0, 0, 0, 0]).await, data, "an empty frame");
     assert_eq!(

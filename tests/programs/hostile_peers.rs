@@ -8,6 +8,7 @@ use std::{
 use crate::support::*;
 use bytes::Bytes;
 use realize::{
+    clock::TokioClock,
     digest::{CHUNK_BYTES, digest, hash_chunk},
     model::{RelPath, Timestamp, Version},
     service::{
@@ -92,7 +93,8 @@ async fn who_pings_and_does_not_read_is_disconnected() {
         outbox.push(Encoded::new(ToServer::Ping { number }).unwrap());
     }
     // Ends when the daemon closes the connection, or nothing moves any more.
-    let flood = write_messages(&mut peer.writing, &outbox);
+    let clock = TokioClock::new();
+    let flood = write_messages(&mut peer.writing, &outbox, &clock);
     tokio::time::timeout(Duration::from_secs(20), flood).await.ok();
     assert_serves(&hosts);
     hosts.expect_log("does not read the answers");

@@ -15,6 +15,7 @@ use realize::{
     limits::Limits,
     server::{Access, RealizeServer, Roots, Turns},
     service::{RealizeServiceRequest as Request, RealizeServiceResponse as Response, Rights},
+    throttle::Bucket,
     tls::Acceptor,
     wire::{CallId, Encoded, Outbox, Reader, ToClient, ToServer, write_messages},
 };
@@ -134,9 +135,16 @@ impl Fake {
             return;
         };
         let number = self.sessions.fetch_add(1, Ordering::Relaxed) as u8;
-        let server = RealizeServer::for_peer(self.roots.clone(), Arc::new(Full), link.run, Turns::default());
+        let server = RealizeServer::for_peer(
+            self.roots.clone(),
+            Arc::new(Full),
+            link.run,
+            Turns::default(),
+            Bucket::new(TokioClock::new(), None),
+        );
         let outbox = Arc::new(Outbox::default());
         outbox.push(Encoded::new(ToClient::Attached { session: [number; 16] }).unwrap());
+        let clock = TokioClock::new();
         let reading = async {
             while let Ok(Some(message)) = reader.next().await {
                 match message {
@@ -151,7 +159,7 @@ impl Fake {
             () = reading => {}
             () = died => {}
             // However that ends.
-            _ = write_messages(&mut writing, &outbox) => {}
+            _ = write_messages(&mut writing, &outbox, &clock) => {}
         }
         server.end().await;
     }

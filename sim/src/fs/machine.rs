@@ -302,10 +302,10 @@ impl Machine {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// By how many seconds the time of day is fast, for a program that began `elapsed` ago.
-    pub fn seconds_fast(&self, elapsed: Duration) -> i64 {
+    /// By how many milliseconds the time of day is fast, for a program that began `elapsed` ago.
+    pub fn millis_fast(&self, elapsed: Duration) -> i64 {
         let state = self.lock();
-        state.jumped + elapsed.as_millis() as i64 * state.drift / 1_000_000
+        state.jumped * 1000 + elapsed.as_millis() as i64 * state.drift / 1000
     }
 
     /// For how long the host's lines carry nothing from now on; told once.

@@ -100,7 +100,8 @@ fn step(scenario: Scenario) -> BoxedStrategy<Step> {
     let act = (0..EFFECTS, act()).prop_map(|(effect, act)| Step::Act { effect, act });
     let lack = select(&[Lack::Renames, Lack::Leases][..]).prop_map(Step::Lacks);
     if scenario.is_remote() {
-        prop_oneof![4 => line().prop_map(Step::Line), 4 => fault, 1 => act, 1 => lack].boxed()
+        let throttled = (10_000..1_000_000u64).prop_map(Step::Throttled);
+        prop_oneof![4 => line().prop_map(Step::Line), 4 => fault, 1 => act, 1 => lack, 1 => throttled].boxed()
     } else {
         prop_oneof![6 => fault, 2 => act, 1 => lack].boxed()
     }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use realize::model::RelPath;
+use realize::{model::RelPath, throttle::Rate};
 
 use super::{Act, Coverage, Errno, FaultPlan, FilePlan, Lack, NAMES, Plan, Scenario, Step, There};
 use crate::{
@@ -104,6 +104,7 @@ impl Plan {
             _ => None,
         });
         plan.lines = lines.collect();
+        plan.rate = self.rate().and_then(|rate| Rate::new(rate).ok());
         let outcome = plan.run();
         // A fault of a line may have met several calls.
         let struck = source.struck().len() + target.struck().len() + outcome.line_faults as usize;
@@ -265,8 +266,16 @@ impl Plan {
             Step::Line(LinePlan::Slow(rate, _)) => Some(*rate),
             _ => None,
         });
-        rates.min().map_or(Duration::ZERO, |rate| {
+        rates.chain(self.rate()).min().map_or(Duration::ZERO, |rate| {
             Duration::from_secs_f64(bytes as f64 / rate as f64)
+        })
+    }
+
+    /// What each side sends at most, in bytes per second.
+    fn rate(&self) -> Option<u64> {
+        self.steps.iter().find_map(|step| match step {
+            Step::Throttled(rate) => Some(*rate),
+            _ => None,
         })
     }
 
@@ -287,7 +296,7 @@ impl Plan {
         self.take_abilities(world);
         for step in &self.steps {
             match step {
-                Step::Line(_) | Step::Lacks(_) => {}
+                Step::Line(_) | Step::Lacks(_) | Step::Throttled(_) => {}
                 Step::Fault {
                     at_target,
                     effect,

@@ -46,6 +46,7 @@ pub(super) async fn serve(
     let peer = Peer {
         name: MOVER.into(),
         rights,
+        throttle: None,
     };
     let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), PORT);
     let config = DaemonConfig {

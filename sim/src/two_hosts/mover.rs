@@ -9,7 +9,10 @@ use realize::{
     limits::Limits,
     net::Network,
     server::{RealizeServer, Roots},
-    service::{DirId, RealizeServiceRequest, RealizeServiceResponse, RunId, ServiceError},
+    service::{
+        DirId, RealizeServiceClient, RealizeServiceRequest, RealizeServiceResponse, RunId, ServiceError, context,
+    },
+    throttle::{Bucket, Gate, Limited, Rate},
     tls::Connector,
     wire::LinkId,
 };
@@ -29,13 +32,16 @@ use crate::{
 struct SimDial {
     network: SimNetwork,
     connector: Connector,
+    /// What is sent is taken from it, where there is a limit.
+    sending: Option<Arc<Bucket<SimClock>>>,
 }
 
 impl Dial for SimDial {
-    type Stream = tokio_rustls::client::TlsStream<SimStream>;
+    type Stream = tokio_rustls::client::TlsStream<Limited<SimStream, SimClock>>;
 
     async fn dial(&self) -> Result<Self::Stream, ConnectError> {
         let stream = self.network.connect(DAEMON, PORT).await.map_err(ConnectError::Tcp)?;
+        let stream = Limited::new(stream, Gate::new(self.sending.clone()));
         let expected = key(KEYS[1]).public();
         self.connector
             .connect(Some(&expected), stream)
@@ -69,6 +75,7 @@ pub(super) struct Mover {
     pub disk: Disk,
     pub direction: Direction,
     pub seed: u64,
+    pub rate: Option<Rate>,
     pub limits: Limits,
     /// The roots that are moved.
     pub sources: &'static [&'static str],
@@ -119,10 +126,11 @@ impl Mover {
         }
         let roots = Arc::new(roots);
         let mut tries = Tries::new(try_limits());
+        let sending = self.rate.map(|rate| Bucket::new(clock.clone(), Some(rate)));
         loop {
             (self.before_try)();
             link.attempt += 1;
-            let (next, ending) = match self.connect_and_move(&clock, link, &roots).await {
+            let (next, ending) = match self.connect_and_move(&clock, link, &roots, &sending).await {
                 // Both hosts know each other: whatever it is, it may be better in a while.
                 Err(error) => (tries.not_connected(true), Ending::NotConnected(error.to_string())),
                 Ok(moved) => {
@@ -154,10 +162,14 @@ impl Mover {
         clock: &SimClock,
         id: LinkId,
         roots: &Arc<Roots<Disks, SimClock>>,
+        sending: &Option<Arc<Bucket<SimClock>>>,
     ) -> Result<Result<MoveReport, MoveError>, ConnectError> {
-        let (link, let_in) = self.link(clock, id).await?;
+        let (link, let_in) = self.link(clock, id, sending).await?;
         let local = RealizeServer::new(roots.clone());
-        let moved = self.move_once(local.clone(), &link, id).await;
+        let moved = match self.limit(&link).await {
+            Ok(()) => self.move_once(local.clone(), &link, id).await,
+            Err(error) => Err(MoveError::Side(Side::Target, error)),
+        };
         local.end().await;
         link.close(clock).await;
         if is_unanswered(&moved) {
@@ -166,10 +178,25 @@ impl Mover {
         Ok(moved)
     }
 
-    async fn link(&self, clock: &SimClock, id: LinkId) -> Result<(Link, LetIn), ConnectError> {
+    /// Tells the daemon what to send at most.
+    async fn limit(&self, link: &Link) -> Result<(), ServiceError> {
+        let Some(rate) = self.rate else { return Ok(()) };
+        self.shared.state().rates_told += 1;
+        let client = RealizeServiceClient::from(link.clone());
+        let told = client.configure(context(), Some(rate.get())).await;
+        told.unwrap_or_else(|error| Err(ServiceError::NoAnswer(error.to_string())))
+    }
+
+    async fn link(
+        &self,
+        clock: &SimClock,
+        id: LinkId,
+        sending: &Option<Arc<Bucket<SimClock>>>,
+    ) -> Result<(Link, LetIn), ConnectError> {
         let dial = SimDial {
             network: self.network.clone(),
             connector: Connector::new(&key(KEYS[0])),
+            sending: sending.clone(),
         };
         let shared = self.shared.clone();
         let observer = move |event: LinkEvent| shared.note(MOVER, &event);

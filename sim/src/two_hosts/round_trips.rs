@@ -48,6 +48,7 @@ pub fn count_round_trips(files: &[(String, Vec<u8>)], round_trip: Duration) -> (
         disk: from.clone(),
         direction: Direction::Send,
         seed: 1,
+        rate: None,
         limits: Limits::default(),
         sources: &["source"],
         before_try: Arc::new(|| {}),

@@ -7,6 +7,7 @@ use realize::{
     digest::CHUNK_BYTES,
     limits::Limits,
     net::{Listener, Network},
+    throttle::Rate,
 };
 use realize_sim::{
     check::{Property, Violation},
@@ -170,6 +171,31 @@ fn calls_and_open_files_are_as_many_for_many_files_as_for_few() {
         let (few, many) = (most(60, direction), most(240, direction));
         let is_bounded = many.0 <= few.0 + 2 && (0..2).all(|host| many.1[host] <= few.1[host] + 4);
         assert!(is_bounded, "{direction:?}: {few:?} of 60 files, {many:?} of 240");
+    }
+}
+
+#[test]
+fn what_is_sent_keeps_to_its_rate_through_lost_connections() {
+    for direction in BOTH {
+        let names: Vec<_> = (0..30).map(|nth| format!("d/{nth}")).collect();
+        let body = |nth: usize| Body::File(noise(8000, nth as u64));
+        let small = names
+            .iter()
+            .enumerate()
+            .map(|(nth, name)| (name.as_str(), body(nth), None));
+        let large = ("large", Body::File(noise(CHUNK_BYTES + 5000, 1)), None);
+        let tree = small.chain([large]).collect();
+        let mut plan = TwoHosts::new(World::on_two_machines(1, tree), direction, 1);
+        let rate = 256 << 10;
+        plan.rate = Some(Rate::new(rate).unwrap());
+        let way = WAYS[usize::from(direction == Direction::Fetch)];
+        plan.lines = (1..8)
+            .map(|cut| LinePlan::fault(way, 20_000 * cut, Trouble::Reset))
+            .collect();
+        let outcome = plan.run();
+        outcome.expect_good(&direction);
+        assert!(outcome.connections > 5, "{}", outcome.connections);
+        assert!(outcome.up.max(outcome.down) > rate, "{} {}", outcome.up, outcome.down);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
-use realize::{filter::Rule, service::Verify};
+use realize::{filter::Rule, service::Verify, throttle::Rate};
 
 /// Moves files and directories, and never loses one.
 ///
@@ -61,6 +61,18 @@ pub struct Args {
     /// after the move may then lose files
     #[arg(long)]
     pub accept_unsynced: bool,
+
+    /// Send and receive at most so many bytes per second: 800k, 1M, 1.5G (powers of 1024)
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
+    pub throttle: Option<Rate>,
+
+    /// Send at most so many
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
+    pub throttle_up: Option<Rate>,
+
+    /// Receive at most so many
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
+    pub throttle_down: Option<Rate>,
 
     /// Name each file on standard output as it is moved
     #[arg(short, long)]
@@ -141,6 +153,16 @@ Exit status:
   13  another run is moving the same source";
 
 impl Args {
+    /// What is sent at most. One way's own limit counts, whatever is said of both.
+    pub fn up(&self) -> Option<Rate> {
+        self.throttle_up.or(self.throttle)
+    }
+
+    /// What is received at most.
+    pub fn down(&self) -> Option<Rate> {
+        self.throttle_down.or(self.throttle)
+    }
+
     /// Reads the command line; ends the program on --help and on errors.
     pub fn read() -> (Self, Vec<Rule>) {
         let matches = Self::command().get_matches();

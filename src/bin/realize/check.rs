@@ -5,7 +5,7 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::ExitCode};
 use anyhow::Result;
 use realize::{
     algo::Why,
-    client::Link,
+    client::{Link, LinkLimits},
     clock::TokioClock,
     location::Location,
     model::{Kind, Line},
@@ -33,7 +33,9 @@ pub async fn check(known: &Known, text: &OsStr) -> Result<ExitCode> {
         number: 0,
     };
     let connected = async {
-        let (link, let_in) = identity.link(&host, &clock, id, |_| {}).await?;
+        let (link, let_in) = identity
+            .link(&host, None, LinkLimits::default(), &clock, id, |_| {})
+            .await?;
         let_in.wait().await?;
         Ok(link)
     };

@@ -26,6 +26,7 @@ use realize::{
     limits::Limits,
     memory::tune_allocator,
     service::{RunId, ServiceError},
+    throttle::Rate,
     wire::LinkId,
 };
 
@@ -90,6 +91,9 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
     };
     let run = RunId(random()?);
     let ui = Ui::new(clock.clone(), args.verbose, args.quiet, args.copy);
+    if let Some(limits) = shown_limits(args) {
+        ui.say(&limits);
+    }
     let mut tries = Tries::new(TryLimits::default());
     let mut link = LinkId {
         run,
@@ -228,6 +232,14 @@ async fn connect_and_move<'a>(
         is_held_elsewhere,
         advice,
     })
+}
+
+/// What was understood of the limits.
+fn shown_limits(args: &Args) -> Option<String> {
+    let said = |what: &str, rate: Option<Rate>| Some(format!("{what} at most {}", rate?));
+    let said = [said("sending", args.up()), said("receiving", args.down())];
+    let said: Vec<_> = said.into_iter().flatten().collect();
+    (!said.is_empty() && !args.quiet).then(|| said.join(", "))
 }
 
 fn exit_code(report: &MoveReport) -> ExitCode {

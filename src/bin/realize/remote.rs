@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -23,6 +24,7 @@ use realize::{
     model::Line,
     net::{Network, tcp::TcpNetwork},
     service::Rights,
+    throttle::{Bucket, Gate, Limited},
     tls::{Connector, TlsError},
     wire::LinkId,
 };
@@ -112,7 +114,7 @@ impl Identity {
     }
 
     /// How to connect to `name`.
-    pub fn dial(&self, name: &HostName) -> TcpDial {
+    pub fn dial(&self, name: &HostName, sending: Option<Arc<Bucket<TokioClock>>>) -> TcpDial {
         let known = self.hosts.host(&name.host);
         let address = known.and_then(|host| host.address.clone());
         let (host, port) = match address {
@@ -126,7 +128,18 @@ impl Identity {
             port,
             connector: Connector::new(&self.key),
             expected: known.map(|host| host.key),
+            sending,
         }
+    }
+
+    /// The key of the host of this name.
+    pub fn key_of(&self, name: &str) -> Option<PublicKey> {
+        Some(self.hosts.host(name)?.key)
+    }
+
+    /// Where `name` is.
+    fn port(&self, name: &HostName) -> u16 {
+        self.dial(name, None).port
     }
 
     /// What `error` means to who wants to reach `name`, and what to do.
@@ -146,7 +159,7 @@ impl Identity {
             ConnectError::Tcp(_) => format!(
                 "{host}: {error} ({}); is realized running there, on port {}, and let through by the firewall?",
                 self.tried(name),
-                self.dial(name).port
+                self.port(name)
             ),
             ConnectError::TimedOut(_) => format!(
                 "{host}: {error} ({}); is the host up, and the port let through by the firewall?",
@@ -183,7 +196,7 @@ impl Identity {
                         self.public()
                     )));
                 }
-                TlsError::NotTls => format!("{host}: what answers on port {} is not realized", self.dial(name).port),
+                TlsError::NotTls => format!("{host}: what answers on port {} is not realized", self.port(name)),
                 error => format!("{host}: {error}"),
             },
         };
@@ -192,7 +205,7 @@ impl Identity {
 
     /// Where `name` was looked for, and why there.
     fn tried(&self, name: &HostName) -> String {
-        let dial = self.dial(name);
+        let dial = self.dial(name, None);
         let known = self.hosts.host(&name.host).is_some_and(|host| host.address.is_some());
         let from = if known {
             format!(", as {} says", shown(&self.hosts_path))
@@ -212,10 +225,12 @@ impl Identity {
         )
     }
 
-    /// The link `id`, to `name`.
+    /// The link `id`, to `name`. What it sends is taken from `sending`, where there is such a limit.
     pub async fn link(
         &self,
         name: &HostName,
+        sending: Option<Arc<Bucket<TokioClock>>>,
+        limits: LinkLimits,
         clock: &TokioClock,
         id: LinkId,
         observer: impl Fn(LinkEvent) + Send + Sync + 'static,
@@ -225,15 +240,7 @@ impl Identity {
                 bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7],
             ])
         });
-        Link::connect(
-            self.dial(name),
-            clock.clone(),
-            LinkLimits::default(),
-            id,
-            jitter,
-            observer,
-        )
-        .await
+        Link::connect(self.dial(name, sending), clock.clone(), limits, id, jitter, observer).await
     }
 }
 
@@ -247,10 +254,11 @@ pub struct TcpDial {
     port: u16,
     connector: Connector,
     expected: Option<PublicKey>,
+    sending: Option<Arc<Bucket<TokioClock>>>,
 }
 
 impl Dial for TcpDial {
-    type Stream = tokio_rustls::client::TlsStream<TcpStream>;
+    type Stream = tokio_rustls::client::TlsStream<Limited<TcpStream, TokioClock>>;
 
     async fn dial(&self) -> Result<Self::Stream, ConnectError> {
         let stream = TcpNetwork.connect(&self.host, self.port).await.map_err(|error| {
@@ -261,6 +269,7 @@ impl Dial for TcpDial {
                 ConnectError::Tcp(error)
             }
         })?;
+        let stream = Limited::new(stream, Gate::new(self.sending.clone()));
         self.connector
             .connect(self.expected.as_ref(), stream)
             .await

@@ -1,6 +1,13 @@
 //! From SRC and DST to services and directories: local ones in this process, others by links.
 
-use std::{collections::BTreeMap, ffi::OsStr, fmt::Display, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    fmt::Display,
+    os::unix::ffi::OsStrExt,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use anyhow::{Context, Result, anyhow, bail};
 use realize::{
@@ -13,9 +20,10 @@ use realize::{
     model::{Entry, Escaped, Kind, Line, Name, RelPath},
     server::{RealizeServer, Roots},
     service::{
-        Answer, DirId, RealizeServiceClient, RealizeServiceRequest, RealizeServiceResponse, Rights, ServiceError,
-        context,
+        Answer, Content, DirId, RealizeServiceClient, RealizeServiceRequest, RealizeServiceResponse, Rights,
+        ServiceError, context,
     },
+    throttle::{Bucket, Rate},
     wire::LinkId,
 };
 use tarpc::{
@@ -34,8 +42,8 @@ use crate::{
 /// A service in this process or on another host.
 #[derive(Clone)]
 pub enum Service {
-    /// In this process.
-    Local(RealizeServer<OsFs, TokioClock>),
+    /// In this process. What is written there is taken from the bucket, where there is a limit.
+    Local(RealizeServer<OsFs, TokioClock>, Option<Arc<Bucket<TokioClock>>>),
     /// On another host.
     Remote(Link),
 }
@@ -46,13 +54,35 @@ impl Stub for Service {
 
     async fn call(&self, context: CallContext, request: Self::Req) -> Result<Self::Resp, RpcError> {
         match self {
-            Self::Local(server) => server.answer(request).await.map_err(RpcError::Server),
+            Self::Local(server, limit) => {
+                if let Some(limit) = limit {
+                    limit.send(written_bytes(&request)).await;
+                }
+                server.answer(request).await.map_err(RpcError::Server)
+            }
             Self::Remote(link) => link.call(context, request).await,
         }
     }
 }
 
 type Client = RealizeServiceClient<Service>;
+
+/// Bytes of files that the call brings. (What is renamed is not written.)
+fn written_bytes(request: &RealizeServiceRequest) -> u64 {
+    let bytes = |data: &bytes::Bytes| data.len() as u64;
+    match request {
+        RealizeServiceRequest::Send { data, .. } => bytes(data),
+        RealizeServiceRequest::ApplyDelta { delta, .. } => bytes(&delta.data),
+        RealizeServiceRequest::Put { files, .. } => files
+            .0
+            .iter()
+            .map(|file| match &file.content {
+                Content::File { data, .. } | Content::Symlink(data) => bytes(data),
+            })
+            .sum(),
+        _ => 0,
+    }
+}
 
 /// What a directory must allow for files to be moved out of it.
 const TO_LEAVE: Rights = Rights {
@@ -80,6 +110,8 @@ pub struct Ends<'a> {
     /// What is served in this process. It outlives every try: a sync that failed is not forgotten.
     roots: Arc<Roots<OsFs, TokioClock>>,
     local: RealizeServer<OsFs, TokioClock>,
+    /// Of moves that stay on this host.
+    local_limit: Option<Arc<Bucket<TokioClock>>>,
     /// How each source is called.
     names: Vec<String>,
     /// Which of the sources are on other hosts.
@@ -131,6 +163,7 @@ impl<'a> Ends<'a> {
                 Given::Remote(..) => None,
             })
             .collect();
+        let sources_given = given.len();
         let local_target = match &goal {
             Goal::Local(root) => Some(root),
             Goal::Remote(..) => None,
@@ -141,8 +174,12 @@ impl<'a> Ends<'a> {
             .map(|target| target.path.clone());
         let (served, dirs, target_dir) = serve_locally(args, clock, limits, &roots, local_target).await?;
         let served = Arc::new(served);
-        let local = RealizeServer::new(served.clone());
-        let service = local_client(&local);
+        let server = RealizeServer::new(served.clone());
+        // Without a connection, what is written is limited: by the lower limit, for it is both sent and received.
+        let is_local = local_target.is_some() && local.len() == sources_given;
+        let local_limit = args.up().into_iter().chain(args.down()).min().filter(|_| is_local);
+        let local_limit = local_limit.map(|rate| Bucket::new(clock.clone(), Some(rate)));
+        let service = local_client(&server, local_limit.clone());
         let mut names: Vec<_> = roots.iter().map(|root| shown(&root.path)).collect();
         let target_host = match &goal {
             Goal::Local(_) => None,
@@ -185,7 +222,8 @@ impl<'a> Ends<'a> {
             target,
             hosts,
             roots: served,
-            local,
+            local: server,
+            local_limit,
             names,
             remote_sources,
             remote_target,
@@ -257,7 +295,7 @@ impl<'a> Ends<'a> {
     pub async fn hang_up(&mut self) {
         self.local.end().await;
         self.local = RealizeServer::new(self.roots.clone());
-        let service = local_client(&self.local);
+        let service = local_client(&self.local, self.local_limit.clone());
         for source in &mut self.sources {
             source.service = service.clone();
         }
@@ -314,8 +352,8 @@ impl Entrances {
     }
 }
 
-fn local_client(server: &RealizeServer<OsFs, TokioClock>) -> Client {
-    RealizeServiceClient::from(Service::Local(server.clone()))
+fn local_client(server: &RealizeServer<OsFs, TokioClock>, limit: Option<Arc<Bucket<TokioClock>>>) -> Client {
+    RealizeServiceClient::from(Service::Local(server.clone(), limit))
 }
 
 /// Opens the local directories, to be served in this process.
@@ -365,6 +403,8 @@ struct Hosts<'a> {
     /// What the next link is.
     next_link: LinkId,
     ui: &'a Ui<TokioClock>,
+    /// What this program sends is taken from it, however many hosts it goes to.
+    sending: Option<Arc<Bucket<TokioClock>>>,
     links: Links,
     entrances: Entrances,
 }
@@ -376,6 +416,7 @@ impl<'a> Hosts<'a> {
             clock,
             next_link,
             ui,
+            sending: args.up().map(|rate| Bucket::new(clock.clone(), Some(rate))),
             links: Links::new(),
             entrances: Entrances::default(),
         }
@@ -408,12 +449,44 @@ impl<'a> Hosts<'a> {
             };
             let id = self.next_link;
             self.next_link.number += 1;
-            let link = identity.link(host, self.clock, id, observer).await;
+            let slowest = self.args.up().into_iter().chain(self.args.down()).min();
+            let limits = slowest.map_or_else(LinkLimits::default, |rate| LinkLimits::default().at(rate.get()));
+            let link = identity
+                .link(host, self.sending.clone(), limits, self.clock, id, observer)
+                .await;
             let (link, let_in) = link.map_err(|error| identity.explain(host, error))?;
             self.links.insert(host.clone(), link);
             self.entrances.ahead.insert(host.clone(), let_in);
+            if let Some(rate) = self.args.down() {
+                self.limit(host, rate).await?;
+            }
         }
         self.client(host)
+    }
+
+    /// Has `host` send no more than its part of this.
+    async fn limit(&mut self, host: &HostName, rate: Rate) -> Result<()> {
+        let part = (rate.get() / self.count_others()).max(Rate::MIN);
+        match self.client(host)?.configure(context(), Some(part)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => bail!("{}: it does not limit what it sends: {error}", host.host),
+            Err(error) => {
+                // Who is not let in has no answer.
+                self.entrances.pass(host).await?;
+                bail!("{}: {error}", host.host)
+            }
+        }
+    }
+
+    /// How many hosts, by their keys, the command line names.
+    fn count_others(&self) -> u64 {
+        let named = self.args.sources.iter().chain(&self.args.target);
+        let keys = named.filter_map(|text| match Location::parse(text).ok()? {
+            Location::Local(_) => None,
+            Location::Remote { host, .. } => self.entrances.identity.as_ref()?.key_of(&host),
+        });
+        let keys: BTreeSet<_> = keys.collect();
+        keys.len().max(1) as u64
     }
 
     /// What is at each of `paths` in the configured directory `name` of `host`.
