@@ -13,6 +13,7 @@ mod calls;
 mod claims;
 mod dirs;
 mod feed;
+mod halt;
 mod large;
 mod mover;
 mod repair;
@@ -35,6 +36,7 @@ use self::{
     report::Notices,
 };
 pub use self::{
+    halt::Halt,
     report::{Event, Failure, How, MoveError, MoveReport, Side, Stop, Why, is_unanswered},
     tries::{Next, Tries, TryLimits},
 };
@@ -88,6 +90,8 @@ pub struct MoveOptions {
     pub verify: Verify,
     /// The move begins again: a file that was named and is gone has been moved.
     pub is_again: bool,
+    /// Ends the move in time.
+    pub halt: Halt,
     /// Sizes and counts.
     pub limits: Limits,
 }

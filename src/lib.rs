@@ -9,6 +9,7 @@ pub mod model;
 pub mod planted;
 
 pub mod clock;
+pub mod deadline;
 pub mod delta;
 pub mod digest;
 pub mod filter;

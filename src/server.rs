@@ -167,10 +167,14 @@ struct Session<F: Fs, C: Clock> {
     access: Arc<dyn Access>,
     /// Held while directories are made: files that came behind them wait for it.
     making_dirs: tokio::sync::Mutex<()>,
+    /// Held, to read, by each claim that is being made.
+    claiming: Arc<tokio::sync::RwLock<()>>,
     state: Mutex<State<F>>,
 }
 
 struct State<F: Fs> {
+    /// Whether nothing is claimed any more.
+    is_over: bool,
     run: Option<RunId>,
     next_handle: u64,
     open: BTreeMap<Handle, (DirId, Open<F>)>,
@@ -210,6 +214,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         sending: Option<Arc<Bucket<C>>>,
     ) -> Self {
         let state = State {
+            is_over: false,
             run,
             next_handle: 0,
             open: BTreeMap::new(),
@@ -225,6 +230,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
                 is_stopped: AtomicBool::new(false),
                 roots,
                 access,
+                claiming: Arc::default(),
                 making_dirs: tokio::sync::Mutex::default(),
                 state: Mutex::new(state),
             }),
@@ -244,11 +250,51 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         self.session.is_stopped.store(true, Ordering::Relaxed);
     }
 
+    /// Takes the tokens off the roots that are claimed, whatever is still at work: for a process that is about to end. What is open, and the
+    /// locks, end with it.
+    pub async fn leave(&self) {
+        self.stop();
+        // Claims that are being made are waited for.
+        let _claimed = self.session.claiming.write().await;
+        let claims: Vec<_> = {
+            let state = self.state();
+            let of_dir = |(dir, claims): (&DirId, &Vec<crate::store::Claimed<F>>)| {
+                claims
+                    .iter()
+                    .map(|claimed| (dir.clone(), claimed.claim.clone()))
+                    .collect::<Vec<_>>()
+            };
+            state.claims.iter().flat_map(of_dir).collect()
+        };
+        for (dir, claim) in claims {
+            if let Ok(store) = self.find_store(&dir) {
+                let releasing = async move { store.release(&claim).await };
+                // A token that stays is taken for a dead run's.
+                let _released = self.session.roots.fs.offload(releasing).await;
+            }
+        }
+    }
+
+    /// Keeps what was claimed until it is given back.
+    fn take_claim(&self, dir: DirId, claimed: crate::store::Claimed<F>) -> Answer<()> {
+        const CLAIMS_MAX: usize = 4096;
+        let mut state = self.state();
+        if state.is_over {
+            return Err(ServiceError::Internal);
+        }
+        if state.claims.values().map(Vec::len).sum::<usize>() >= CLAIMS_MAX {
+            return Err(ServiceError::Busy("too many directories are claimed".into()));
+        }
+        state.claims.entry(dir).or_default().push(claimed);
+        Ok(())
+    }
+
     /// Ends the session: begins no more jobs, closes what is open and gives back what is claimed, once no job is at it.
     pub async fn end(&self) {
         self.stop();
         let (open, claims) = {
             let mut state = self.state();
+            state.is_over = true;
             state.walks.clear();
             state.loaded = None;
             (std::mem::take(&mut state.open), std::mem::take(&mut state.claims))
@@ -414,22 +460,28 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             .state()
             .run
             .ok_or_else(|| ServiceError::BadRequest("hello comes first".into()))?;
+        let claiming = self.session.claiming.clone().read_owned().await;
+        let (server, claimed_store) = (self.clone(), store.clone());
         let claimed = self.job(async move {
-            let mut claimed = store.claim(role, run).await?;
-            if role == Role::Target {
-                // What can't be looked through shows again, with its error, when something is put there.
-                claimed.claim.swept = store.sweep(&RelPath::root()).await.unwrap_or_else(|_| Swept::unknown());
+            let _claiming = claiming;
+            let claimed = claimed_store.claim(role, run).await?;
+            let claim = claimed.claim.clone();
+            // Here, because whoever asked may have gone.
+            match server.take_claim(dir, claimed) {
+                Ok(()) => Ok(claim),
+                Err(error) => {
+                    // A token that stays is taken for a dead run's.
+                    claimed_store.release(&claim).await.ok();
+                    Err(error)
+                }
             }
-            Ok(claimed)
         });
-        let claimed = claimed.await?;
-        let claim = claimed.claim.clone();
-        const CLAIMS_MAX: usize = 4096;
-        let mut state = self.state();
-        if state.claims.values().map(Vec::len).sum::<usize>() >= CLAIMS_MAX {
-            return Err(ServiceError::Busy("too many directories are claimed".into()));
+        let mut claim = claimed.await?;
+        if role == Role::Target {
+            let sweeping = async move { store.sweep(&RelPath::root()).await };
+            // What can't be looked through shows again, with its error, when something is put there.
+            claim.swept = self.job(sweeping).await.unwrap_or_else(|_| Swept::unknown());
         }
-        state.claims.entry(dir).or_default().push(claimed);
         Ok(claim)
     }
 

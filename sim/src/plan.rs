@@ -20,6 +20,7 @@ pub use self::{
 use crate::{
     fs::{Cache, Content, Off, Profile},
     net::LinePlan,
+    two_hosts::Early,
     world::{Body, FileAt, limits},
 };
 
@@ -157,6 +158,8 @@ pub enum Step {
     Lacks(Lack),
     /// Each side sends at most so many bytes per second. (The first of these counts.)
     Throttled(u64),
+    /// The first run of a mover between two hosts is ended before its end.
+    Ended(Early),
 }
 
 /// What goes wrong on a machine.

@@ -29,6 +29,7 @@ use realize::{
     limits::Limits,
     throttle::Rate,
 };
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
 pub use self::{bounds::Owed, calls::Calls, round_trips::count_round_trips};
@@ -145,10 +146,21 @@ pub struct TwoHosts {
     pub reboots: bool,
     /// What each side sends at most, in bytes per second.
     pub rate: Option<Rate>,
+    /// What ends the first run of the mover before its end.
+    pub early: Option<Early>,
     /// Sizes and counts of both sides.
     pub limits: Limits,
     /// Called before each try of the mover.
     pub before_try: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// What ends a run before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Early {
+    /// A signal, so many milliseconds after its start.
+    Signal(u16),
+    /// So many milliseconds after its start its time is over.
+    TimeOver(u16),
 }
 
 /// How one run of the mover ended.
@@ -160,6 +172,8 @@ pub enum Ending {
     Failed(MoveError),
     /// There was no connection to begin with.
     NotConnected(String),
+    /// Before its end.
+    Cut,
 }
 
 impl Ending {
@@ -315,6 +329,7 @@ impl TwoHosts {
             comes_back: true,
             reboots: false,
             rate: None,
+            early: None,
             limits: crate::world::limits(),
             before_try: Arc::new(|| {}),
         }
@@ -378,6 +393,7 @@ impl TwoHosts {
             direction: self.direction,
             seed: self.seed,
             rate: self.rate,
+            early: self.early,
             limits: self.limits,
             sources,
             before_try: self.before_try,

@@ -199,6 +199,17 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         Ok((copied?, How::Copied))
     }
 
+    async fn fill_and_finish(&self, item: &Item, source: Handle, opened: &Opened) -> Result<Digest, Why> {
+        let digest = self.in_time(self.fill(item, source, opened)).await?;
+        self.finish(item, opened.held.handle, digest).await?;
+        Ok(digest)
+    }
+
+    /// What comes of `work`, which is left where it is when the time is over.
+    async fn in_time<O>(&self, work: impl Future<Output = Result<O, Why>>) -> Result<O, Why> {
+        self.options.halt.unless_over(work).await.unwrap_or(Err(Why::TimeOver))
+    }
+
     async fn open_target(&self, item: &Item, open_for: OpenFor) -> Result<Opened, Why> {
         let dir = self.target.dir.clone().ok_or(Why::Target(ServiceError::NotFound))?;
         self.dirs_made().await;
@@ -230,6 +241,16 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
     }
 
     async fn confirm_open(&self, item: &Item, source: Handle, target: Handle) -> Result<Option<Digest>, Why> {
+        let digest = self.in_time(self.digest_if_equal(item, source, target)).await?;
+        if let Some(digest) = digest {
+            self.finish(item, target, digest).await?;
+            self.advanced(item.entry.version.size);
+        }
+        Ok(digest)
+    }
+
+    /// The digest, when all chunks of the target's final are the source's.
+    async fn digest_if_equal(&self, item: &Item, source: Handle, target: Handle) -> Result<Option<Digest>, Why> {
         let size = item.entry.version.size;
         let mut reading = Reading::new(source, size, self.options.limits.hashes_ahead);
         let mut pages = Pages::of(chunk_count(size), self.compare_at_once());
@@ -238,10 +259,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
                 return Ok(None);
             }
         }
-        let digest = reading.digest()?;
-        self.finish(item, target, digest).await?;
-        self.advanced(size);
-        Ok(Some(digest))
+        reading.digest().map(Some)
     }
 
     /// How many chunks are compared in one call: few enough that the answer comes soon.
@@ -403,8 +421,8 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         self.advanced(bytes.sum());
     }
 
-    /// Completes the partial: what is right stays, what is wrong is repaired, what is missing is sent.
-    async fn fill_and_finish(&self, item: &Item, source: Handle, opened: &Opened) -> Result<Digest, Why> {
+    /// Completes the partial: what is right stays, what is wrong is repaired, what is missing is sent. The digest of all.
+    async fn fill(&self, item: &Item, source: Handle, opened: &Opened) -> Result<Digest, Why> {
         let (size, target) = (item.entry.version.size, opened.held.handle);
         let mut reading = Reading::new(source, size, self.options.limits.hashes_ahead);
         let partial_len = if planted(Bug::ResumeForgotten) { 0 } else { opened.len };
@@ -473,9 +491,7 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
         let missing = pages.rest.end..chunk_count(size);
         self.send_missing(item, &mut reading, target, missing, &mut repair)
             .await?;
-        let digest = reading.digest()?;
-        self.finish(item, target, digest).await?;
-        Ok(digest)
+        reading.digest()
     }
 
     /// Reads chunks from the source and sends them to the target, several at once.

@@ -82,13 +82,16 @@ impl<'a, S: ServiceStub, T: ServiceStub> Mover<'a, S, T> {
             self.empty = claim.swept.is_empty.then(RelPath::root);
             self.take_swept(RelPath::root(), claim.swept.clone())?;
         }
-        while !self.work.shared.is_stopped() {
+        while !self.work.shared.has_stopped() {
             let page = self.work.run_while(self.feed.next_page()).await?;
             for (dir, mut troubles) in page.troubles {
                 troubles.retain(|(path, _)| !self.work.shared.options.filter.excludes(path, false));
                 self.troubles.entry(dir).or_default().append(&mut troubles);
             }
             let wanted = self.take_wanted(page.found);
+            if !wanted.is_empty() && self.work.shared.is_stopped() {
+                break;
+            }
             self.deal_with(wanted).await?;
             if page.is_last {
                 break;

@@ -41,6 +41,9 @@ pub enum Why {
     /// The target failed.
     #[error("at the target: {0}")]
     Target(#[source] ServiceError),
+    /// See [`Halt`](super::Halt).
+    #[error("the time is over")]
+    TimeOver,
 }
 
 /// Something that stays at the source though nobody asked for that.
@@ -186,6 +189,9 @@ pub enum Stop {
     /// The move as a whole could not go on.
     #[error("{0}")]
     Move(#[source] MoveError),
+    /// See [`Halt`](super::Halt): something was not begun, or left where it was.
+    #[error("the time is over")]
+    TimeOver,
 }
 
 impl Stop {
@@ -306,6 +312,11 @@ impl<S, T> Shared<'_, S, T> {
 
     /// Notes that `path` stays, and says so; a failure that all others would share stops the move.
     pub(super) fn leave(&self, path: &RelPath, why: Why) {
+        if why == Why::TimeOver {
+            // Told once, by why the move stopped.
+            self.time_is_over();
+            return;
+        }
         {
             let mut report = self.report.borrow_mut();
             report.stays += 1;
@@ -323,8 +334,20 @@ impl<S, T> Shared<'_, S, T> {
         }));
     }
 
+    /// Whether what waits is not to be begun. To be asked only where something does: that there was no time for it is told then.
     pub(super) fn is_stopped(&self) -> bool {
+        if !self.options.halt.may_begin() {
+            self.time_is_over();
+        }
+        self.has_stopped()
+    }
+
+    pub(super) fn has_stopped(&self) -> bool {
         self.report.borrow().stopped.is_some()
+    }
+
+    fn time_is_over(&self) {
+        self.report.borrow_mut().stopped.get_or_insert(Stop::TimeOver);
     }
 
     /// Says what of the file or link `item`, which is now `held`, is not carried; the reason to leave it when nothing may be lost.

@@ -142,12 +142,12 @@ impl<'a, S: ServiceStub, T: ServiceStub> Work<'a, S, T> {
 
     /// Ends the work: with `complete` everything that waits is done first, else only what is under way.
     pub async fn end(&mut self, complete: bool) {
-        if complete && !self.shared.is_stopped() {
+        if complete && !self.shared.has_stopped() {
             let done = self.tree.listing_ended();
             self.queue_dirs(done);
         }
         loop {
-            if complete && !self.shared.is_stopped() {
+            if complete && self.has_some_waiting() && !self.shared.is_stopped() {
                 self.begin_what_waits();
             }
             if self.tasks.is_empty() {
@@ -225,7 +225,8 @@ impl<'a, S: ServiceStub, T: ServiceStub> Work<'a, S, T> {
     }
 
     fn begin_large(&mut self) {
-        while self.large_tasks < self.shared.options.limits.files_in_flight && !self.shared.is_stopped() {
+        let at_once = self.shared.options.limits.files_in_flight;
+        while self.large_tasks < at_once && !self.large.is_empty() && !self.shared.is_stopped() {
             let Some((item, compare)) = self.large.pop_front() else {
                 return;
             };
@@ -233,6 +234,14 @@ impl<'a, S: ServiceStub, T: ServiceStub> Work<'a, S, T> {
             let task = async move { Done::with(TaskKind::Large, vec![shared.move_large(&item, compare).await]) };
             self.begin(Box::pin(task), TaskKind::Large);
         }
+    }
+
+    fn has_some_waiting(&self) -> bool {
+        let waits = |waiting: &Waiting| {
+            let batches = [&waiting.renames, &waiting.copies, &waiting.compares];
+            batches.iter().any(|batch| !batch.items.is_empty())
+        };
+        self.waiting.iter().any(waits) || !self.large.is_empty() || !self.ready_dirs.is_empty()
     }
 
     /// Begins what waits for more that will not come.

@@ -212,6 +212,7 @@ fn what_was_sent_before_a_bucket_came_counts() {
 
 /// One sends without end, the other wants a frame through: both get on.
 #[tokio::test(start_paused = true)]
+#[expect(clippy::disallowed_methods, reason = "a clock")]
 async fn streams_that_share_a_bucket_go_in_turn() {
     #[derive(Clone)]
     struct Paused(tokio::time::Instant);

@@ -164,7 +164,7 @@ async fn a_prompt_message_is_short() {
 async fn a_ping_overtakes_a_long_page_and_a_chunk() {
     let (near, far) = tokio::io::duplex(SLOW_FRAME_BYTES);
     let outbox = std::sync::Arc::new(Outbox::default());
-    let page = RealizeServiceResponse::Hashes(Ok(vec![crate::digest::hash_chunk(4, 0, b"data"); 4096].into()));
+    let page = RealizeServiceResponse::Hashes(Ok(vec![crate::digest::hash_chunk(4, 0, b"data"); 4096]));
     outbox.push(Encoded::new(ToClient::Answer { id: 1, response: page }).unwrap());
     outbox.push(Encoded::new(chunk(DATA_BYTES_MAX)).unwrap());
     let writing = {

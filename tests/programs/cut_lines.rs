@@ -1,4 +1,4 @@
-//! A move between two hosts of which one or the other is killed, or the line cut, again and again: nothing is lost or torn,
+//! A move between two hosts of which one or the other is killed or told to end, or the line cut, again and again: nothing is lost or torn,
 //! and what has arrived is not sent again.
 
 use std::{
@@ -55,7 +55,14 @@ enum Blow {
     Line,
     Mover,
     Daemon,
+    /// The mover is told to end by this signal.
+    Signal(Signal),
+    /// And the next one is given a second.
+    TimeOver,
 }
+
+/// More blows than that fall on a move that takes its time.
+const MANY: usize = 60;
 
 /// Moves with blows at random moments; how many struck, and how many bytes crossed the line.
 fn move_through(blows: &[Blow], count: usize, push: bool) -> (usize, u64, u64) {
@@ -80,7 +87,12 @@ fn move_through(blows: &[Blow], count: usize, push: bool) -> (usize, u64, u64) {
     let mut random = SEED;
     let mut struck = 0;
     let begin = Instant::now();
-    let mut running = hosts.realize().args(ends).time_limit(Duration::from_secs(300)).start();
+    let begun = |hosts: &Hosts, options: &[&str]| {
+        let slow = (count > MANY).then_some("--throttle=4M");
+        let run = hosts.realize().args(slow).args(options).args(ends);
+        run.time_limit(Duration::from_secs(300)).start()
+    };
+    let mut running = begun(&hosts, &[]);
     loop {
         let pause = Duration::from_millis(5 + next(&mut random) % 120);
         let since = Instant::now();
@@ -93,7 +105,7 @@ fn move_through(blows: &[Blow], count: usize, push: bool) -> (usize, u64, u64) {
                 break;
             }
             assert!(struck > 0, "{outcome}\n{}", hosts.log());
-            running = hosts.realize().args(ends).time_limit(Duration::from_secs(300)).start();
+            running = begun(&hosts, &[]);
             assert!(begin.elapsed() < Duration::from_secs(240), "{outcome}\n{}", hosts.log());
             continue;
         }
@@ -111,7 +123,20 @@ fn move_through(blows: &[Blow], count: usize, push: bool) -> (usize, u64, u64) {
                 running.signal(Signal::KILL);
                 running.wait();
                 assert_whole(&truth, source, target, &format!("seed {SEED}, blow {struck}"));
-                running = hosts.realize().args(ends).time_limit(Duration::from_secs(300)).start();
+                running = begun(&hosts, &[]);
+            }
+            blow @ (Blow::Signal(_) | Blow::TimeOver) => {
+                let (signal, options) = match blow {
+                    Blow::Signal(signal) => (signal, &[][..]),
+                    _ => (Signal::TERM, &["--max-duration=1"][..]),
+                };
+                running.signal(signal);
+                let outcome = running.wait();
+                let code = if signal == Signal::INT { 130 } else { 143 };
+                // It may have come to its end just then.
+                assert!([Some(code), Some(0)].contains(&outcome.status.code()), "{outcome}");
+                assert_whole(&truth, source, target, &format!("seed {SEED}, blow {struck}"));
+                running = begun(&hosts, options);
             }
         }
     }
@@ -145,6 +170,22 @@ fn killed_movers_and_daemons_and_cut_lines_lose_nothing() {
         assert!(struck >= 8, "{struck}");
         assert!(bytes <= bound(size, struck), "{bytes} bytes for {size}, {struck} blows");
         eprintln!("{struck} blows, {bytes} bytes for {size}");
+    }
+}
+
+#[test]
+fn runs_that_are_told_to_end_lose_nothing_and_the_next_go_on() {
+    let blow = [
+        Blow::Signal(Signal::TERM),
+        Blow::Signal(Signal::INT),
+        Blow::TimeOver,
+        Blow::Line,
+    ];
+    for push in [true, false] {
+        let (struck, bytes, size) = move_through(&blow, blows(12), push);
+        assert!(struck >= 6, "{struck}");
+        eprintln!("{struck} blows, {bytes} bytes for {size}");
+        assert!(bytes <= bound(size, struck), "{bytes} bytes for {size}, {struck} blows");
     }
 }
 

@@ -9,6 +9,7 @@ mod support;
 mod bad_input;
 mod corpora;
 mod cut_lines;
+mod ending;
 mod helpers;
 mod hostile_daemons;
 mod hostile_peers;

@@ -10,7 +10,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -52,6 +52,14 @@ pub fn name_spaces_allowed() -> bool {
         }
         allowed
     })
+}
+
+/// Starts a program. One at a time: until it is another program a child has open what other tests are writing just then, and who was started in that moment would
+/// find it in use.
+pub fn spawn(command: &mut Command) -> Child {
+    static STARTING: Mutex<()> = Mutex::new(());
+    let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
 /// A program to run, with an environment that holds nothing but `PATH` and what the test adds.
@@ -156,7 +164,7 @@ impl Run {
             // The further groups go with the user.
             command.uid(NOBODY).gid(NOBODY);
         }
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let mut child = spawn(&mut command);
         Running {
             what: format!("{command:?}"),
             start: Instant::now(),

@@ -11,7 +11,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Run, Scratch, realize};
+use super::{Run, Scratch, command::spawn, realize};
 
 /// Rights to everything.
 pub const ALL: &str = r#"["read", "write", "replace", "delete"]"#;
@@ -104,15 +104,15 @@ impl Hosts {
             )
             .unwrap();
         }
-        let mut child = Command::new(env!("CARGO_BIN_EXE_realized"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_realized"));
+        command
             .arg("--config")
             .arg(self.files.join("realized.toml"))
             .env_clear()
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        let mut child = spawn(&mut command);
         let log = Arc::new(Mutex::new(String::new()));
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let kept = log.clone();

@@ -11,6 +11,7 @@ use super::{Act, BodyPlan, Errno, FaultPlan, FilePlan, Lack, NAMES, Near, Plan, 
 use crate::{
     fs::{Cache, Off, Profile},
     net::{LinePlan, Trouble, Way, WireFault},
+    two_hosts::Early,
 };
 
 /// Effects of a move of a plan: most have fewer.
@@ -101,7 +102,13 @@ fn step(scenario: Scenario) -> BoxedStrategy<Step> {
     let lack = select(&[Lack::Renames, Lack::Leases][..]).prop_map(Step::Lacks);
     if scenario.is_remote() {
         let throttled = (10_000..1_000_000u64).prop_map(Step::Throttled);
-        prop_oneof![4 => line().prop_map(Step::Line), 4 => fault, 1 => act, 1 => lack, 1 => throttled].boxed()
+        let early = (any::<bool>(), 0..800u16).prop_map(|(is_signal, millis)| match is_signal {
+            true => Early::Signal(millis),
+            false => Early::TimeOver(millis),
+        });
+        let ended = early.prop_map(Step::Ended);
+        prop_oneof![4 => line().prop_map(Step::Line), 4 => fault, 1 => act, 1 => lack, 1 => throttled, 1 => ended]
+            .boxed()
     } else {
         prop_oneof![6 => fault, 2 => act, 1 => lack].boxed()
     }

@@ -1,11 +1,18 @@
 //! What `realize` does, on virtual time.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
+use futures::future::join;
 use realize::{
-    algo::{Event, MoveError, MoveOptions, MoveReport, Next, Side, Source, Target, Tries, is_unanswered, move_files},
+    algo::{
+        Event, Halt, MoveError, MoveOptions, MoveReport, Next, Side, Source, Target, Tries, is_unanswered, move_files,
+    },
     client::{ConnectError, Dial, LetIn, Link, LinkEvent},
-    clock::Clock,
+    clock::{Clock, timeout},
     limits::Limits,
     net::Network,
     server::{RealizeServer, Roots},
@@ -19,7 +26,8 @@ use realize::{
 use tarpc::{RequestName, client::stub::Stub};
 
 use super::{
-    DAEMON, Direction, Ending, KEYS, MOVER, PORT, Shared, TARGET_ROOT, calls::UnderWay, key, link_limits, try_limits,
+    DAEMON, Direction, Early, Ending, KEYS, MOVER, PORT, Shared, TARGET_ROOT, calls::UnderWay, key, link_limits,
+    try_limits,
 };
 use crate::{
     clock::SimClock,
@@ -76,11 +84,21 @@ pub(super) struct Mover {
     pub direction: Direction,
     pub seed: u64,
     pub rate: Option<Rate>,
+    pub early: Option<Early>,
     pub limits: Limits,
     /// The roots that are moved.
     pub sources: &'static [&'static str],
     pub before_try: Arc<dyn Fn() + Send + Sync>,
 }
+
+/// For closing connections and removing tokens when a run ends before its end.
+const LEAVE: Duration = Duration::from_millis(500);
+
+/// What was brought over whole has so long to come to its end once the time is over.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What a run that is ended has to leave in order.
+type Open = Mutex<Option<(RealizeServer<Disks, SimClock>, Link)>>;
 
 impl Mover {
     pub async fn run(self) -> turmoil::Result {
@@ -101,6 +119,40 @@ impl Mover {
     /// What `realize` does between its first look at the command line and its last word.
     async fn realize(&self, number: u8) -> Ending {
         let clock = SimClock::on(self.disk.machine());
+        let (halt, open) = (Halt::default(), Open::default());
+        let moving = self.move_all(&clock, number, &halt, &open);
+        let millis = |millis: u16| Duration::from_millis(millis.into());
+        let ended = match self.early.filter(|_| number == 1) {
+            None => return moving.await,
+            Some(Early::Signal(after)) => timeout(&clock, millis(after), moving).await,
+            Some(Early::TimeOver(after)) => {
+                let over = async {
+                    clock.sleep(millis(after) * 3 / 4).await;
+                    halt.begin_nothing();
+                    clock.sleep(millis(after) / 4).await;
+                    halt.end();
+                    clock.sleep(GRACE).await;
+                };
+                tokio::select! {
+                    biased;
+                    ended = moving => Some(ended),
+                    () = over => None,
+                }
+            }
+        };
+        if let Some(ended) = ended {
+            return ended;
+        }
+        let left = open.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((local, link)) = left {
+            let leaving = join(local.leave(), link.close(&clock));
+            let _left = timeout(&clock, LEAVE, leaving).await;
+        }
+        Ending::Cut
+    }
+
+    /// Moves until all is moved or it can't be gone on.
+    async fn move_all(&self, clock: &SimClock, number: u8, halt: &Halt, open: &Open) -> Ending {
         let run = RunId([number; 16]);
         let mut link = LinkId {
             run,
@@ -130,7 +182,7 @@ impl Mover {
         loop {
             (self.before_try)();
             link.attempt += 1;
-            let (next, ending) = match self.connect_and_move(&clock, link, &roots, &sending).await {
+            let (next, ending) = match self.connect_and_move(clock, link, &roots, &sending, halt, open).await {
                 // Both hosts know each other: whatever it is, it may be better in a while.
                 Err(error) => (tries.not_connected(true), Ending::NotConnected(error.to_string())),
                 Ok(moved) => {
@@ -163,13 +215,17 @@ impl Mover {
         id: LinkId,
         roots: &Arc<Roots<Disks, SimClock>>,
         sending: &Option<Arc<Bucket<SimClock>>>,
+        halt: &Halt,
+        open: &Open,
     ) -> Result<Result<MoveReport, MoveError>, ConnectError> {
         let (link, let_in) = self.link(clock, id, sending).await?;
         let local = RealizeServer::new(roots.clone());
+        *open.lock().unwrap_or_else(PoisonError::into_inner) = Some((local.clone(), link.clone()));
         let moved = match self.limit(&link).await {
-            Ok(()) => self.move_once(local.clone(), &link, id).await,
+            Ok(()) => self.move_once(local.clone(), &link, id, halt).await,
             Err(error) => Err(MoveError::Side(Side::Target, error)),
         };
+        open.lock().unwrap_or_else(PoisonError::into_inner).take();
         local.end().await;
         link.close(clock).await;
         if is_unanswered(&moved) {
@@ -208,6 +264,7 @@ impl Mover {
         local: RealizeServer<Disks, SimClock>,
         link: &Link,
         id: LinkId,
+        halt: &Halt,
     ) -> Result<MoveReport, MoveError> {
         let local = SimService::within(local).client();
         let remote = SimService::new(Remote(link.clone(), self.shared.clone())).client();
@@ -229,6 +286,7 @@ impl Mover {
         let options = MoveOptions {
             limits: self.limits.clone(),
             is_again: id.attempt > 1,
+            halt: halt.clone(),
             ..MoveOptions::default()
         };
         let observer = |event: Event<'_>| {

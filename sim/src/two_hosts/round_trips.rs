@@ -49,6 +49,7 @@ pub fn count_round_trips(files: &[(String, Vec<u8>)], round_trip: Duration) -> (
         direction: Direction::Send,
         seed: 1,
         rate: None,
+        early: None,
         limits: Limits::default(),
         sources: &["source"],
         before_try: Arc::new(|| {}),

@@ -9,7 +9,7 @@ use realize_sim::{
 #[test]
 fn crash_states_of_small_moves_keep_the_law_and_are_gone_on_from() {
     let bounds = Bounds {
-        states: 32,
+        states: 24,
         recoveries: 1,
         kills: 4,
     };

@@ -4,6 +4,7 @@
 use std::{io, net::SocketAddr, process::Command, sync::Arc, time::Duration};
 
 use realize::{
+    algo::Stop,
     digest::CHUNK_BYTES,
     limits::Limits,
     net::{Listener, Network},
@@ -14,7 +15,7 @@ use realize_sim::{
     fs::{At, Cache, Content, Fault, Kind, Off, Op, Profile},
     net::{LinePlan, SimNetwork, Trouble, Way, WireFault},
     random::Random,
-    two_hosts::{Direction, Ending, Outcome, TwoHosts, count_round_trips},
+    two_hosts::{Direction, Early, Ending, Outcome, TwoHosts, count_round_trips},
     world::{Body, Large, World, cut, limits, small_tree},
 };
 use rustix::io::Errno;
@@ -197,6 +198,30 @@ fn what_is_sent_keeps_to_its_rate_through_lost_connections() {
         assert!(outcome.connections > 5, "{}", outcome.connections);
         assert!(outcome.up.max(outcome.down) > rate, "{} {}", outcome.up, outcome.down);
     }
+}
+
+#[test]
+fn a_run_that_is_ended_early_loses_nothing_and_the_next_goes_on() {
+    let (mut cut, mut over) = (0, 0);
+    for direction in BOTH {
+        for millis in (0..240).step_by(6) {
+            for early in [Early::Signal(millis), Early::TimeOver(millis)] {
+                let mut plan = small(direction, 1);
+                plan.early = Some(early);
+                let outcome = plan.run();
+                outcome.expect_good(&(direction, early));
+                let stopped = |ending: &Ending| matches!(ending, Ending::Report(report) if report.stopped == Some(Stop::TimeOver));
+                // The daemon is told: it need not find out that a line was lost. (Before there is a move, and while links are closed, there is nothing to give back.)
+                let is_lost = |event: &&String| event.contains("Disconnected") && !event.contains("why: None");
+                let is_lost = |event: &&String| (40..64).contains(&millis) && is_lost(event);
+                let lost = outcome.log.iter().find(is_lost);
+                assert_eq!(lost, None, "{direction:?} {early:?}\n{}", outcome.log.join("\n"));
+                cut += outcome.runs.iter().filter(|ending| **ending == Ending::Cut).count();
+                over += outcome.runs.iter().filter(|ending| stopped(ending)).count();
+            }
+        }
+    }
+    assert!(cut > 10 && over > 5, "{cut} {over}");
 }
 
 /// Any of `troubles` on any way at any byte of the conversation.

@@ -3,7 +3,12 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
-use realize::{filter::Rule, service::Verify, throttle::Rate};
+use realize::{
+    deadline::{MaxDuration, StopAt},
+    filter::Rule,
+    service::Verify,
+    throttle::Rate,
+};
 
 /// Moves files and directories, and never loses one.
 ///
@@ -73,6 +78,15 @@ pub struct Args {
     /// Receive at most so many
     #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
     pub throttle_down: Option<Rate>,
+
+    /// End after this time, counted from the start of the program: 1h30m, of d, h, m and s, or seconds. What has not been moved is gone on
+    /// with by the next run
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub max_duration: Option<MaxDuration>,
+
+    /// End at this time of day on this host, the next time it is so late: 06:30
+    #[arg(long, value_name = "HH:MM", allow_hyphen_values = true)]
+    pub stop_at: Option<StopAt>,
 
     /// Name each file on standard output as it is moved
     #[arg(short, long)]
@@ -149,8 +163,10 @@ Exit status:
    0  everything was moved; nothing was left behind but by option
    1  something was left behind: each is named, with the reason
    2  the command line can't be carried out: nothing was touched
+  11  the time was over (--max-duration, --stop-at): run the same command again to go on
   12  this host or the other could not prove who it is
-  13  another run is moving the same source";
+  13  another run is moving the same source
+ 130  ended by Ctrl-C: run the same command again to go on; 143 by SIGTERM, 129 by SIGHUP";
 
 impl Args {
     /// What is sent at most. One way's own limit counts, whatever is said of both.

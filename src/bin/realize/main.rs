@@ -13,14 +13,16 @@ mod check;
 mod ends;
 mod remote;
 mod resolve;
+mod signals;
 mod ui;
 
-use std::process::ExitCode;
+use std::{cell::Cell, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 use realize::{
-    algo::{MoveError, MoveOptions, MoveReport, Next, Tries, TryLimits, is_unanswered, move_files},
-    clock::{Clock, TokioClock},
+    algo::{Halt, MoveError, MoveOptions, MoveReport, Next, Stop, Tries, TryLimits, is_unanswered, move_files},
+    clock::{Clock, TokioClock, timeout},
+    deadline::Deadline,
     filter::Filter,
     fs::os::raise_open_files,
     limits::Limits,
@@ -43,10 +45,18 @@ const BLOCKING_THREADS: usize = 32;
 /// Open files with the default limits: for each small file under way its source, its partial and its directory.
 const OPEN_FILES_WANTED: u64 = 4096;
 
+/// How long what was brought over whole may take to get its final name once the time is over.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// The exit code when the time was over.
+const TIME_OVER: u8 = 11;
+
 fn main() -> ExitCode {
+    // The time that was given counts from here.
+    let clock = TokioClock::new();
     tune_allocator();
     let (args, rules) = Args::read();
-    match run(args, &rules) {
+    match run(args, &rules, clock) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("realize: {error:#}");
@@ -56,7 +66,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: Args, rules: &[realize::filter::Rule]) -> Result<ExitCode> {
+fn run(args: Args, rules: &[realize::filter::Rule], clock: TokioClock) -> Result<ExitCode> {
     let filter = Filter::new(rules)?;
     if let Some(Command::Keygen { out }) = &args.command {
         remote::keygen(out.as_deref())?;
@@ -70,15 +80,16 @@ fn run(args: Args, rules: &[realize::filter::Rule]) -> Result<ExitCode> {
         .context("cannot start")?;
     let code = match &args.command {
         Some(Command::Check { host, known }) => runtime.block_on(check::check(known, host)),
-        _ => runtime.block_on(move_between(&args, filter, limits)),
+        _ => runtime.block_on(move_in_time(&args, filter, limits, &clock)),
     };
     // Nothing is waited for: what a job leaves half done is gone on with by the next run.
     runtime.shutdown_background();
     code
 }
 
-async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<ExitCode> {
-    let clock = TokioClock::new();
+/// Moves until everything is moved, the time is over, or a signal comes.
+async fn move_in_time(args: &Args, filter: Filter, limits: Limits, clock: &TokioClock) -> Result<ExitCode> {
+    let halt = Halt::default();
     let options = MoveOptions {
         filter,
         keep_dirs: args.keep_dirs,
@@ -87,20 +98,65 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
         strict: args.strict,
         verify: args.verify.into(),
         is_again: false,
+        halt: halt.clone(),
         limits,
     };
-    let run = RunId(random()?);
+    let deadline = Deadline::new(clock, args.max_duration, args.stop_at);
+    let signal = signals::first_signal()?;
     let ui = Ui::new(clock.clone(), args.verbose, args.quiet, args.copy);
     if let Some(limits) = shown_limits(args) {
         ui.say(&limits);
     }
+    let mut ends = None;
+    let is_moving = Cell::new(false);
+    let (why, code) = {
+        let moving = move_between(&mut ends, args, clock, &options, &ui, &is_moving);
+        let over = time_over(&deadline, clock, &halt, &is_moving);
+        tokio::select! {
+            biased;
+            ended = moving => return ended,
+            signal = signal => (format!("ended by {}", signal.name()), signal.exit_code()),
+            () = over => ("the time is over".to_owned(), TIME_OVER),
+        }
+    };
+    if let Some(ends) = &mut ends {
+        // Who is not told in this time sees the connection end.
+        let _left = timeout(clock, signals::LEAVE, ends.leave()).await;
+        if ui.files() == 0 {
+            ends.unmake_target();
+        }
+    }
+    ui.cut_short(&why);
+    Ok(ExitCode::from(code))
+}
+
+/// Ends when the time is over, and what may be brought to its end has had time for it.
+async fn time_over(deadline: &Deadline, clock: &TokioClock, halt: &Halt, is_moving: &Cell<bool>) {
+    deadline.comes(clock, deadline.last_part(clock)).await;
+    halt.begin_nothing();
+    deadline.comes(clock, Duration::ZERO).await;
+    halt.end();
+    if is_moving.get() {
+        clock.sleep(GRACE).await;
+    }
+}
+
+/// Moves until everything is moved, or it can't be gone on.
+async fn move_between<'a>(
+    ends: &mut Option<Ends<'a>>,
+    args: &'a Args,
+    clock: &'a TokioClock,
+    options: &MoveOptions,
+    ui: &'a Ui<TokioClock>,
+    is_moving: &Cell<bool>,
+) -> Result<ExitCode> {
+    let run = RunId(random()?);
     let mut tries = Tries::new(TryLimits::default());
     let mut link = LinkId {
         run,
         attempt: 0,
         number: 0,
     };
-    let mut ends = None;
     let ended = loop {
         // Each try has links of its own: what those of an earlier one have open, and answers meant for them, are nothing to it.
         link.attempt += 1;
@@ -109,7 +165,7 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
             has_links,
             is_held_elsewhere,
             advice,
-        } = match connect_and_move(&mut ends, args, &clock, link, &options, &ui).await {
+        } = match connect_and_move(ends, args, clock, link, options, ui, is_moving).await {
             Err(error) => {
                 let is_about_keys = error.chain().any(|cause| cause.is::<NotAuthenticated>());
                 if let Next::Again(pause) = tries.not_connected(!is_about_keys) {
@@ -122,7 +178,7 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
                     ui.finish(tries.moved());
                     return Ok(ExitCode::from(if is_about_keys { 12 } else { 1 }));
                 }
-                if let Some(ends) = &ends {
+                if let Some(ends) = ends {
                     ends.unmake_target();
                 }
                 return Err(error);
@@ -162,7 +218,7 @@ async fn move_between(args: &Args, filter: Filter, limits: Limits) -> Result<Exi
             let moved_some = tries.moved().did_something();
             if moved_some {
                 ui.finish(tries.moved());
-            } else if let Some(ends) = &ends {
+            } else if let Some(ends) = ends {
                 ends.unmake_target();
             }
             match error {
@@ -199,6 +255,7 @@ async fn connect_and_move<'a>(
     first_link: LinkId,
     options: &MoveOptions,
     ui: &'a Ui<TokioClock>,
+    is_moving: &Cell<bool>,
 ) -> Result<Tried> {
     let is_again = ends.is_some();
     let ends = match ends {
@@ -212,6 +269,7 @@ async fn connect_and_move<'a>(
         is_again,
         ..options.clone()
     };
+    is_moving.set(true);
     let moved = move_files(&ends.sources, &ends.target, first_link.run, &options, &|event| {
         ui.show(event)
     })
@@ -225,6 +283,7 @@ async fn connect_and_move<'a>(
     let advice = moved.as_ref().err().map(|error| ends.explain(error));
     let is_held_elsewhere = matches!(&moved, Err(MoveError::Locked(source, _)) if ends.is_remote(*source));
     ends.hang_up().await;
+    is_moving.set(false);
     entered?;
     Ok(Tried {
         moved,
@@ -243,10 +302,10 @@ fn shown_limits(args: &Args) -> Option<String> {
 }
 
 fn exit_code(report: &MoveReport) -> ExitCode {
-    if report.is_complete() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(1)
+    match report.stopped {
+        Some(Stop::TimeOver) => ExitCode::from(TIME_OVER),
+        _ if report.is_complete() => ExitCode::SUCCESS,
+        _ => ExitCode::from(1),
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
+use futures::future::{join, join_all};
 use realize::{
     algo::{MoveError, Side, Source, Target},
     client::{LetIn, Link, LinkEvent, LinkLimits},
@@ -293,16 +294,26 @@ impl<'a> Ends<'a> {
 
     /// Ends the links. What is open in this process is closed.
     pub async fn hang_up(&mut self) {
-        self.local.end().await;
+        let local = self.local.clone();
+        join(local.end(), self.close_links()).await;
+    }
+
+    /// Ends the links, and takes the tokens off the local roots: for a process that ends before its move.
+    pub async fn leave(&mut self) {
+        let local = self.local.clone();
+        join(local.leave(), self.close_links()).await;
+    }
+
+    async fn close_links(&mut self) {
         self.local = RealizeServer::new(self.roots.clone());
         let service = local_client(&self.local, self.local_limit.clone());
         for source in &mut self.sources {
             source.service = service.clone();
         }
         self.target.service = service;
-        for link in std::mem::take(&mut self.hosts.links).into_values() {
-            link.close(self.hosts.clock).await;
-        }
+        let links = std::mem::take(&mut self.hosts.links);
+        // Beside each other: of one that is lost the others are to know.
+        join_all(links.into_values().map(|link| link.close(self.hosts.clock))).await;
     }
 
     /// Connects anew to the hosts that the links led to, the first as `first_link`. What was named keeps its meaning, though files of it may

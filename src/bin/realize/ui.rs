@@ -142,7 +142,7 @@ impl<C: Clock> Ui<C> {
     }
 
     /// Ends the display with a summary.
-    pub fn finish(self, report: &MoveReport) {
+    pub fn finish(&self, report: &MoveReport) {
         self.bar.finish_and_clear();
         match &report.stopped {
             None => {}
@@ -151,6 +151,7 @@ impl<C: Clock> Ui<C> {
                 self.say(&format!("stopped: {why}{way_out}; run the same command again to go on"));
             }
             Some(Stop::Move(error)) => self.say(&format!("stopped: {error}")),
+            Some(Stop::TimeOver) => self.say("stopped: the time is over; run the same command again to go on"),
         }
         for (loss, items) in &report.losses {
             self.say(&format!("not carried over: {loss}, of {}", count(*items, "item")));
@@ -158,6 +159,22 @@ impl<C: Clock> Ui<C> {
         self.print(&summary(report, self.copy));
         // Standard output gone is no reason to call the move failed.
         self.output.borrow_mut().flush().ok();
+    }
+
+    /// How many files were moved so far.
+    pub fn files(&self) -> u64 {
+        self.done.get().0
+    }
+
+    /// Ends the display before the move has ended, for this reason.
+    pub fn cut_short(&self, why: &str) {
+        self.bar.finish_and_clear();
+        self.output.borrow_mut().flush().ok();
+        let verb = if self.copy { "copied" } else { "moved" };
+        let files = count(self.files(), "file");
+        self.say(&format!(
+            "{why}; {verb} {files} so far; run the same command again to go on"
+        ));
     }
 
     /// A line on standard error.
@@ -250,7 +267,7 @@ fn summary(report: &MoveReport, copy: bool) -> String {
 pub fn way_out(why: &Why) -> Option<&'static str> {
     use rustix::io::Errno;
     let (error, at_source) = match why {
-        Why::Reason(_) => return None,
+        Why::Reason(_) | Why::TimeOver => return None,
         Why::Source(error) => (error, true),
         Why::Target(error) => (error, false),
     };

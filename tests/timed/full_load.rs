@@ -1,9 +1,5 @@
 //! Small calls beside bulk data, on one real connection.
 
-#![allow(clippy::disallowed_methods, reason = "tests see the host as it is")]
-
-mod support;
-
 use std::{
     collections::BTreeMap,
     fs,
@@ -14,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::{alone, support::*};
 use bytes::Bytes;
 use realize::{
     clock::TokioClock,
@@ -22,7 +19,6 @@ use realize::{
     service::{DirId, OpenFor, RealizeServiceRequest as Request, RealizeServiceResponse as Response},
     wire::{Encoded, Outbox, ToClient, ToServer, write_messages},
 };
-use support::*;
 
 /// How many chunks are on their way at once: twice what a move has, and much more than the buffers of the sockets hold.
 const ON_THE_WAY: u64 = 64;
@@ -133,6 +129,7 @@ async fn ping_under_load(push: bool) -> Load {
 
 #[tokio::test]
 async fn a_ping_is_answered_within_a_second_under_full_load() {
+    let _alone = alone();
     for push in [true, false] {
         let Load { chunks, mut pings } = ping_under_load(push).await;
         assert!(chunks > 100, "{chunks} chunks are no load");
