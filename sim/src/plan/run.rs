@@ -272,12 +272,18 @@ impl Plan {
         })
     }
 
-    /// What each side sends at most, in bytes per second.
+    /// What each side sends at most, in bytes per second: enough for all of it in some seconds, for calls have limits, and phases.
     fn rate(&self) -> Option<u64> {
-        self.steps.iter().find_map(|step| match step {
+        const SECONDS: u64 = 4;
+        let rate = self.steps.iter().find_map(|step| match step {
             Step::Throttled(rate) => Some(*rate),
             _ => None,
-        })
+        });
+        let bytes = self.files().into_iter().map(|file| match file.new {
+            Body::File(content) => content.size(),
+            Body::Link(_) => 0,
+        });
+        rate.map(|rate| rate.max(bytes.sum::<u64>() / SECONDS))
     }
 
     /// What ends the first run before its end.

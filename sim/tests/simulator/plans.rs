@@ -74,6 +74,14 @@ fn two_sources_move_into_one_target() {
     }
 }
 
+/// A rate at which a chunk took longer than a call may.
+#[test]
+fn a_low_rate_leaves_time_for_large_files() {
+    let plan = r#"{"seed":2607508322770112288,"scenario":"Send","files":[{"name":10,"new":{"File":["Sparse",0]},"there":"Nothing"}],"steps":[{"Act":{"effect":17,"act":{"ReplaceSource":[0,0]}}},{"Throttled":35146}],"profile":"Ordered"}"#;
+    let verdict = Plan::parse(plan).unwrap().run(true);
+    assert!(verdict.is_good(), "{:?} {:?}", verdict.violations, verdict.problems);
+}
+
 /// A program that is killed while a disk stalls: the end of the stall was told by its clock, which the next one does not have.
 #[test]
 fn a_stall_takes_as_long_in_every_run() {
