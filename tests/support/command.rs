@@ -55,10 +55,19 @@ pub fn name_spaces_allowed() -> bool {
 }
 
 /// Starts a program. One at a time: until it is another program a child has open what other tests are writing just then, and who was started in that moment would
-/// find it in use.
+/// find it in use. It ignores no signal, whatever these tests were told to: shells have what they start in the background ignore SIGINT.
 pub fn spawn(command: &mut Command) -> Child {
     static STARTING: Mutex<()> = Mutex::new(());
     let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    // SAFETY: `signal` may be called between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            for signal in [libc::SIGINT, libc::SIGHUP, libc::SIGTERM] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+            Ok(())
+        });
+    }
     command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
