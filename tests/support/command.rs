@@ -59,14 +59,9 @@ pub fn name_spaces_allowed() -> bool {
 pub fn spawn(command: &mut Command) -> Child {
     static STARTING: Mutex<()> = Mutex::new(());
     let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-    // SAFETY: `signal` may be called between fork and exec.
-    unsafe {
-        command.pre_exec(|| {
-            for signal in [libc::SIGINT, libc::SIGHUP, libc::SIGTERM] {
-                libc::signal(signal, libc::SIG_DFL);
-            }
-            Ok(())
-        });
+    for signal in [libc::SIGINT, libc::SIGHUP, libc::SIGTERM] {
+        // SAFETY: nobody handles these here. Children have it from this process: to set it in them takes a fork instead of a vfork.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
     command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
