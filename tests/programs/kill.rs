@@ -190,7 +190,7 @@ fn kill_often(from: &Scratch, to: &Scratch, small_files: usize, kills_min: u32) 
 
 #[test]
 fn killed_again_and_again_between_two_file_systems_nothing_is_lost_or_torn() {
-    kill_often(&Scratch::on_disk(), &Scratch::in_memory(), 900, blows(25) as u32);
+    kill_often(&Scratch::on_disk(), &Scratch::in_memory(), 600, blows(25) as u32);
 }
 
 #[test]
@@ -201,5 +201,5 @@ fn killed_again_and_again_on_its_way_to_a_disk_nothing_is_lost_or_torn() {
 #[test]
 fn killed_again_and_again_within_a_file_system_nothing_is_lost_or_torn() {
     let disk = Scratch::on_disk();
-    kill_often(&disk, &disk, 1500, blows(12) as u32);
+    kill_often(&disk, &disk, 900, blows(12) as u32);
 }

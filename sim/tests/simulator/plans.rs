@@ -12,6 +12,7 @@ use realize_sim::{
 const TRACED: &str = "REALIZE_SIM_TRACED";
 
 fn expect_good(scenario: Scenario, seeds: std::ops::Range<u64>) {
+    let least = (seeds.end - seeds.start) as usize / 4;
     let mut struck = 0;
     for seed in seeds {
         let plan = plan_of(scenario, seed).current();
@@ -25,27 +26,27 @@ fn expect_good(scenario: Scenario, seeds: std::ops::Range<u64>) {
         );
         struck += verdict.struck;
     }
-    assert!(struck > 100, "only {struck} faults have struck");
+    assert!(struck > least, "only {struck} faults have struck");
 }
 
 #[test]
 fn plans_on_one_disk_lose_nothing() {
-    expect_good(Scenario::OneDisk, 0..800);
+    expect_good(Scenario::OneDisk, 0..500);
 }
 
 #[test]
 fn plans_on_two_disks_lose_nothing() {
-    expect_good(Scenario::TwoDisks, 0..800);
+    expect_good(Scenario::TwoDisks, 0..500);
 }
 
 #[test]
 fn plans_of_sending_lose_nothing() {
-    expect_good(Scenario::Send, 0..320);
+    expect_good(Scenario::Send, 0..200);
 }
 
 #[test]
 fn plans_of_fetching_lose_nothing() {
-    expect_good(Scenario::Fetch, 0..320);
+    expect_good(Scenario::Fetch, 0..200);
 }
 
 #[test]

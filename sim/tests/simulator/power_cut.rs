@@ -11,9 +11,12 @@ use realize_sim::{
 };
 use rustix::io::Errno;
 
-/// How many crash states of a profile are recovered at each effect: two of the one that loses most, one of the one that most disks have. The
-/// others are met by plans.
-const STATES: [(Profile, u64); 2] = [(Profile::PosixWorst, 2), (Profile::Ordered, 1)];
+/// What is recovered at each effect: one crash state of the profile that loses most, and one of the one that most disks have. The others are met
+/// by plans.
+const STATES: [(Profile, Large); 2] = [
+    (Profile::PosixWorst, Large::TwoChunks),
+    (Profile::Ordered, Large::OneChunk),
+];
 
 #[test]
 fn an_undisturbed_move_keeps_the_law_at_every_effect() {
@@ -116,21 +119,14 @@ fn recover(world: World, effect: u64) {
 }
 
 fn cut_power(one_disk: bool, off: Off) {
-    for (profile, states) in STATES {
-        for state in 0..states {
-            let large = if (profile, state) == (Profile::PosixWorst, 0) {
-                Large::TwoChunks
-            } else {
-                Large::OneChunk
-            };
-            end_at_every_effect(
-                || small(one_disk, large),
-                Kind::PowerCut(off),
-                |world, effect| {
-                    world.machine.crash(profile, &mut Random::new(2 * effect + state));
-                },
-            );
-        }
+    for (profile, large) in STATES {
+        end_at_every_effect(
+            || small(one_disk, large),
+            Kind::PowerCut(off),
+            |world, effect| {
+                world.machine.crash(profile, &mut Random::new(effect));
+            },
+        );
     }
 }
 
