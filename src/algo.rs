@@ -30,15 +30,16 @@ use std::{
 use tarpc::client::stub::Stub;
 use tokio::sync::{Mutex, Notify, Semaphore};
 
+pub use self::{
+    calls::no_answer,
+    halt::Halt,
+    report::{Event, Failure, How, MoveError, MoveReport, Side, Stop, Why, is_unanswered, unanswered},
+    tries::{Next, Tries, TryLimits},
+};
 use self::{
     claims::{Claims, Ground},
     mover::Mover,
     report::Notices,
-};
-pub use self::{
-    halt::Halt,
-    report::{Event, Failure, How, MoveError, MoveReport, Side, Stop, Why, is_unanswered},
-    tries::{Next, Tries, TryLimits},
 };
 use crate::{
     filter::Filter,

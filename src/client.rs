@@ -8,6 +8,9 @@
 //! Nobody waits to be let in: the first calls follow at once, and [`LetIn`] tells what came of it. A connection that replaces a lost
 //! one is asked for its session before any call goes out again: a new session must not be sent calls of the old one.
 //!
+//! Who breaks the rules of the protocol is not connected to again: its calls fail with `InvalidData`, all others that have no answer with
+//! `NotConnected`.
+//!
 //! A connection counts as lost when nothing was heard for [`LinkLimits::idle`]; a ping goes out every third of it.
 
 mod calls;
@@ -21,7 +24,7 @@ use tokio::{
     sync::oneshot,
 };
 
-use self::calls::Calls;
+use self::calls::{Calls, NoAnswer};
 use crate::{
     clock::{Clock, timeout},
     model::Line,
@@ -45,7 +48,7 @@ pub struct LinkLimits {
     pub losses: u32,
     /// Pauses between tries to connect again, each varied by a quarter either way; the last one repeats.
     pub pauses: &'static [Duration],
-    /// No try begins later than this after the connection was lost.
+    /// No try begins later than this after the connection was lost. None is made when it is zero.
     pub reconnect: Duration,
 }
 
@@ -73,6 +76,13 @@ impl Default for LinkLimits {
 }
 
 impl LinkLimits {
+    /// The pauses between tries, varied by `jitter`, which is any number.
+    pub fn pauses(&self, jitter: u64) -> impl Iterator<Item = Duration> + use<> {
+        let varied = 0.75 + (jitter >> 40) as f64 / (1u64 << 25) as f64;
+        let last = self.pauses.last().into_iter().cycle();
+        self.pauses.iter().chain(last).map(move |pause| pause.mul_f64(varied))
+    }
+
     /// These, with time enough for the longest call and answer at so many bytes per second.
     pub fn at(self, bytes_per_second: u64) -> Self {
         let longest = 2 * (HEAD_BYTES_MAX + DATA_BYTES_MAX) as u64;
@@ -207,7 +217,13 @@ impl tarpc::client::stub::Stub for Link {
     type Resp = RealizeServiceResponse;
 
     async fn call(&self, _: Context, request: Self::Req) -> Result<Self::Resp, RpcError> {
-        let failed = |text| RpcError::Server(ServerError::new(io::ErrorKind::NotConnected, text));
+        let failed = |NoAnswer { is_lie, why }| {
+            let kind = match is_lie {
+                true => io::ErrorKind::InvalidData,
+                false => io::ErrorKind::NotConnected,
+            };
+            RpcError::Server(ServerError::new(kind, why))
+        };
         self.calls.call(request).await.map_err(failed)
     }
 }

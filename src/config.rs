@@ -75,6 +75,21 @@ pub struct DaemonConfig {
     pub directories: BTreeMap<String, Directory>,
     /// Who may connect.
     pub peers: BTreeMap<PublicKey, Peer>,
+    /// What is logged.
+    pub log_level: LogLevel,
+}
+
+/// How much is logged: that and what matters more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What does not work.
+    Error,
+    /// Who was not let in, and whose connection was lost.
+    Warn,
+    /// Who comes and goes.
+    #[default]
+    Info,
 }
 
 /// A directory that is served.
@@ -125,6 +140,7 @@ impl DaemonConfig {
             key,
             directories,
             peers,
+            log_level: raw.log_level,
         })
     }
 
@@ -201,6 +217,8 @@ impl HostsFile {
 struct RawDaemon {
     listen: Option<Spanned<RawListen>>,
     key: Option<PathBuf>,
+    #[serde(default)]
+    log_level: LogLevel,
     #[serde(default)]
     directories: BTreeMap<Spanned<String>, RawDirectory>,
     #[serde(default)]

@@ -6,7 +6,7 @@
 mod sessions;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
@@ -27,12 +27,16 @@ use crate::{
     keys::{PublicKey, SecretKey},
     net::Listener,
     planted::{Bug, planted},
-    server::{Access, Roots},
+    server::{Access, CannotOpen, Roots},
     service::Rights,
-    throttle::{Gate, Limited},
+    throttle::{Gate, Limited, Rate},
     tls::{Acceptor, TlsError},
     wire::{Encoded, Outbox, Reader, ToClient, ToServer, why_lost, write_messages},
 };
+
+const NOT_KNOWN: &str = "the key is not configured any more";
+const ANOTHER_DIRECTORY: &str =
+    "a directory in use was taken out of the configuration, or is another one now; the move begins again";
 
 /// Waits and counts of a daemon.
 #[derive(Debug, Clone)]
@@ -110,7 +114,10 @@ pub struct Daemon<F: Fs, C: Clock> {
     clock: C,
     limits: DaemonLimits,
     config: Arc<RwLock<Arc<DaemonConfig>>>,
-    acceptor: Acceptor,
+    acceptor: RwLock<Arc<Acceptor>>,
+    /// Held while the configuration is changed.
+    reloading: tokio::sync::Mutex<()>,
+    roots: Arc<Roots<F, C>>,
     sessions: Sessions<F, C>,
     entering: Mutex<Entering>,
     observer: Box<dyn Fn(DaemonEvent<'_>) + Send + Sync>,
@@ -131,14 +138,44 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
         let known = config.clone();
         let allowed = move |key: &PublicKey| current(&known).peer(key).is_some();
         Arc::new(Self {
-            acceptor: Acceptor::new(key, Arc::new(allowed)),
-            sessions: Sessions::new(roots, clock.clone(), limits.clone(), seed),
+            acceptor: RwLock::new(Arc::new(Acceptor::new(key, Arc::new(allowed)))),
+            reloading: tokio::sync::Mutex::default(),
+            sessions: Sessions::new(roots.clone(), clock.clone(), limits.clone(), seed),
+            roots,
             entering: Mutex::default(),
             clock,
             limits,
             config,
             observer: Box::new(observer),
         })
+    }
+
+    /// Follows `config` from now on and shows `key`; all of it, or nothing with an error. Where to listen is the caller's.
+    ///
+    /// Sessions of peers that are not known any more end, and those that have used a directory which is not served any more or which is another
+    /// one now; all others go on, and their next call is measured by the rights that are configured then. Gives what goes on as it was because it could not be looked
+    /// at.
+    pub async fn reload(&self, config: DaemonConfig, key: &SecretKey) -> Result<Vec<CannotOpen>, CannotOpen> {
+        let _alone = self.reloading.lock().await;
+        let mut replacement = self.roots.prepare(&config.directories).await?;
+        let unseen = std::mem::take(&mut replacement.unseen);
+        let config = Arc::new(config);
+        let change = |gone: &BTreeSet<String>| {
+            *self.config.write().unwrap_or_else(PoisonError::into_inner) = config.clone();
+            let mut acceptor = self.acceptor.write().unwrap_or_else(PoisonError::into_inner);
+            *acceptor = Arc::new(acceptor.with_key(key));
+            self.sessions
+                .limit(|peer| config.peer(peer).and_then(|peer| peer.throttle));
+            self.sessions.take_for(|peer, server| match config.peer(peer) {
+                None if planted(Bug::RemovedPeerServed) => None,
+                None => Some(NOT_KNOWN),
+                Some(_) if server.has_used(gone) => Some(ANOTHER_DIRECTORY),
+                Some(_) => None,
+            })
+        };
+        let ended = self.roots.replace(replacement, change).await;
+        self.sessions.end_each(ended).await;
+        Ok(unseen)
     }
 
     /// Serves what arrives at `listener` until `stop` ends; then connections are closed, and sessions ended, within
@@ -241,7 +278,10 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
             let watching = self.watch(&session);
             let ended = tokio::select! {
                 biased;
-                _ = &mut ousted => Err(io::Error::other("the run has a newer connection, or its session has ended")),
+                why = &mut ousted => Err(match why {
+                    Ok(why) => io::Error::new(io::ErrorKind::PermissionDenied, why),
+                    Err(_) => io::Error::other("the run has a newer connection, or its session has ended"),
+                }),
                 ended = reading => ended,
                 ended = writing.as_mut() => ended.map(|()| false),
                 error = watching => Err(error),
@@ -289,7 +329,8 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let (stream, key) = self.acceptor.accept(stream).await?;
+        let acceptor = current(&self.acceptor);
+        let (stream, key) = acceptor.accept(stream).await?;
         let (reading, mut writing) = tokio::io::split(stream);
         let mut reader = Reader::new(reading);
         let first = reader.next().await.map_err(TlsError::Io)?;
@@ -298,12 +339,12 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
                 "the first message does not say whose calls follow".into(),
             ));
         };
-        let access = Arc::new(PeerAccess {
-            key,
-            config: self.config.clone(),
-        });
-        let most = current(&self.config).peer(&key).and_then(|peer| peer.throttle);
-        match self.sessions.attach(key, link, session, access, most).await {
+        let config = match planted(Bug::RightsRemembered) {
+            false => self.config.clone(),
+            true => Arc::new(RwLock::new(current(&self.config))),
+        };
+        let access = Arc::new(PeerAccess { key, config });
+        match self.sessions.attach(key, link, session, access).await {
             Ok(session) => Ok((reader, writing, key, session)),
             Err(why) => {
                 if let Ok(refused) = Encoded::new(ToClient::Refused { why: why.clone() }) {
@@ -336,9 +377,8 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
                 ));
             }
             // A key that is not known any more is not served a call more.
-            if current(&self.config).peer(key).is_none() {
-                let text = "the key is not configured any more";
-                return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+            if current(&self.config).peer(key).is_none() && !planted(Bug::RemovedPeerServed) {
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, NOT_KNOWN));
             }
             match message {
                 ToServer::Call { id, answered, request } => {
@@ -369,15 +409,22 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
     }
 }
 
-fn current(config: &RwLock<Arc<DaemonConfig>>) -> Arc<DaemonConfig> {
+fn current<T>(changing: &RwLock<Arc<T>>) -> Arc<T> {
     // Nothing panics while it is held.
-    config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    changing.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// The rights of a peer as they are configured now.
+/// What a peer may do as it is configured now.
 struct PeerAccess {
     key: PublicKey,
     config: Arc<RwLock<Arc<DaemonConfig>>>,
+}
+
+impl PeerAccess {
+    /// What is sent to it at most.
+    fn throttle(&self) -> Option<Rate> {
+        current(&self.config).peer(&self.key).and_then(|peer| peer.throttle)
+    }
 }
 
 impl Access for PeerAccess {

@@ -17,39 +17,57 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MaxDuration(Duration);
 
-/// Reads `90`, `90s`, `1h30m`, `2d`.
 impl FromStr for MaxDuration {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const NOT_ONE: &str = "write a time as 1h30m, of d, h, m and s in this order, or as seconds";
-        let mut secs = 0u64;
-        let (mut rest, mut last_unit) = (text, u64::MAX);
-        while !rest.is_empty() {
-            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-            let (number, behind) = rest.split_at(digits);
-            let (unit, len) = match behind.bytes().next() {
-                Some(b'd') => (24 * 3600, 1),
-                Some(b'h') => (3600, 1),
-                Some(b'm') => (60, 1),
-                Some(b's') => (1, 1),
-                None if last_unit == u64::MAX => (1, 0),
-                _ => return Err(NOT_ONE),
-            };
-            if number.is_empty() || unit >= last_unit {
-                return Err(NOT_ONE);
-            }
-            let part = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
-            secs = part.and_then(|part| secs.checked_add(part)).unwrap_or(u64::MAX);
-            (rest, last_unit) = (&behind[len..], unit);
-        }
-        match secs {
-            0 if text.is_empty() => Err(NOT_ONE),
+        match secs(text)? {
             0 => Err("at least 1 second; leave it out for no limit"),
-            1..=MOST_SECS => Ok(Self(Duration::from_secs(secs))),
+            secs @ 1..=MOST_SECS => Ok(Self(Duration::from_secs(secs))),
             _ => Err("at most 36500d; leave it out for no limit"),
         }
     }
+}
+
+/// For how long something is tried again. Zero is not at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryFor(pub Duration);
+
+impl FromStr for RetryFor {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match secs(text)? {
+            secs @ 0..=MOST_SECS => Ok(Self(Duration::from_secs(secs))),
+            _ => Err("at most 36500d"),
+        }
+    }
+}
+
+/// Reads `90`, `90s`, `1h30m`, `2d`: how many seconds that is, `u64::MAX` for all that are more.
+fn secs(text: &str) -> Result<u64, &'static str> {
+    const NOT_ONE: &str = "write a time as 1h30m, of d, h, m and s in this order, or as seconds";
+    let mut secs = 0u64;
+    let (mut rest, mut last_unit) = (text, u64::MAX);
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, behind) = rest.split_at(digits);
+        let (unit, len) = match behind.bytes().next() {
+            Some(b'd') => (24 * 3600, 1),
+            Some(b'h') => (3600, 1),
+            Some(b'm') => (60, 1),
+            Some(b's') => (1, 1),
+            None if last_unit == u64::MAX => (1, 0),
+            _ => return Err(NOT_ONE),
+        };
+        if number.is_empty() || unit >= last_unit {
+            return Err(NOT_ONE);
+        }
+        let part = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+        secs = part.and_then(|part| secs.checked_add(part)).unwrap_or(u64::MAX);
+        (rest, last_unit) = (&behind[len..], unit);
+    }
+    if text.is_empty() { Err(NOT_ONE) } else { Ok(secs) }
 }
 
 /// A hundred years.

@@ -18,6 +18,7 @@ mod hostfile;
 pub mod keys;
 pub mod location;
 pub mod net;
+pub mod signals;
 pub mod throttle;
 
 pub mod tls;

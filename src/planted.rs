@@ -80,6 +80,12 @@ pub enum Bug {
     RateByWallClock,
     /// A daemon forgets with the connection what a run has asked for.
     RateForgotten,
+    /// A session keeps the rights that it had at first.
+    RightsRemembered,
+    /// A peer that is taken out of the configuration is still served.
+    RemovedPeerServed,
+    /// What comes late for a call that nobody waits for any more is taken for the answer of another.
+    LateAnswerTaken,
 }
 
 impl Bug {
@@ -89,7 +95,7 @@ impl Bug {
     }
 
     /// All of them.
-    pub const ALL: [Bug; 33] = [
+    pub const ALL: [Bug; 36] = [
         Bug::DeleteBeforeSync,
         Bug::NoDirectorySync,
         Bug::AcknowledgeBeforeRename,
@@ -123,6 +129,9 @@ impl Bug {
         Bug::RateRefilled,
         Bug::RateByWallClock,
         Bug::RateForgotten,
+        Bug::RightsRemembered,
+        Bug::RemovedPeerServed,
+        Bug::LateAnswerTaken,
     ];
 }
 

@@ -8,24 +8,23 @@ mod compiled;
 mod jobs;
 mod loaded;
 mod open;
+mod roots;
+mod session;
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
 use tarpc::{ServerError, context::Context, server::Serve};
 
-pub use self::jobs::Turns;
+pub use self::{
+    jobs::Turns,
+    roots::{CannotOpen, Replacement, Roots},
+};
 use self::{
     loaded::{Loaded, index_of},
     open::{Open, OpenTarget, as_file},
+    session::Session,
 };
 use crate::{
     clock::Clock,
@@ -43,84 +42,6 @@ use crate::{
     store::{Prepared, Source, Store, Walk},
     throttle::{Bucket, Rate},
 };
-
-/// The roots that a server serves. Shared by its sessions.
-pub struct Roots<F: Fs, C: Clock> {
-    fs: F,
-    clock: C,
-    limits: Limits,
-    server: [u8; 16],
-    served: BTreeMap<String, Served<F>>,
-    /// Held while it is tidied up: a disk that hangs is not asked again.
-    tidying: Arc<tokio::sync::Mutex<()>>,
-}
-
-/// A directory of the host that is served.
-struct Served<F: Fs> {
-    path: PathBuf,
-    store: Store<F>,
-}
-
-impl<F: Fs, C: Clock> Roots<F, C> {
-    /// No roots yet. `server` is random, to tell this process from others.
-    pub fn new(fs: F, clock: C, limits: Limits, server: [u8; 16]) -> Self {
-        Self {
-            fs,
-            clock,
-            limits,
-            server,
-            served: BTreeMap::new(),
-            tidying: Arc::default(),
-        }
-    }
-
-    /// Serves the directory at `path` of the host as `name`. With `accept_unsynced` it may be on a file system
-    /// that can't make names durable.
-    pub async fn add(&mut self, name: impl Into<String>, path: &Path, accept_unsynced: bool) -> std::io::Result<()> {
-        let (fs, opened) = (self.fs.clone(), path.to_owned());
-        let root = self.fs.offload(async move { fs.open_root(&opened).await }).await;
-        let root = root.map_err(std::io::Error::other)??;
-        let served = Served {
-            path: path.to_owned(),
-            store: Store::new(root, self.limits.clone(), accept_unsynced, self.fs.boot()),
-        };
-        self.served.insert(name.into(), served);
-        Ok(())
-    }
-
-    /// Remembers hashes of sources in the directory at `path` of the host too, for later processes; `PermissionDenied` where anybody but this user may write
-    /// to it.
-    pub async fn remember_in(&self, path: &Path) -> std::io::Result<()> {
-        let (fs, path) = (self.fs.clone(), path.to_owned());
-        let stores: Vec<_> = self.served.values().map(|served| served.store.clone()).collect();
-        let owner = rustix::process::geteuid().as_raw();
-        let remembered = self.fs.offload(async move {
-            let dir = fs.open_root(&path).await?;
-            for store in stores {
-                store.remember_in(dir.clone(), owner).await?;
-            }
-            Ok(())
-        });
-        remembered.await.map_err(std::io::Error::other)?
-    }
-
-    /// Closes partials that were kept open for too long.
-    pub async fn tidy(&self) {
-        let Ok(tidying) = self.tidying.clone().try_lock_owned() else {
-            return;
-        };
-        let now = self.clock.now();
-        let stores: Vec<_> = self.served.values().map(|served| served.store.clone()).collect();
-        let tidied = self.fs.offload(async move {
-            let _tidying = tidying;
-            for store in stores {
-                store.tidy(now).await;
-            }
-        });
-        // What panics there is told by who runs the jobs.
-        tidied.await.ok();
-    }
-}
 
 /// What a peer may do. Asked at every call: it may be told otherwise from one to the next.
 pub trait Access: Send + Sync {
@@ -156,38 +77,6 @@ const CHUNKS_PER_JOB: usize = 16;
 /// How many such jobs of one call are at work at once.
 const HASHING_JOBS: usize = 4;
 
-struct Session<F: Fs, C: Clock> {
-    /// One for each job at work.
-    turns: Turns,
-    /// What is sent to the run is taken from it, where there is a connection.
-    sending: Option<Arc<Bucket<C>>>,
-    /// Whether no more jobs are begun.
-    is_stopped: AtomicBool,
-    roots: Arc<Roots<F, C>>,
-    access: Arc<dyn Access>,
-    /// Held while directories are made: files that came behind them wait for it.
-    making_dirs: tokio::sync::Mutex<()>,
-    /// Held, to read, by each claim that is being made.
-    claiming: Arc<tokio::sync::RwLock<()>>,
-    state: Mutex<State<F>>,
-}
-
-struct State<F: Fs> {
-    /// Whether nothing is claimed any more.
-    is_over: bool,
-    run: Option<RunId>,
-    next_handle: u64,
-    open: BTreeMap<Handle, (DirId, Open<F>)>,
-    /// What was claimed and not given back, of each root in this order: one may be source and target.
-    claims: BTreeMap<DirId, Vec<crate::store::Claimed<F>>>,
-    /// Roots below configured ones, open from their claims on.
-    below: BTreeMap<DirId, Store<F>>,
-    /// Where the last page of each root ended.
-    walks: BTreeMap<DirId, Walk<F>>,
-    /// What is known of the basis of one source file.
-    loaded: Option<Loaded>,
-}
-
 impl<F: Fs, C: Clock> RealizeServer<F, C> {
     /// A session over `roots` that may do everything.
     pub fn new(roots: Arc<Roots<F, C>>) -> Self {
@@ -206,37 +95,6 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         Self::with(roots, access, Some(run), turns, Some(sending))
     }
 
-    fn with(
-        roots: Arc<Roots<F, C>>,
-        access: Arc<dyn Access>,
-        run: Option<RunId>,
-        turns: Turns,
-        sending: Option<Arc<Bucket<C>>>,
-    ) -> Self {
-        let state = State {
-            is_over: false,
-            run,
-            next_handle: 0,
-            open: BTreeMap::new(),
-            claims: BTreeMap::new(),
-            below: BTreeMap::new(),
-            walks: BTreeMap::new(),
-            loaded: None,
-        };
-        Self {
-            session: Arc::new(Session {
-                turns,
-                sending,
-                is_stopped: AtomicBool::new(false),
-                roots,
-                access,
-                claiming: Arc::default(),
-                making_dirs: tokio::sync::Mutex::default(),
-                state: Mutex::new(state),
-            }),
-        }
-    }
-
     /// The answer to one call. Boxed, so that it is compiled where it is first used with `F` and not again by who calls that.
     pub fn answer(
         &self,
@@ -245,146 +103,12 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         self.clone().serve().serve(context(), request).boxed()
     }
 
-    /// Begins no more jobs for calls that are under way: they fail.
-    pub fn stop(&self) {
-        self.session.is_stopped.store(true, Ordering::Relaxed);
-    }
-
-    /// Takes the tokens off the roots that are claimed, whatever is still at work: for a process that is about to end. What is open, and the
-    /// locks, end with it.
-    pub async fn leave(&self) {
-        self.stop();
-        // Claims that are being made are waited for.
-        let _claimed = self.session.claiming.write().await;
-        let claims: Vec<_> = {
-            let state = self.state();
-            let of_dir = |(dir, claims): (&DirId, &Vec<crate::store::Claimed<F>>)| {
-                claims
-                    .iter()
-                    .map(|claimed| (dir.clone(), claimed.claim.clone()))
-                    .collect::<Vec<_>>()
-            };
-            state.claims.iter().flat_map(of_dir).collect()
-        };
-        for (dir, claim) in claims {
-            if let Ok(store) = self.find_store(&dir) {
-                let releasing = async move { store.release(&claim).await };
-                // A token that stays is taken for a dead run's.
-                let _released = self.session.roots.fs.offload(releasing).await;
-            }
-        }
-    }
-
-    /// Keeps what was claimed until it is given back.
-    fn take_claim(&self, dir: DirId, claimed: crate::store::Claimed<F>) -> Answer<()> {
-        const CLAIMS_MAX: usize = 4096;
-        let mut state = self.state();
-        if state.is_over {
-            return Err(ServiceError::Internal);
-        }
-        if state.claims.values().map(Vec::len).sum::<usize>() >= CLAIMS_MAX {
-            return Err(ServiceError::Busy("too many directories are claimed".into()));
-        }
-        state.claims.entry(dir).or_default().push(claimed);
-        Ok(())
-    }
-
-    /// Ends the session: begins no more jobs, closes what is open and gives back what is claimed, once no job is at it.
-    pub async fn end(&self) {
-        self.stop();
-        let (open, claims) = {
-            let mut state = self.state();
-            state.is_over = true;
-            state.walks.clear();
-            state.loaded = None;
-            (std::mem::take(&mut state.open), std::mem::take(&mut state.claims))
-        };
-        let handles = open.into_values().map(|(_, open)| open).collect();
-        // Nobody is told: what could not be done is left to the next claim.
-        self.close_all(handles).await.ok();
-        let claims = claims
-            .into_iter()
-            .flat_map(|(dir, claims)| claims.into_iter().map(move |claimed| (dir.clone(), claimed)));
-        for (dir, claimed) in claims {
-            if let Ok(store) = self.find_store(&dir) {
-                let releasing = async move { store.release(&claimed.claim).await };
-                // A token that stays is taken for a dead run's.
-                let _released = self.session.roots.fs.offload(releasing).await;
-            }
-        }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State<F>> {
-        // Nothing panics while it is held.
-        self.session.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn limits(&self) -> &Limits {
         &self.session.roots.limits
     }
 
     fn clock(&self) -> &C {
         &self.session.roots.clock
-    }
-
-    /// The one place where the rights of a call are checked.
-    fn allow(&self, dir: &DirId, right: Right) -> Answer<()> {
-        if self.session.access.rights(&dir.name).has(right) {
-            Ok(())
-        } else if self.session.roots.served.contains_key(&dir.name) {
-            Err(ServiceError::Denied(right))
-        } else {
-            Err(ServiceError::NotFound)
-        }
-    }
-
-    /// The store of a call's directory, for who may do this.
-    fn store(&self, dir: &DirId, right: Right) -> Answer<Store<F>> {
-        self.allow(dir, right)?;
-        self.find_store(dir)
-    }
-
-    fn find_store(&self, dir: &DirId) -> Answer<Store<F>> {
-        let found = if dir.below.is_root() {
-            self.configured(&dir.name)
-        } else {
-            self.state().below.get(dir).cloned()
-        };
-        found.ok_or(ServiceError::NotFound)
-    }
-
-    fn configured(&self, name: &str) -> Option<Store<F>> {
-        self.session.roots.served.get(name).map(|served| served.store.clone())
-    }
-
-    /// Fails when the path of a configured directory leads elsewhere by now: a disk was mounted over it, or is not any more, or it was made
-    /// anew. What was moved would not be where its owner looks for it.
-    async fn prove_in_place(&self, name: &str) -> Answer<()> {
-        let Some(served) = self.session.roots.served.get(name) else {
-            return Err(ServiceError::NotFound);
-        };
-        let (fs, path, store) = (self.session.roots.fs.clone(), served.path.clone(), served.store.clone());
-        self.job(async move {
-            match fs.open_root(&path).await {
-                Ok(there) => store.prove_same_root(&there).await,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(ServiceError::Replaced),
-                Err(error) => Err(ServiceError::io("open the directory", &error)),
-            }
-        })
-        .await
-    }
-
-    async fn open_below(&self, dir: &DirId, make: bool) -> Answer<()> {
-        let root = self.configured(&dir.name).ok_or(ServiceError::NotFound)?;
-        let below = dir.below.clone();
-        let store = self.job(async move { root.below(&below, make).await }).await?;
-        const ROOTS_MAX: usize = 64;
-        let mut state = self.state();
-        if state.below.len() >= ROOTS_MAX && !state.below.contains_key(dir) {
-            return Err(ServiceError::Busy("too many directories are claimed".into()));
-        }
-        state.below.insert(dir.clone(), store);
-        Ok(())
     }
 
     async fn get_files(&self, dir: DirId, files: Vec<FileRef>, with_data: bool) -> Answer<Vec<Answer<Got>>> {
@@ -424,12 +148,14 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         }
         self.state().run = Some(run);
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        let known = self.session.roots.served.keys();
-        let rights = known.map(|name| (name.clone(), self.session.access.rights(name)));
+        let served = self.session.roots.served();
+        let rights = served
+            .keys()
+            .map(|name| (name.clone(), self.session.access.rights(name)));
         Ok(Hello {
             rights: rights.filter(|(_, rights)| *rights != Rights::default()).collect(),
             version: SERVICE_VERSION,
-            server: self.session.roots.server,
+            server: self.session.roots.id,
             uid,
             gid,
         })
@@ -450,12 +176,11 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             Role::Target => Right::Write,
             Role::Looked => Right::Look,
         };
-        self.allow(&dir, right)?;
-        self.prove_in_place(&dir.name).await?;
+        self.prove_in_place(&dir.name, right).await?;
         if !dir.below.is_root() {
-            self.open_below(&dir, role == Role::Target).await?;
+            self.open_below(&dir, right, role == Role::Target).await?;
         }
-        let store = self.find_store(&dir)?;
+        let store = self.store(&dir, right)?;
         let run = self
             .state()
             .run
@@ -464,14 +189,12 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         let (server, claimed_store) = (self.clone(), store.clone());
         let claimed = self.job(async move {
             let _claiming = claiming;
-            let claimed = claimed_store.claim(role, run).await?;
-            let claim = claimed.claim.clone();
+            let claimed = Arc::new(claimed_store.claim(role, run).await?);
             // Here, because whoever asked may have gone.
-            match server.take_claim(dir, claimed) {
-                Ok(()) => Ok(claim),
+            match server.take_claim(dir, claimed.clone()) {
+                Ok(()) => Ok(claimed.claim.clone()),
                 Err(error) => {
-                    // A token that stays is taken for a dead run's.
-                    claimed_store.release(&claim).await.ok();
+                    claimed.release().await.ok();
                     Err(error)
                 }
             }
@@ -486,12 +209,12 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     }
 
     async fn release(self, _: Context, dir: DirId) -> Answer<()> {
-        let store = self.store(&dir, Right::Look)?;
+        self.allow(&dir, Right::Look)?;
         // What was claimed last is given back first.
         let claimed = self.state().claims.get_mut(&dir).and_then(Vec::pop);
         match claimed {
             None => Ok(()),
-            Some(claimed) => self.job(async move { store.release(&claimed.claim).await }).await,
+            Some(claimed) => self.job(async move { claimed.release().await }).await,
         }
     }
 
@@ -534,7 +257,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         const STATS_PER_JOB: usize = 256;
         let store = self.store(&dir, Right::Look)?;
         if self.state().claims.get(&dir).is_none_or(Vec::is_empty) {
-            self.prove_in_place(&dir.name).await?;
+            self.prove_in_place(&dir.name, Right::Look).await?;
         }
         let stat = move |store: Store<F>, path: RelPath| async move { store.stat(&path, restore).await };
         self.jobs(&store, paths, STATS_PER_JOB, stat).await

@@ -150,7 +150,7 @@ pub enum ServiceError {
     /// At the path of a configured directory is another one than was opened, or none.
     #[error(
         "the directory is not the one that was opened any more: is a disk not mounted? Or was one mounted, or the directory made anew? \
-         Then start realized anew"
+         Then have realized read its configuration anew (SIGHUP)"
     )]
     Replaced,
     /// The bytes written are not those that were sent.

@@ -91,14 +91,24 @@ struct Inner<F: Fs> {
     recall: Arc<recall::Recall<F>>,
 }
 
-/// A claimed root: the lock goes when this is dropped, the token by [`Store::release`].
+/// A claimed root: the lock goes when this is dropped, the token by [`Claimed::release`].
 pub struct Claimed<F: Fs> {
     /// What the run is told.
     pub claim: Claim,
-    /// A handle of its own, for its lock.
-    _lock: F::Dir,
+    /// A handle of its own, with the lock.
+    root: F::Dir,
     /// The token, locked for as long as the run lives: an unlocked one is a dead run's.
     _token: Option<F::File>,
+}
+
+impl<F: Fs> Claimed<F> {
+    /// Removes the token. One that stays is taken for a dead run's.
+    pub async fn release(&self) -> Answer<()> {
+        match &self.claim.token {
+            Some(token) => ignore_missing(self.root.unlink(token).await).map_err(|e| ServiceError::io("remove", &e)),
+            None => Ok(()),
+        }
+    }
 }
 
 impl<F: Fs> Store<F> {
@@ -231,19 +241,9 @@ impl<F: Fs> Store<F> {
                 version,
                 swept: Swept::default(),
             },
-            _lock: lock_dir,
+            root: lock_dir,
             _token: token_file,
         })
-    }
-
-    /// Removes the token of a claim.
-    pub async fn release(&self, claim: &Claim) -> Answer<()> {
-        match &claim.token {
-            Some(token) => {
-                ignore_missing(self.inner.root.unlink(token).await).map_err(|e| ServiceError::io("remove", &e))
-            }
-            None => Ok(()),
-        }
     }
 
     /// Which entry is at `path`, if any. With `restore`, a source that a crash left set aside gets its name

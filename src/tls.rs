@@ -201,6 +201,11 @@ impl Acceptor {
         }
     }
 
+    /// One that shows `key` to the same peers.
+    pub fn with_key(&self, key: &SecretKey) -> Self {
+        Self::new(key, self.allowed.clone())
+    }
+
     /// Shakes hands over `stream` and tells whose it is. A peer that is not allowed is told so, by the alert access_denied.
     pub async fn accept<S>(&self, stream: S) -> Result<(server::TlsStream<S>, PublicKey), TlsError>
     where

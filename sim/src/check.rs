@@ -47,11 +47,13 @@ pub enum Property {
     Bounded,
     /// 10: every call is answered within its limit, and every run ends.
     Answered,
+    /// 11: what a peer may do is what is configured, from the next call on.
+    Rights,
 }
 
 impl Property {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Survivorship,
         Self::Law,
         Self::WholeFinals,
@@ -61,6 +63,7 @@ impl Property {
         Self::Rate,
         Self::Bounded,
         Self::Answered,
+        Self::Rights,
     ];
 }
 

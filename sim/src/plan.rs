@@ -20,7 +20,7 @@ pub use self::{
 use crate::{
     fs::{Cache, Content, Off, Profile},
     net::LinePlan,
-    two_hosts::Early,
+    two_hosts::{Early, Reload},
     world::{Body, FileAt, limits},
 };
 
@@ -160,6 +160,8 @@ pub enum Step {
     Throttled(u64),
     /// The first run of a mover between two hosts is ended before its end.
     Ended(Early),
+    /// The daemon reads another configuration for a while. (The first of these counts.)
+    Reloaded(Reload),
 }
 
 /// What goes wrong on a machine.

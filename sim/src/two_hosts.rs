@@ -35,7 +35,7 @@ use tokio::runtime::Handle;
 pub use self::{bounds::Owed, calls::Calls, round_trips::count_round_trips};
 use self::{daemon::serve, driver::Driver, mover::Mover};
 use crate::{
-    check::{Checker, Violation},
+    check::{Checker, Property, Violation},
     fs::{Call, Fault, Kind, Profile},
     net::{LinePlan, SimNetwork, Way},
     random::Random,
@@ -148,6 +148,8 @@ pub struct TwoHosts {
     pub rate: Option<Rate>,
     /// What ends the first run of the mover before its end.
     pub early: Option<Early>,
+    /// What the daemon is configured to be for a while.
+    pub reload: Option<Reload>,
     /// Sizes and counts of both sides.
     pub limits: Limits,
     /// Called before each try of the mover.
@@ -161,6 +163,30 @@ pub enum Early {
     Signal(u16),
     /// So many milliseconds after its start its time is over.
     TimeOver(u16),
+}
+
+/// A daemon that reads another configuration, and after a while its own again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reload {
+    /// So many milliseconds after it has started.
+    pub after: u16,
+    /// After so many more its own, or once nothing is to go wrong any more.
+    pub lasts: u16,
+    /// The other one.
+    pub other: OtherConfig,
+}
+
+/// What is configured otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OtherConfig {
+    /// Nothing.
+    Same,
+    /// The mover may only read.
+    ReadOnly,
+    /// The mover is not known.
+    WithoutPeer,
+    /// The directories have another option, which makes them others.
+    Directories,
 }
 
 /// How one run of the mover ended.
@@ -276,6 +302,14 @@ struct State {
     rates_told: u64,
     /// Open on the daemon's disk when nobody is connected.
     daemon_open: usize,
+    /// What the mover may not do now, and how often that has changed before.
+    withheld: (Option<OtherConfig>, u64),
+    /// Whether the daemon is to read its own configuration again, or is about to.
+    is_reloaded: bool,
+    /// Whether nothing is to go wrong any more.
+    is_calm: bool,
+    /// What was done that nobody had the right to.
+    wrongs: Vec<String>,
 }
 
 impl Shared {
@@ -295,6 +329,12 @@ impl Shared {
     fn effect(&self, call: &Call) {
         let text = format!("{:?} {call:?}", now());
         self.trace.lock().unwrap_or_else(PoisonError::into_inner).add(&text);
+    }
+
+    /// The mover has the rights of this configuration from now on, where it is another.
+    fn withhold(&self, other: Option<OtherConfig>) {
+        let withheld = &mut self.state().withheld;
+        *withheld = (other, withheld.1 + 1);
     }
 
     fn seen(&self, host: &'static str) {
@@ -330,6 +370,7 @@ impl TwoHosts {
             reboots: false,
             rate: None,
             early: None,
+            reload: None,
             limits: crate::world::limits(),
             before_try: Arc::new(|| {}),
         }
@@ -367,7 +408,7 @@ impl TwoHosts {
             .build();
         {
             let (shared, network, disk) = (shared.clone(), network.clone(), daemon_disk.clone());
-            let (seed, limits) = (self.seed, self.limits.clone());
+            let (seed, limits, reload) = (self.seed, self.limits.clone(), self.reload);
             let served = match self.direction {
                 Direction::Send => TARGET_ROOT,
                 Direction::Fetch => sources,
@@ -380,6 +421,7 @@ impl TwoHosts {
                     seed,
                     limits.clone(),
                     served,
+                    reload,
                 )
             });
         }
@@ -436,6 +478,7 @@ impl TwoHosts {
         let connections = network.connections();
 
         network.heal();
+        shared.state().is_calm = true;
         disks.iter().for_each(|disk| {
             disk.machine().heal();
         });
@@ -456,7 +499,10 @@ impl TwoHosts {
         driver.pass(STARTED);
         let found_out = daemon_limits().idle * 2 + daemon_limits().handshake;
         // Small files that a daemon is still writing for a run that was ended would stay, in use.
-        let is_still = || network.streams() == 0 && disks[1].open_handles() <= shared.state().daemon_open;
+        let is_still = || {
+            let state = shared.state();
+            network.streams() == 0 && disks[1].open_handles() <= state.daemon_open && !state.is_reloaded
+        };
         driver.pass_until(found_out, || !is_watched && is_still());
         if self.comes_back {
             // What the one before had open ends with its process; a job that a disk had stalled may have been at it.
@@ -497,6 +543,9 @@ impl TwoHosts {
             rates::check(rate, &sent, told, &checker);
         }
         let state = shared.state();
+        for wrong in &state.wrongs {
+            checker.report(Property::Rights, wrong);
+        }
         let last = state.ended.last().cloned();
         if let Some(last) = &last {
             let is_complete = last.is_complete() || driver.world.is_left_to_others(&state.stays);

@@ -391,7 +391,7 @@ impl World {
         stays: &RefCell<Vec<Failure>>,
     ) -> Result<MoveReport, MoveError> {
         let clock = SimClock::on(&self.machine);
-        let mut roots = Roots::new(Disks::of(&self.source, &self.target), clock, limits(), [1; 16]);
+        let roots = Roots::new(Disks::of(&self.source, &self.target), clock, limits(), [1; 16]);
         let failed = |error: io::Error| MoveError::Side(realize::algo::Side::Source(0), sim_error(&error));
         for root in self.source_roots().iter().chain(&["target"]) {
             let path = format!("/{root}");

@@ -157,7 +157,7 @@ fn seeds_to_find(bug: Bug, scenario: Scenario, by: Property) -> (u64, Vec<Proper
 }
 
 /// Bugs that plans find, and by which property.
-const BY_PLANS: [(Bug, Scenario, Property); 26] = [
+const BY_PLANS: [(Bug, Scenario, Property); 28] = [
     (Bug::DeleteBeforeSync, Scenario::TwoDisks, Property::Law),
     (Bug::NoDirectorySync, Scenario::TwoDisks, Property::Law),
     (Bug::AcknowledgeBeforeRename, Scenario::TwoDisks, Property::Law),
@@ -184,10 +184,12 @@ const BY_PLANS: [(Bug, Scenario, Property); 26] = [
     (Bug::HalfOpenKept, Scenario::Send, Property::Convergence),
     (Bug::SilenceKept, Scenario::Fetch, Property::Answered),
     (Bug::ResumeForgotten, Scenario::Send, Property::Resent),
+    (Bug::RightsRemembered, Scenario::Fetch, Property::Rights),
+    (Bug::RemovedPeerServed, Scenario::Send, Property::Rights),
 ];
 
 /// Bugs that a world made for them shows.
-const BY_WORLDS: [(Bug, Property); 10] = [
+const BY_WORLDS: [(Bug, Property); 11] = [
     (Bug::SkipDigest, Property::WholeFinals),
     (Bug::LateWrite, Property::WholeFinals),
     (Bug::DeltaUnhashed, Property::WholeFinals),
@@ -198,6 +200,7 @@ const BY_WORLDS: [(Bug, Property); 10] = [
     (Bug::RateRefilled, Property::Rate),
     (Bug::RateByWallClock, Property::Rate),
     (Bug::RateForgotten, Property::Rate),
+    (Bug::LateAnswerTaken, Property::Law),
 ];
 
 #[test]
@@ -385,6 +388,31 @@ fn rates_that_do_not_hold_are_caught() {
                 outcome.violations
             );
         }
+    }
+}
+
+/// Calls that take too long, and are answered after all: each in the place of the next.
+#[test]
+fn an_answer_that_comes_too_late_is_caught() {
+    for (bug, expected) in [(None, false), (Some(Bug::LateAnswerTaken), true)] {
+        let found = (0..40).any(|effect| {
+            let names: Vec<_> = (0..24).map(|nth| format!("d/{nth:02}")).collect();
+            let body = |name: &str| Body::File(name.as_bytes().into());
+            let files = names.iter().map(|name| (name.as_str(), body(name), None));
+            let world = World::on_two_machines(1, files.collect());
+            let mut plan = TwoHosts::new(world, Direction::Send, 1);
+            plan.limits.batch_files = 4;
+            plan.daemon_faults = vec![Fault {
+                at: At::Effect(effect),
+                kind: Kind::Stall(Duration::from_secs(17)),
+            }];
+            plant(bug);
+            let outcome = plan.run();
+            plant(None);
+            let is_lost = |violation: &Violation| matches!(violation.property, Property::Law | Property::Survivorship);
+            outcome.violations.iter().any(is_lost)
+        });
+        assert_eq!(found, expected, "{bug:?}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! How the calls of a service are made.
 
-use std::future::Future;
+use std::{future::Future, io::ErrorKind};
 
 use tarpc::client::RpcError;
 
@@ -9,13 +9,16 @@ use crate::service::{Answer, ServiceError};
 
 /// The answer of a call; no answer is an error too, and tells nothing of what was done.
 pub async fn flat<T>(call: impl Future<Output = Result<Answer<T>, RpcError>>) -> Answer<T> {
-    call.await.unwrap_or_else(|error| {
-        Err(ServiceError::NoAnswer(match error {
-            // A link gives its own reason.
-            RpcError::Server(reason) => reason.detail,
-            error => error.to_string(),
-        }))
-    })
+    call.await.unwrap_or_else(|error| Err(no_answer(error)))
+}
+
+/// What it means that a call has no answer. A link gives its own reason.
+pub fn no_answer(error: RpcError) -> ServiceError {
+    match error {
+        RpcError::Server(reason) if reason.kind == ErrorKind::InvalidData => ServiceError::BadAnswer(reason.detail),
+        RpcError::Server(reason) => ServiceError::NoAnswer(reason.detail),
+        error => ServiceError::NoAnswer(error.to_string()),
+    }
 }
 
 /// Results of a batch, one for each of the `count` items that were asked for.

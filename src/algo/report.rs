@@ -195,12 +195,13 @@ pub enum Stop {
 }
 
 impl Stop {
-    fn is_unanswered(&self) -> bool {
+    /// The call that has no answer, where it is for that.
+    fn unanswered(&self) -> Option<&ServiceError> {
         let error = match self {
             Self::File(Why::Source(error) | Why::Target(error)) | Self::Move(MoveError::Side(_, error)) => error,
-            _ => return false,
+            _ => return None,
         };
-        is_unanswered_call(error)
+        Some(error).filter(|error| is_unanswered_call(error))
     }
 }
 
@@ -248,10 +249,15 @@ fn nested_text(nesting: Nesting) -> &'static str {
 /// Whether a move ended because a service gave no answer, or has lost what was open there. Where that service is on another host,
 /// the move is to begin again.
 pub fn is_unanswered(moved: &Result<MoveReport, MoveError>) -> bool {
+    unanswered(moved).is_some()
+}
+
+/// The call on which such a move ended.
+pub fn unanswered(moved: &Result<MoveReport, MoveError>) -> Option<&ServiceError> {
     match moved {
-        Err(MoveError::Side(_, error)) => is_unanswered_call(error),
-        Err(_) => false,
-        Ok(report) => report.stopped.as_ref().is_some_and(Stop::is_unanswered),
+        Err(MoveError::Side(_, error)) => Some(error).filter(|error| is_unanswered_call(error)),
+        Err(_) => None,
+        Ok(report) => report.stopped.as_ref()?.unanswered(),
     }
 }
 
@@ -324,7 +330,13 @@ impl<S, T> Shared<'_, S, T> {
                 report.stopped = Some(Stop::File(why.clone()));
             }
         }
-        if self.report.borrow().stopped.as_ref().is_some_and(Stop::is_unanswered) {
+        if self
+            .report
+            .borrow()
+            .stopped
+            .as_ref()
+            .is_some_and(|stop| stop.unanswered().is_some())
+        {
             // Told once, by why the move stopped. It may begin again, and then nothing of this stays.
             return;
         }

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::LinkLimits;
 use crate::{
+    planted::{Bug, planted},
     service::{ITEMS_MAX, RealizeServiceRequest, RealizeServiceResponse},
     wire::{CallId, Encoded, Outbox, ToServer, answers},
 };
@@ -24,6 +25,26 @@ pub struct Calls {
     /// The driver has ended.
     pub closed: Notify,
 }
+
+/// Why a call has no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoAnswer {
+    /// Whether the other side broke the rules: what it may still say is not asked for.
+    pub is_lie: bool,
+    /// In words.
+    pub why: String,
+}
+
+impl<W: Into<String>> From<W> for NoAnswer {
+    fn from(why: W) -> Self {
+        Self {
+            is_lie: false,
+            why: why.into(),
+        }
+    }
+}
+
+type Reply = Result<RealizeServiceResponse, NoAnswer>;
 
 struct State {
     next_id: CallId,
@@ -38,7 +59,7 @@ struct State {
     /// Of the connection there is now.
     outbox: Option<Arc<Outbox>>,
     /// Once no answer will come any more: why.
-    over: Option<String>,
+    over: Option<NoAnswer>,
     /// The time, as the driver saw it last: good enough for limits of minutes.
     now: Duration,
 }
@@ -50,7 +71,7 @@ struct Pending {
     is_control: bool,
     /// When it was sent on the connection there is now.
     sent: Duration,
-    reply: oneshot::Sender<Result<RealizeServiceResponse, String>>,
+    reply: oneshot::Sender<Reply>,
 }
 
 impl State {
@@ -102,7 +123,7 @@ impl Calls {
     }
 
     /// Calls, and waits for the answer; why there will be none. Dropped before, it is cancelled.
-    pub async fn call(&self, request: RealizeServiceRequest) -> Result<RealizeServiceResponse, String> {
+    pub async fn call(&self, request: RealizeServiceRequest) -> Reply {
         let (id, reply) = self.begin(request)?;
         let _cancel = CancelOnDrop { calls: self, id };
         reply.await.unwrap_or_else(|_| Err("the link has ended".into()))
@@ -113,10 +134,7 @@ impl Calls {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(
-        &self,
-        request: RealizeServiceRequest,
-    ) -> Result<(CallId, oneshot::Receiver<Result<RealizeServiceResponse, String>>), String> {
+    fn begin(&self, request: RealizeServiceRequest) -> Result<(CallId, oneshot::Receiver<Reply>), NoAnswer> {
         let name = request.name().to_owned();
         let is_control = matches!(
             request,
@@ -178,13 +196,14 @@ impl Calls {
     }
 
     /// No answer will come any more.
-    pub fn end(&self, why: &str) {
+    pub fn end(&self, why: impl Into<NoAnswer>) {
+        let why = why.into();
         let mut state = self.state();
-        state.over.get_or_insert_with(|| why.to_owned());
+        state.over.get_or_insert_with(|| why.clone());
         state.outbox = None;
         for (_, pending) in std::mem::take(&mut state.pending) {
             // Who does not wait any more does not miss it.
-            pending.reply.send(Err(why.to_owned())).ok();
+            pending.reply.send(Err(why.clone())).ok();
         }
     }
 
@@ -195,15 +214,21 @@ impl Calls {
         if id >= state.next_id || state.answered.len() > ANSWERED_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer of no call"));
         }
+        let mut pending = state.pending.remove(&id);
+        if planted(Bug::LateAnswerTaken) && pending.is_none() {
+            let alike = |(_, pending): &(&CallId, &Pending)| answers(&pending.name, &response);
+            let other = state.pending.iter().find(alike).map(|(id, _)| *id);
+            pending = other.and_then(|other| state.pending.remove(&other));
+        }
         // One that was cancelled has no place any more.
-        if let Some(pending) = state.pending.remove(&id) {
+        if let Some(pending) = pending {
+            if !answers(&pending.name, &response) {
+                // It waits on, for what ends the link.
+                state.pending.insert(id, pending);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer of another call"));
+            }
             state.answers += 1;
             state.progress = now;
-            if !answers(&pending.name, &response) {
-                let error = io::Error::new(io::ErrorKind::InvalidData, "the answer of another call");
-                pending.reply.send(Err(error.to_string())).ok();
-                return Err(error);
-            }
             pending.reply.send(Ok(response)).ok();
         }
         state.answered.push(id);
@@ -215,7 +240,7 @@ impl Calls {
         let mut state = self.state();
         if let Some(pending) = state.pending.remove(&id) {
             state.answered.push(id);
-            pending.reply.send(Err(why)).ok();
+            pending.reply.send(Err(why.into())).ok();
         }
     }
 
@@ -237,7 +262,7 @@ impl Calls {
         for (id, pending) in over {
             state.forget(id, &pending.message);
             let text = format!("{} took longer than it may", pending.name);
-            pending.reply.send(Err(text)).ok();
+            pending.reply.send(Err(text.into())).ok();
         }
     }
 }

@@ -14,7 +14,10 @@ use tokio::{
     sync::oneshot,
 };
 
-use super::{ConnectError, Dial, LinkEvent, LinkLimits, calls::Calls};
+use super::{
+    ConnectError, Dial, LinkEvent, LinkLimits,
+    calls::{Calls, NoAnswer},
+};
 use crate::{
     clock::{Clock, timeout},
     planted::{Bug, planted},
@@ -129,6 +132,12 @@ struct First {
     tell: oneshot::Sender<Result<(), ConnectError>>,
 }
 
+/// Whether the other side said what it may not: what TLS finds wrong may be the line's.
+fn breaks_rules(error: &io::Error) -> bool {
+    let is_tls = error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
+    error.kind() == io::ErrorKind::InvalidData && !is_tls
+}
+
 /// How a connection ends.
 enum Ended {
     Lost(io::Error),
@@ -155,17 +164,28 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
             let answers = self.calls.answers();
             let why = match self.serve(connection, &outbox, first.take()).await {
                 Ended::Closed | Ended::NotLetIn => break,
+                Ended::Lost(error) if breaks_rules(&error) => {
+                    self.calls.end(NoAnswer {
+                        is_lie: true,
+                        why: error.to_string(),
+                    });
+                    break;
+                }
                 Ended::Lost(error) => why_lost(&error),
                 Ended::Refused(why) => {
-                    self.calls.end(&ConnectError::Refused(why).to_string());
+                    self.calls.end(ConnectError::Refused(why).to_string());
                     break;
                 }
             };
             losses = if self.calls.answers() == answers { losses + 1 } else { 0 };
             if losses >= self.limits.losses {
-                self.calls.end(&format!(
+                self.calls.end(format!(
                     "lost {losses} times in a row before anything was answered; at last: {why}"
                 ));
+                break;
+            }
+            if self.limits.reconnect.is_zero() {
+                self.calls.end(why);
                 break;
             }
             self.calls.disconnected();
@@ -178,7 +198,7 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
             };
             match again {
                 Err(error) => {
-                    self.calls.end(&format!("{why}; then: {error}"));
+                    self.calls.end(format!("{why}; then: {error}"));
                     break;
                 }
                 Ok((_, session)) if self.session.get() != Some(&session) => {
@@ -281,7 +301,7 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
                 let why = error.to_string();
                 // Before any call fails, so that who sees one fail finds the reason here.
                 tell.send(Err(error)).ok();
-                self.calls.end(&why);
+                self.calls.end(why);
                 Err(Ended::NotLetIn)
             }
         }
@@ -358,18 +378,18 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
     async fn reconnect(&self, jitter: u64) -> Result<(Halves<D::Stream>, [u8; 16]), ConnectError> {
         let since = self.clock.now();
         let session = self.session.get().copied();
-        let varied = 0.75 + (jitter >> 40) as f64 / (1u64 << 25) as f64;
-        let (all, last) = (self.limits.pauses, self.limits.pauses.last());
-        let mut pauses = all
-            .iter()
-            .chain(last.into_iter().cycle())
-            .map(|pause| pause.mul_f64(varied));
+        let mut pauses = self.limits.pauses(jitter);
         let mut pause = pauses.next().unwrap_or_default();
         loop {
             self.clock.sleep(pause).await;
-            pause = pauses.next().unwrap_or_default();
-            match in_time(&self.clock, &self.limits, attach(&self.dial, self.id, session)).await {
-                Err(error) if error.is_passing() && self.clock.now().saturating_sub(since) < self.limits.reconnect => {
+            let tried = in_time(&self.clock, &self.limits, attach(&self.dial, self.id, session)).await;
+            let left = self
+                .limits
+                .reconnect
+                .saturating_sub(self.clock.now().saturating_sub(since));
+            match tried {
+                Err(error) if error.is_passing() && !left.is_zero() => {
+                    pause = pauses.next().unwrap_or_default().min(left);
                     (self.observer)(LinkEvent::Waiting(error.to_string(), pause));
                 }
                 result => return result,

@@ -13,13 +13,13 @@ use std::{
 use futures::future::join_all;
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use super::DaemonLimits;
+use super::{DaemonLimits, PeerAccess};
 use crate::{
     clock::{Clock, timeout},
     fs::Fs,
     keys::PublicKey,
     planted::{Bug, planted},
-    server::{Access, RealizeServer, Roots, Turns},
+    server::{RealizeServer, Roots, Turns},
     service::{Handle, RealizeServiceRequest, RealizeServiceResponse, RunId},
     throttle::{Bucket, Rate},
     wire::{CallId, DATA_BYTES_MAX, Encoded, HEAD_BYTES_MAX, LinkId, Outbox, ToClient},
@@ -85,8 +85,8 @@ struct Kept {
 struct Connection {
     number: u64,
     outbox: Arc<Outbox>,
-    /// Dropped when it is not the session's any more.
-    _oust: oneshot::Sender<()>,
+    /// Dropped when it is not the session's any more; told why when it is not to come back.
+    oust: oneshot::Sender<&'static str>,
 }
 
 impl<F: Fs, C: Clock> Sessions<F, C> {
@@ -118,8 +118,7 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
         peer: PublicKey,
         link: LinkId,
         session: Option<[u8; 16]>,
-        access: Arc<dyn Access>,
-        most: Option<Rate>,
+        access: Arc<PeerAccess>,
     ) -> Result<Arc<Session<F, C>>, String> {
         let key = (peer, link);
         if let Some(id) = session {
@@ -129,8 +128,13 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
                 .ok_or_else(|| "the session is gone: this side was started anew, or waited too long".into());
         }
         // Before earlier sessions of the run end, which is when nobody else has it.
-        let buckets = self.state().buckets(peer, link.run, &self.clock);
-        buckets[0].set(most);
+        let buckets = {
+            let mut state = self.state();
+            let buckets = state.buckets(peer, link.run, &self.clock);
+            // Under the lock that `limit` takes once the configuration has changed.
+            buckets[0].set(access.throttle());
+            buckets
+        };
         let now = self.clock.now();
         let is_to_end = |known: &Key, session: &mut Arc<Session<F, C>>| {
             let unheard = now.saturating_sub(session.last_heard());
@@ -192,6 +196,24 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
         self.end_each(known).await;
     }
 
+    /// Takes the sessions that are to end for a reason that their runs are told. No more of their jobs begin from now on; [`Self::end_each`] ends them.
+    pub fn take_for(
+        &self,
+        why: impl Fn(&PublicKey, &RealizeServer<F, C>) -> Option<&'static str>,
+    ) -> Vec<Arc<Session<F, C>>> {
+        self.state().take(|(peer, _), session| {
+            let why = why(peer, &session.server);
+            why.inspect(|why| session.stop_for(why)).is_some()
+        })
+    }
+
+    /// Limits what is sent to each peer that is connected.
+    pub fn limit(&self, throttle: impl Fn(&PublicKey) -> Option<Rate>) {
+        for (peer, bucket) in &self.state().to_peers {
+            bucket.set(throttle(peer));
+        }
+    }
+
     /// Ends the sessions of runs that have not come back for too long, and closes what was kept open for too long.
     pub async fn end_stale(&self) {
         let now = self.clock.now();
@@ -211,7 +233,7 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
     }
 
     /// Waits a while only: a job that hangs in the kernel holds what it holds, and whoever wants that is told that it is busy.
-    async fn end_each(&self, sessions: Vec<Arc<Session<F, C>>>) {
+    pub async fn end_each(&self, sessions: Vec<Arc<Session<F, C>>>) {
         let ending = sessions
             .into_iter()
             .map(|session| tokio::spawn(async move { session.end().await }));
@@ -259,7 +281,7 @@ impl<F: Fs, C: Clock> Session<F, C> {
 
     /// Takes a new connection, in the place of the one there may be: its number, what is sent on it, and what ends once it is not the
     /// session's any more.
-    pub fn connected(&self, now: Duration) -> io::Result<(u64, Arc<Outbox>, oneshot::Receiver<()>)> {
+    pub fn connected(&self, now: Duration) -> io::Result<(u64, Arc<Outbox>, oneshot::Receiver<&'static str>)> {
         let (oust, ousted) = oneshot::channel();
         let outbox = Arc::new(Outbox::default());
         // Before any answer.
@@ -272,7 +294,7 @@ impl<F: Fs, C: Clock> Session<F, C> {
             state.connection = Some(Connection {
                 number,
                 outbox: outbox.clone(),
-                _oust: oust,
+                oust,
             });
         }
         Ok((number, outbox, ousted))
@@ -405,6 +427,18 @@ impl<F: Fs, C: Clock> Session<F, C> {
                 session.server.close_handles(&opened).await.ok();
             });
         }
+    }
+
+    /// Begins no more jobs, and tells whoever is connected why.
+    fn stop_for(&self, why: &'static str) {
+        let mut state = self.state();
+        state.is_over = true;
+        if let Some(connection) = state.connection.take() {
+            // A connection that has just ended need not know.
+            connection.oust.send(why).ok();
+        }
+        // Not before: no answer is to tell that something failed for this.
+        self.server.stop();
     }
 
     /// Ends it: its connection, and once its calls have ended what it has open.

@@ -43,6 +43,14 @@ impl Ends {
         self.hosts.realize().arg(RATE).arg(&self.near).arg("nas::a")
     }
 
+    /// A move to a host that accepts and says nothing, whose port is held as long as what is given.
+    fn sending_to_silence(&self) -> (TcpListener, Run) {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("127.0.0.1:{}", silent.local_addr().unwrap().port());
+        self.hosts.know("silent", &self.hosts.public("daemon"), &address);
+        (silent, self.hosts.realize().arg(&self.near).arg("silent::a"))
+    }
+
     /// Waits until some of the large file has arrived.
     fn expect_partial(&self) {
         let partial = self.served.join(".large.realize-part");
@@ -120,12 +128,9 @@ fn a_signal_ends_a_move_within_a_host() {
 
 #[test]
 fn a_signal_ends_a_run_that_shakes_hands_or_waits_to_connect_again() {
-    // Who accepts and says nothing.
     let ends = Ends::new();
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("127.0.0.1:{}", silent.local_addr().unwrap().port());
-    ends.hosts.know("silent", &ends.hosts.public("daemon"), &address);
-    let running = ends.hosts.realize().arg(&ends.near).arg("silent::a").start();
+    let (silent, run) = ends.sending_to_silence();
+    let running = run.start();
     let (_stream, _) = silent.accept().unwrap();
     end(running, Signal::TERM);
 
@@ -140,6 +145,64 @@ fn a_signal_ends_a_run_that_shakes_hands_or_waits_to_connect_again() {
     assert_no_token(&ends.near);
     ends.hosts.start();
     ends.expect_rest();
+}
+
+#[test]
+fn a_host_that_is_lost_is_tried_again_as_long_as_is_asked_for() {
+    let mut ends = Ends::new();
+    let running = ends.sending().arg("--retry-for=0").start();
+    ends.expect_partial();
+    ends.hosts.end(Signal::KILL);
+    let begin = Instant::now();
+    let outcome = running.wait().expect_code(1);
+    assert!(begin.elapsed() < AT_ONCE, "{outcome}");
+    assert!(!outcome.stderr().contains("again,"), "{outcome}");
+    ends.hosts.start();
+    fs::remove_file(ends.served.join(".large.realize-part")).unwrap();
+    let running = ends.sending().arg("--retry-for=3s").start();
+    ends.expect_partial();
+    ends.hosts.end(Signal::KILL);
+    let begin = Instant::now();
+    let outcome = running.wait().expect_code(1);
+    let took = begin.elapsed().as_secs_f64();
+    assert!((2.5..6.0).contains(&took), "{took} {outcome}");
+    assert!(outcome.stderr().contains("for 3 s at most"), "{outcome}");
+    assert!(outcome.stderr().contains("trying again in"), "{outcome}");
+    ends.hosts.start();
+    ends.expect_rest();
+}
+
+#[test]
+fn a_host_that_is_not_there_yet_is_waited_for_where_that_is_asked_for() {
+    let mut ends = Ends::new();
+    fs::remove_file(ends.near.join("large")).unwrap();
+    ends.hosts.end(Signal::TERM);
+    let to_nas = || ends.hosts.realize().arg(&ends.near).arg("nas::a");
+    let once = to_nas().run().expect_code(2);
+    assert!(!once.stderr().contains("trying again"), "{once}");
+    let begin = Instant::now();
+    to_nas().arg("--connect-for=2s").run().expect_code(2);
+    assert!((1.5..5.0).contains(&begin.elapsed().as_secs_f64()));
+    let running = to_nas().arg("--connect-for=1m").start();
+    std::thread::sleep(Duration::from_millis(500));
+    ends.hosts.start();
+    let outcome = running.wait().expect_code(0);
+    assert!(outcome.stderr().contains("trying again in"), "{outcome}");
+    // What does not get better is told at once.
+    ends.hosts.know(
+        "nas",
+        &ends.hosts.public("stranger"),
+        &format!("127.0.0.1:{}", ends.hosts.port()),
+    );
+    let refused = ends
+        .hosts
+        .realize()
+        .arg("--connect-for=1m")
+        .arg(&ends.near)
+        .arg("nas::a")
+        .run();
+    assert!(refused.took < Duration::from_secs(5), "{refused}");
+    refused.expect_code(12);
 }
 
 #[test]
@@ -212,16 +275,8 @@ fn a_time_of_day_ends_a_run() {
 #[test]
 fn the_time_that_was_given_ends_what_does_not_answer() {
     let ends = Ends::new();
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("127.0.0.1:{}", silent.local_addr().unwrap().port());
-    ends.hosts.know("silent", &ends.hosts.public("daemon"), &address);
-    let run = ends
-        .hosts
-        .realize()
-        .arg("--max-duration=1")
-        .arg(&ends.near)
-        .arg("silent::a");
-    let outcome = run.run().expect_code(11);
+    let (_silent, run) = ends.sending_to_silence();
+    let outcome = run.arg("--max-duration=1").run().expect_code(11);
     assert!(outcome.took < Duration::from_secs(2), "{outcome}");
 }
 

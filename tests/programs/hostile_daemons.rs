@@ -178,13 +178,14 @@ fn a_deletion_that_was_not_answered_is_not_called_a_failure() {
 fn what_was_moved_is_told_when_the_move_cannot_begin_again() {
     let deletes = AtomicU64::new(0);
     let daemon = FakeDaemon::new(move |request| match request {
-        Request::Delete { .. } if deletes.fetch_add(1, Ordering::Relaxed) == 1 => Act::DoAndDie,
-        Request::Claim { .. } if deletes.load(Ordering::Relaxed) > 1 => Act::Answer(Response::Claim(Err(
+        // So many after the first that its answer has arrived: eight batches are under way at once.
+        Request::Delete { .. } if deletes.fetch_add(1, Ordering::Relaxed) == 10 => Act::DoAndDie,
+        Request::Claim { .. } if deletes.load(Ordering::Relaxed) > 10 => Act::Answer(Response::Claim(Err(
             ServiceError::BadRequest("\x1b[2J\nrealize: moved 9 files".into()),
         ))),
         _ => Act::Serve,
     });
-    for nth in 0..200 {
+    for nth in 0..1600 {
         fs::write(daemon.served.join(format!("f{nth}")), "text").unwrap();
     }
     let outcome = daemon.hosts.realize().arg("nas::a").arg(&daemon.local).run();
@@ -196,6 +197,34 @@ fn what_was_moved_is_told_when_the_move_cannot_begin_again() {
     // What the other side says stays in its line.
     assert!(!outcome.stderr().contains(['\x1b']), "{outcome}");
     assert!(!outcome.stderr().contains("\nrealize: moved 9 files"), "{outcome}");
+}
+
+#[test]
+fn who_answers_what_was_not_asked_is_not_asked_again() {
+    let lists = std::sync::Arc::new(AtomicU64::new(0));
+    let listed = lists.clone();
+    let daemon = FakeDaemon::new(move |request| match request {
+        Request::List { .. } => {
+            listed.fetch_add(1, Ordering::Relaxed);
+            Act::Answer(Response::Release(Ok(())))
+        }
+        _ => Act::Serve,
+    });
+    fs::write(daemon.served.join("file"), "text").unwrap();
+    let outcome = daemon
+        .hosts
+        .realize()
+        .arg("nas::a")
+        .arg(&daemon.local)
+        .run()
+        .expect_code(1);
+    assert!(
+        outcome.stderr().contains("a wrong answer: the answer of another call"),
+        "{outcome}"
+    );
+    assert!(!outcome.stderr().contains("again"), "{outcome}");
+    assert_eq!(lists.load(Ordering::Relaxed), 1);
+    assert!(daemon.served.join("file").exists());
 }
 
 /// The state of one file is answered with that of another.

@@ -17,6 +17,7 @@ mod kill;
 mod law_order;
 mod move_trees;
 mod regressions;
+mod reload;
 mod remembered;
 mod repair;
 mod two_hosts;

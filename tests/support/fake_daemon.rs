@@ -98,7 +98,7 @@ fn listen(hosts: &Hosts, dir: &Path, handler: Handler) -> u16 {
             .build();
         runtime.unwrap().block_on(async move {
             let listener = TcpListener::from_std(listener).unwrap();
-            let mut roots = Roots::new(OsFs::new(), TokioClock::new(), Limits::default(), [9; 16]);
+            let roots = Roots::new(OsFs::new(), TokioClock::new(), Limits::default(), [9; 16]);
             roots.add("a", &dir, false).await.unwrap();
             let fake = Arc::new(Fake {
                 acceptor: Acceptor::new(&key, Arc::new(|_: &PublicKey| true)),

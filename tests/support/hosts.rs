@@ -1,6 +1,7 @@
 //! Two hosts on this machine: keys made by `realize keygen`, a daemon on a port of its own, and a mover that knows it.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
@@ -94,6 +95,11 @@ impl Hosts {
 
     /// Starts the daemon, which keeps its port once it has one.
     pub fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// Starts the daemon with these in its environment, and nothing else.
+    pub fn start_with(&mut self, envs: &[(&str, &OsStr)]) {
         assert!(self.daemon.is_none(), "one daemon at a time");
         if self.port != 0 {
             let config = self.files.join("realized.toml");
@@ -109,6 +115,7 @@ impl Hosts {
             .arg("--config")
             .arg(self.files.join("realized.toml"))
             .env_clear()
+            .envs(envs.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
@@ -146,6 +153,24 @@ impl Hosts {
                 "{text:?} is not in the log:\n{}",
                 self.log()
             );
+            std::thread::yield_now();
+        }
+    }
+
+    /// Tells the daemon to read its configuration anew.
+    pub fn hang_up(&self) {
+        let daemon = self.daemon.as_ref().expect("a daemon runs");
+        kill_process(daemon.pid(), Signal::HUP).unwrap();
+    }
+
+    /// Has the daemon read its configuration anew, and waits until it has.
+    #[track_caller]
+    pub fn reload(&self) {
+        let loaded = || self.log().matches("loaded anew").count();
+        let (before, begin) = (loaded(), Instant::now());
+        self.hang_up();
+        while loaded() == before {
+            assert!(begin.elapsed() < BEGIN_LIMIT, "not loaded anew:\n{}", self.log());
             std::thread::yield_now();
         }
     }

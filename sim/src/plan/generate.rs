@@ -11,7 +11,7 @@ use super::{Act, BodyPlan, Errno, FaultPlan, FilePlan, Lack, NAMES, Near, Plan, 
 use crate::{
     fs::{Cache, Off, Profile},
     net::{LinePlan, Trouble, Way, WireFault},
-    two_hosts::Early,
+    two_hosts::{Early, OtherConfig, Reload},
 };
 
 /// Effects of a move of a plan: most have fewer.
@@ -107,11 +107,31 @@ fn step(scenario: Scenario) -> BoxedStrategy<Step> {
             false => Early::TimeOver(millis),
         });
         let ended = early.prop_map(Step::Ended);
-        prop_oneof![4 => line().prop_map(Step::Line), 4 => fault, 1 => act, 1 => lack, 1 => throttled, 1 => ended]
-            .boxed()
+        prop_oneof![
+            4 => line().prop_map(Step::Line),
+            4 => fault,
+            1 => act,
+            1 => lack,
+            1 => throttled,
+            1 => ended,
+            1 => reload().prop_map(Step::Reloaded),
+        ]
+        .boxed()
     } else {
         prop_oneof![6 => fault, 2 => act, 1 => lack].boxed()
     }
+}
+
+fn reload() -> impl Strategy<Value = Reload> {
+    let other = select(
+        &[
+            OtherConfig::Same,
+            OtherConfig::ReadOnly,
+            OtherConfig::WithoutPeer,
+            OtherConfig::Directories,
+        ][..],
+    );
+    (0..800u16, 0..1500u16, other).prop_map(|(after, lasts, other)| Reload { after, lasts, other })
 }
 
 fn fault(scenario: Scenario) -> impl Strategy<Value = FaultPlan> {

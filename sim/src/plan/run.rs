@@ -14,7 +14,7 @@ use crate::{
     fs::{self, At, Call, Disk, Fault, Kind, Machine, Moment, Off, Op, Refusals},
     net::LinePlan,
     random::Random,
-    two_hosts::{Direction, Early, Ending, Owed, TwoHosts, count_panics},
+    two_hosts::{Direction, Early, Ending, Owed, Reload, TwoHosts, count_panics},
     world::{Body, SOURCE, TARGET, World, at_source, at_target, limits, put},
 };
 
@@ -106,12 +106,15 @@ impl Plan {
         plan.lines = lines.collect();
         plan.rate = self.rate().and_then(|rate| Rate::new(rate).ok());
         plan.early = self.early();
+        plan.reload = self.reload();
         let outcome = plan.run();
         // A fault of a line may have met several calls.
         let struck = source.struck().len() + target.struck().len() + outcome.line_faults as usize;
         let mut violations = outcome.violations.clone();
         violations.append(&mut lock(&overwritten));
-        let owed = self.owed(&world, struck + usize::from(self.early().is_some()));
+        // A session may end with each configuration.
+        let ends = usize::from(self.early().is_some()) + 2 * usize::from(self.reload().is_some());
+        let owed = self.owed(&world, struck + ends);
         let answer = ANSWER + self.time_on_slow_lines(owed.bytes);
         violations.extend(outcome.check_resent(owed, &limits()));
         violations.extend(outcome.check_bounded(&limits()));
@@ -294,6 +297,14 @@ impl Plan {
         })
     }
 
+    /// What the daemon is configured to be for a while.
+    fn reload(&self) -> Option<Reload> {
+        self.steps.iter().find_map(|step| match step {
+            Step::Reloaded(reload) => Some(*reload),
+            _ => None,
+        })
+    }
+
     fn loses_syncs(&self) -> bool {
         let loses = |step: &Step| {
             let Step::Fault { kind, .. } = step else { return false };
@@ -311,7 +322,7 @@ impl Plan {
         self.take_abilities(world);
         for step in &self.steps {
             match step {
-                Step::Line(_) | Step::Lacks(_) | Step::Throttled(_) | Step::Ended(_) => {}
+                Step::Line(_) | Step::Lacks(_) | Step::Throttled(_) | Step::Ended(_) | Step::Reloaded(_) => {}
                 Step::Fault {
                     at_target,
                     effect,

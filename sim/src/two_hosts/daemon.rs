@@ -5,10 +5,12 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use realize::{
-    config::{DaemonConfig, Directory, Peer},
+    clock::Clock,
+    config::{DaemonConfig, Directory, LogLevel, Peer},
     daemon::{Daemon, DaemonEvent},
     limits::Limits,
     net::Network,
@@ -16,7 +18,7 @@ use realize::{
     service::Rights,
 };
 
-use super::{DAEMON, KEYS, MOVER, PORT, Shared, daemon_limits, key, now};
+use super::{DAEMON, KEYS, MOVER, OtherConfig, PORT, Reload, Shared, daemon_limits, key, now};
 use crate::{
     clock::SimClock,
     fs::{Disk, Disks},
@@ -31,10 +33,13 @@ pub(super) async fn serve(
     seed: u64,
     limits: Limits,
     served: &'static [&'static str],
+    reload: Option<Reload>,
 ) -> turmoil::Result {
     shared.seen(DAEMON);
+    shared.withhold(None);
+    shared.state().is_reloaded = false;
     let clock = SimClock::on(disk.machine());
-    let mut roots = Roots::new(Disks::of(&disk, &disk), clock.clone(), limits, [2; 16]);
+    let roots = Roots::new(Disks::of(&disk, &disk), clock.clone(), limits, [2; 16]);
     let (mut directories, mut rights) = (BTreeMap::new(), BTreeMap::new());
     for root in served {
         let path = PathBuf::from(format!("/{root}"));
@@ -54,6 +59,7 @@ pub(super) async fn serve(
         key: "key".into(),
         directories,
         peers: BTreeMap::from([(key(KEYS[0]).public(), peer)]),
+        log_level: LogLevel::default(),
     };
     let listener = network.bind(address).await?;
     shared.state().daemon_open = disk.open_handles();
@@ -65,13 +71,78 @@ pub(super) async fn serve(
     id[..8].copy_from_slice(&(seed ^ now().as_nanos() as u64).to_le_bytes());
     let daemon = Daemon::new(
         Arc::new(roots),
-        clock,
+        clock.clone(),
         daemon_limits(),
         &key(KEYS[1]),
-        config,
+        config.clone(),
         id,
         observer,
     );
-    daemon.serve(listener, std::future::pending()).await;
+    let serving = daemon.clone().serve(listener, std::future::pending());
+    let reloading = async {
+        if let Some(reload) = reload {
+            reload_for_a_while(&shared, &daemon, &clock, config, reload).await;
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        biased;
+        () = reloading => {}
+        () = serving => {}
+    }
     Ok(())
+}
+
+/// Has the daemon read another configuration, and then its own again.
+async fn reload_for_a_while(
+    shared: &Shared,
+    daemon: &Daemon<Disks, SimClock>,
+    clock: &SimClock,
+    config: DaemonConfig,
+    Reload { after, lasts, other }: Reload,
+) {
+    const LOOK_EVERY: Duration = Duration::from_millis(10);
+    clock.sleep(Duration::from_millis(after.into())).await;
+    if std::mem::replace(&mut shared.state().is_reloaded, true) || shared.state().is_calm {
+        shared.state().is_reloaded = false;
+        return;
+    }
+    let key = key(KEYS[1]);
+    let reloaded = daemon.reload(other.of(&config), &key).await;
+    shared.note(DAEMON, &(other, reloaded.is_ok()));
+    if reloaded.is_ok() {
+        shared.withhold(Some(other));
+    }
+    let end = clock.now() + Duration::from_millis(lasts.into());
+    while clock.now() < end && !shared.state().is_calm {
+        clock.sleep(LOOK_EVERY).await;
+    }
+    shared.withhold(None);
+    let reloaded = daemon.reload(config, &key).await;
+    shared.note(DAEMON, &("its own", reloaded.is_ok()));
+    shared.state().is_reloaded = false;
+}
+
+impl OtherConfig {
+    fn of(self, config: &DaemonConfig) -> DaemonConfig {
+        let mut other = config.clone();
+        match self {
+            Self::Same => {}
+            Self::ReadOnly => {
+                let peers = other.peers.values_mut();
+                peers.flat_map(|peer| peer.rights.values_mut()).for_each(|rights| {
+                    *rights = Rights {
+                        read: true,
+                        ..Rights::default()
+                    };
+                });
+            }
+            Self::WithoutPeer => other.peers.clear(),
+            Self::Directories => other
+                .directories
+                .values_mut()
+                .for_each(|directory| directory.accept_unsynced = true),
+        }
+        other
+    }
 }

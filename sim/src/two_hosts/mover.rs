@@ -26,8 +26,8 @@ use realize::{
 use tarpc::{RequestName, client::stub::Stub};
 
 use super::{
-    DAEMON, Direction, Early, Ending, KEYS, MOVER, PORT, Shared, TARGET_ROOT, calls::UnderWay, key, link_limits,
-    try_limits,
+    DAEMON, Direction, Early, Ending, KEYS, MOVER, OtherConfig, PORT, Shared, TARGET_ROOT, calls::UnderWay, key,
+    link_limits, try_limits,
 };
 use crate::{
     clock::SimClock,
@@ -71,7 +71,31 @@ impl Stub for Remote {
         request: Self::Req,
     ) -> Result<Self::Resp, tarpc::client::RpcError> {
         let _under_way = UnderWay::new(&self.1, request.name());
-        self.0.call(context, request).await
+        let (name, withheld) = (request.name().to_owned(), self.1.state().withheld);
+        let answer = self.0.call(context, request).await;
+        let mut state = self.1.state();
+        // Whatever was begun before is let through, and what comes while that changes may be.
+        if state.withheld == withheld && withheld.0.is_some_and(|other| is_wrong(other, &answer)) {
+            state.wrongs.push(format!("{name} was served: {:?}", withheld.0));
+        }
+        drop(state);
+        answer
+    }
+}
+
+/// Whether a call that has this answer had no right to it.
+fn is_wrong(other: OtherConfig, answer: &Result<RealizeServiceResponse, tarpc::client::RpcError>) -> bool {
+    use RealizeServiceResponse::{Delete, Finish, MakeDirs, Put, Send, Settle};
+    let any = |results: &[Result<(), ServiceError>]| results.iter().any(Result::is_ok);
+    match (other, answer) {
+        (OtherConfig::Same | OtherConfig::Directories, _) | (_, Err(_)) => false,
+        (OtherConfig::WithoutPeer, Ok(_)) => true,
+        (OtherConfig::ReadOnly, Ok(answer)) => match answer {
+            Put(Ok(results)) | Settle(Ok(results)) | MakeDirs(Ok(results)) | Delete(Ok(results)) => any(results),
+            Send(sent) => sent.is_ok(),
+            Finish(finished) => finished.is_ok(),
+            _ => false,
+        },
     }
 }
 
@@ -160,7 +184,7 @@ impl Mover {
             number: 0,
         };
         // They outlive every try: a sync that failed is not forgotten.
-        let mut roots = Roots::new(
+        let roots = Roots::new(
             Disks::of(&self.disk, &self.disk),
             clock.clone(),
             self.limits.clone(),

@@ -40,7 +40,7 @@ pub fn count_round_trips(files: &[(String, Vec<u8>)], round_trip: Duration) -> (
     let (daemon, disk) = ((shared.clone(), network.clone()), to.clone());
     sim.host(DAEMON, move || {
         let (shared, network) = daemon.clone();
-        serve(shared, network, disk.clone(), 1, Limits::default(), TARGET_ROOT)
+        serve(shared, network, disk.clone(), 1, Limits::default(), TARGET_ROOT, None)
     });
     let mover = Mover {
         shared: shared.clone(),

@@ -113,7 +113,7 @@ impl Ends {
             let clock = SimClock::on(&Machine::new(0));
             let [sources, targets] = [&self.source, &self.target].map(|disk| Disks::of(disk, disk));
             let serve = async |fs, name: &str| {
-                let mut roots = Roots::new(fs, clock.clone(), limits.clone(), [name.len() as u8; 16]);
+                let roots = Roots::new(fs, clock.clone(), limits.clone(), [name.len() as u8; 16]);
                 let path = format!("/{name}");
                 roots.add(name, Path::new(&path), false).await.unwrap();
                 SimService::within(RealizeServer::new(Arc::new(roots)))

@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use realize::{
-    deadline::{MaxDuration, StopAt},
+    deadline::{MaxDuration, RetryFor, StopAt},
     filter::Rule,
     service::Verify,
     throttle::Rate,
@@ -87,6 +87,20 @@ pub struct Args {
     /// End at this time of day on this host, the next time it is so late: 06:30
     #[arg(long, value_name = "HH:MM", allow_hyphen_values = true)]
     pub stop_at: Option<StopAt>,
+
+    /// Try for so long to reach a host again whose connection was lost (0: not at all); in between the waits grow from 1 s to 5 min
+    #[arg(long, value_name = "TIME", default_value = "30m", allow_hyphen_values = true)]
+    pub retry_for: RetryFor,
+
+    /// Try for so long to reach a host that can't be reached at the start [default: once]
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "0",
+        hide_default_value = true,
+        allow_hyphen_values = true
+    )]
+    pub connect_for: RetryFor,
 
     /// Name each file on standard output as it is moved
     #[arg(short, long)]

@@ -13,14 +13,15 @@ mod check;
 mod ends;
 mod remote;
 mod resolve;
-mod signals;
 mod ui;
 
 use std::{cell::Cell, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 use realize::{
-    algo::{Halt, MoveError, MoveOptions, MoveReport, Next, Stop, Tries, TryLimits, is_unanswered, move_files},
+    algo::{
+        Halt, MoveError, MoveOptions, MoveReport, Next, Stop, Tries, TryLimits, is_unanswered, move_files, unanswered,
+    },
     clock::{Clock, TokioClock, timeout},
     deadline::Deadline,
     filter::Filter,
@@ -28,9 +29,11 @@ use realize::{
     limits::Limits,
     memory::tune_allocator,
     service::{RunId, ServiceError},
+    signals,
     throttle::Rate,
     wire::LinkId,
 };
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::{
     args::{Args, Command},
@@ -47,6 +50,9 @@ const OPEN_FILES_WANTED: u64 = 4096;
 
 /// How long what was brought over whole may take to get its final name once the time is over.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// For closing connections and removing tokens once a signal has come.
+const LEAVE: Duration = Duration::from_millis(500);
 
 /// The exit code when the time was over.
 const TIME_OVER: u8 = 11;
@@ -102,7 +108,7 @@ async fn move_in_time(args: &Args, filter: Filter, limits: Limits, clock: &Tokio
         limits,
     };
     let deadline = Deadline::new(clock, args.max_duration, args.stop_at);
-    let signal = signals::first_signal()?;
+    let signal = signals::first_of(&[SIGTERM, SIGINT, SIGHUP]).context("cannot take signals")?;
     let ui = Ui::new(clock.clone(), args.verbose, args.quiet, args.copy);
     if let Some(limits) = shown_limits(args) {
         ui.say(&limits);
@@ -121,7 +127,7 @@ async fn move_in_time(args: &Args, filter: Filter, limits: Limits, clock: &Tokio
     };
     if let Some(ends) = &mut ends {
         // Who is not told in this time sees the connection end.
-        let _left = timeout(clock, signals::LEAVE, ends.leave()).await;
+        let _left = timeout(clock, LEAVE, ends.leave()).await;
         if ui.files() == 0 {
             ends.unmake_target();
         }
@@ -151,7 +157,11 @@ async fn move_between<'a>(
     is_moving: &Cell<bool>,
 ) -> Result<ExitCode> {
     let run = RunId(random()?);
-    let mut tries = Tries::new(TryLimits::default());
+    let mut limits = TryLimits::default();
+    if args.retry_for.0.is_zero() {
+        (limits.without_progress, limits.without_a_file) = (0, 0);
+    }
+    let mut tries = Tries::new(limits);
     let mut link = LinkId {
         run,
         attempt: 0,
@@ -168,7 +178,8 @@ async fn move_between<'a>(
         } = match connect_and_move(ends, args, clock, link, options, ui, is_moving).await {
             Err(error) => {
                 let is_about_keys = error.chain().any(|cause| cause.is::<NotAuthenticated>());
-                if let Next::Again(pause) = tries.not_connected(!is_about_keys) {
+                let is_given_up = ends.as_ref().is_some_and(|ends| ends.are_given_up());
+                if let Next::Again(pause) = tries.not_connected(!is_about_keys && !is_given_up) {
                     ui.say(&format!("{error:#}; trying again in {} s", pause.as_secs()));
                     clock.sleep(pause).await;
                     continue;
@@ -185,9 +196,10 @@ async fn move_between<'a>(
             }
             Ok(tried) => tried,
         };
+        let is_given_up = ends.as_ref().is_some_and(|ends| ends.are_given_up());
         let next = match is_held_elsewhere {
             true => tries.held(clock.now()),
-            false => tries.ended(&moved, has_links),
+            false => tries.ended(&moved, has_links && !is_given_up),
         };
         let pause = match next {
             Next::Over => break moved.map(drop).map_err(|error| (error, advice)),
@@ -200,7 +212,10 @@ async fn move_between<'a>(
             }
             Next::Again(pause) => {
                 if !is_held_elsewhere {
-                    ui.say("the other side was lost; beginning again with what is left");
+                    let why = unanswered(&moved).map_or_else(String::new, |why| format!(" ({why})"));
+                    ui.say(&format!(
+                        "the other side was lost{why}; beginning again with what is left"
+                    ));
                     ui.begin_again(tries.moved());
                 }
                 pause

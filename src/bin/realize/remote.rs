@@ -191,7 +191,7 @@ impl Identity {
                 TlsError::Refused => {
                     return anyhow!(NotAuthenticated(format!(
                         "{host} does not know this host's key. Add to the configuration of realized there ({DAEMON_CONFIG}), with the rights it shall have, and \
-                         start it anew:\n\n[peers.\"{}\"]\nkey = \"{}\"\nrights.DIRECTORY = [\"read\", \"write\", \"replace\", \"delete\"]\n",
+                         have it read that anew (SIGHUP):\n\n[peers.\"{}\"]\nkey = \"{}\"\nrights.DIRECTORY = [\"read\", \"write\", \"replace\", \"delete\"]\n",
                         own_name(),
                         self.public()
                     )));
@@ -220,7 +220,7 @@ impl Identity {
         let (host, name) = (&host.host, Line(name));
         format!(
             "{host}::{name}: {why}; in the configuration of realized there ({DAEMON_CONFIG}), in the section with the key {}, \
-             add to rights.\"{name}\" what is missing of [{wanted}]; then start realized anew",
+             add to rights.\"{name}\" what is missing of [{wanted}]; then have it read that anew (SIGHUP)",
             self.public()
         )
     }
@@ -235,13 +235,14 @@ impl Identity {
         id: LinkId,
         observer: impl Fn(LinkEvent) + Send + Sync + 'static,
     ) -> Result<(Link, LetIn), ConnectError> {
-        let jitter = random().map_or(0, |bytes| {
-            u64::from_le_bytes([
-                bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7],
-            ])
-        });
-        Link::connect(self.dial(name, sending), clock.clone(), limits, id, jitter, observer).await
+        Link::connect(self.dial(name, sending), clock.clone(), limits, id, jitter(), observer).await
     }
+}
+
+/// Any number.
+pub fn jitter() -> u64 {
+    let first = |bytes: [u8; 16]| bytes.first_chunk().copied().unwrap_or_default();
+    u64::from_le_bytes(random().map_or([0; 8], first))
 }
 
 fn hosts_is_default(named: Option<&Path>) -> bool {
@@ -282,7 +283,7 @@ pub fn no_such_directory(host: &HostName, name: &str) -> String {
     let (host, name) = (&host.host, Line(name));
     format!(
         "{host}::{name}: no such directory is configured there; check the spelling, or add to the configuration of realized there \
-         ({DAEMON_CONFIG}) [directories.\"{name}\"] with its path, and start realized anew"
+         ({DAEMON_CONFIG}) [directories.\"{name}\"] with its path, and have it read that anew (SIGHUP)"
     )
 }
 

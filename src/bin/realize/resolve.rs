@@ -6,15 +6,17 @@ use std::{
     fmt::Display,
     os::unix::ffi::OsStrExt,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
 use futures::future::{join, join_all};
 use realize::{
-    algo::{MoveError, Side, Source, Target},
+    algo::{MoveError, Side, Source, Target, no_answer},
     client::{LetIn, Link, LinkEvent, LinkLimits},
-    clock::TokioClock,
+    clock::{Clock, TokioClock},
+    deadline::RetryFor,
     fs::os::OsFs,
     limits::Limits,
     location::Location,
@@ -36,7 +38,7 @@ use crate::{
     args::Args,
     ends::{self, SourceKind, SourceRoot, TargetRoot, shown},
     random,
-    remote::{HostName, Identity, Links, no_such_directory},
+    remote::{HostName, Identity, Links, jitter, no_such_directory},
     ui::Ui,
 };
 
@@ -292,6 +294,13 @@ impl<'a> Ends<'a> {
         self.hosts.entrances.pass_all().await
     }
 
+    /// Whether a host has been lost for as long as is to be waited for it.
+    pub fn are_given_up(&self) -> bool {
+        let RetryFor(retry_for) = self.hosts.args.retry_for;
+        let since = *lock(&self.hosts.lost_since);
+        since.is_some_and(|since| self.hosts.clock.now().saturating_sub(since) >= retry_for)
+    }
+
     /// Ends the links. What is open in this process is closed.
     pub async fn hang_up(&mut self) {
         let local = self.local.clone();
@@ -375,7 +384,7 @@ async fn serve_locally(
     sources: &[SourceRoot],
     target: Option<&TargetRoot>,
 ) -> Result<(Roots<OsFs, TokioClock>, Vec<DirId>, Option<DirId>)> {
-    let mut roots = Roots::new(OsFs::new(), clock.clone(), limits.clone(), random()?);
+    let roots = Roots::new(OsFs::new(), clock.clone(), limits.clone(), random()?);
     let mut target_dir = None;
     if let Some(target) = target {
         if target.is_missing && !args.dry_run {
@@ -418,6 +427,8 @@ struct Hosts<'a> {
     sending: Option<Arc<Bucket<TokioClock>>>,
     links: Links,
     entrances: Entrances,
+    /// Since when a link has been lost that is not there again.
+    lost_since: Arc<Mutex<Option<Duration>>>,
 }
 
 impl<'a> Hosts<'a> {
@@ -430,6 +441,7 @@ impl<'a> Hosts<'a> {
             sending: args.up().map(|rate| Bucket::new(clock.clone(), Some(rate))),
             links: Links::new(),
             entrances: Entrances::default(),
+            lost_since: Arc::default(),
         }
     }
 
@@ -440,32 +452,41 @@ impl<'a> Hosts<'a> {
 
     async fn connect(&mut self, host: &HostName) -> Result<Client> {
         if !self.links.contains_key(host) {
-            let identity = match &mut self.entrances.identity {
-                Some(identity) => identity,
-                none => none.insert(Identity::load(
-                    self.args.known.key.as_deref(),
-                    self.args.known.hosts.as_deref(),
-                )?),
+            if self.entrances.identity.is_none() {
+                let known = &self.args.known;
+                let identity = Identity::load(known.key.as_deref(), known.hosts.as_deref())?;
+                self.entrances.identity = Some(identity);
+            }
+            let identity = self.entrances.identity.as_ref().context("no identity")?;
+            let RetryFor(reconnect) = self.args.retry_for;
+            let mut limits = LinkLimits {
+                reconnect,
+                ..LinkLimits::default()
             };
-            let (tell, name) = (self.ui.teller(), host.host.clone());
-            let minutes = LinkLimits::default().reconnect.as_secs() / 60;
-            let observer = move |event: LinkEvent| match event {
-                LinkEvent::Lost(why) => tell(&format!(
-                    "{name}: the connection was lost ({why}); connecting again, for {minutes} min at most (Ctrl-C loses nothing)"
-                )),
-                LinkEvent::Back(_) => tell(&format!("{name}: connected again; going on")),
-                LinkEvent::Waiting(why, pause) => {
-                    tell(&format!("{name}: {why}; trying again in {} s", pause.as_secs().max(1)));
+            if let Some(slowest) = self.args.up().into_iter().chain(self.args.down()).min() {
+                limits = limits.at(slowest.get());
+            }
+            let RetryFor(patience) = self.args.connect_for;
+            let mut pauses = limits.pauses(jitter());
+            let since = self.clock.now();
+            let (link, let_in) = loop {
+                let id = self.next_link;
+                self.next_link.number += 1;
+                let observer = self.observer(host, reconnect);
+                let link = identity.link(host, self.sending.clone(), limits.clone(), self.clock, id, observer);
+                let error = match link.await {
+                    Ok(link) => break link,
+                    Err(error) => error,
+                };
+                let left = patience.saturating_sub(self.clock.now().saturating_sub(since));
+                if left.is_zero() || !error.is_passing() {
+                    return Err(identity.explain(host, error));
                 }
+                let pause = pauses.next().unwrap_or_default().min(left);
+                self.ui.say(&waits(&host.host, &error, pause));
+                self.clock.sleep(pause).await;
             };
-            let id = self.next_link;
-            self.next_link.number += 1;
-            let slowest = self.args.up().into_iter().chain(self.args.down()).min();
-            let limits = slowest.map_or_else(LinkLimits::default, |rate| LinkLimits::default().at(rate.get()));
-            let link = identity
-                .link(host, self.sending.clone(), limits, self.clock, id, observer)
-                .await;
-            let (link, let_in) = link.map_err(|error| identity.explain(host, error))?;
+            *lock(&self.lost_since) = None;
             self.links.insert(host.clone(), link);
             self.entrances.ahead.insert(host.clone(), let_in);
             if let Some(rate) = self.args.down() {
@@ -475,18 +496,38 @@ impl<'a> Hosts<'a> {
         self.client(host)
     }
 
+    /// Takes in what happens to the connection of a link to `host`, which is tried again for as long as `reconnect`.
+    fn observer(&self, host: &HostName, reconnect: Duration) -> impl Fn(LinkEvent) + Send + Sync + 'static {
+        let reconnect = match reconnect.as_secs() {
+            secs if secs % 60 == 0 => format!("{} min", secs / 60),
+            secs => format!("{secs} s"),
+        };
+        let (tell, name, clock) = (self.ui.teller(), host.host.clone(), self.clock.clone());
+        let lost_since = self.lost_since.clone();
+        move |event| match event {
+            LinkEvent::Lost(why) => {
+                lock(&lost_since).get_or_insert(clock.now());
+                tell(&format!(
+                    "{name}: the connection was lost ({why}); connecting again, for {reconnect} at most (Ctrl-C loses nothing)"
+                ));
+            }
+            LinkEvent::Back(_) => {
+                *lock(&lost_since) = None;
+                tell(&format!("{name}: connected again; going on"));
+            }
+            LinkEvent::Waiting(why, pause) => tell(&waits(&name, why, pause)),
+        }
+    }
+
     /// Has `host` send no more than its part of this.
     async fn limit(&mut self, host: &HostName, rate: Rate) -> Result<()> {
         let part = (rate.get() / self.count_others()).max(Rate::MIN);
-        match self.client(host)?.configure(context(), Some(part)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => bail!("{}: it does not limit what it sends: {error}", host.host),
-            Err(error) => {
-                // Who is not let in has no answer.
-                self.entrances.pass(host).await?;
-                bail!("{}: {error}", host.host)
-            }
+        let limited = self.client(host)?.configure(context(), Some(part)).await;
+        if limited.is_err() {
+            // Who is not let in has no answer.
+            self.entrances.pass(host).await?;
         }
+        answer(host, limited).context("it does not limit what it sends")
     }
 
     /// How many hosts, by their keys, the command line names.
@@ -620,13 +661,21 @@ impl<'a> Hosts<'a> {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn waits(name: &str, why: impl Display, pause: Duration) -> String {
+    format!("{name}: {why}; trying again in {} s", pause.as_secs().max(1))
+}
+
 /// The answer of a call that all depends on.
 pub fn answer<T>(host: &HostName, answer: Result<Answer<T>, RpcError>) -> Result<T> {
     match answer {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(anyhow!("{}: {error}", host.host)),
         // A link gives its own reason.
-        Err(RpcError::Server(reason)) => Err(anyhow!("{}: no answer: {}", host.host, reason.detail)),
-        Err(error) => Err(anyhow!("{}: no answer: {error}", host.host)),
+        Err(error) => Err(anyhow!("{}: {}", host.host, no_answer(error))),
     }
 }

@@ -1,24 +1,39 @@
 //! The daemon `realized`: serves directories to the hosts that its configuration knows.
 
+mod log;
+
 use std::{
-    future::Future, io::Write, net::SocketAddr, os::unix::ffi::OsStrExt, path::PathBuf, process::ExitCode, sync::Arc,
+    net::SocketAddr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
-use futures::StreamExt;
+use futures::{StreamExt, future::join_all};
 use realize::{
-    clock::TokioClock,
+    clock::{Clock, TokioClock},
     config::{ConfigError, DaemonConfig},
     daemon::{Daemon, DaemonEvent, DaemonLimits},
     fs::os::{OsFs, raise_open_files},
-    keys::file::{self, KeyFileError},
+    keys::{
+        SecretKey,
+        file::{self, KeyFileError},
+    },
     limits::Limits,
-    model::{Escaped, Line},
+    model::Escaped,
     net::{Listener, Network, tcp::TcpNetwork},
     server::Roots,
+    signals,
 };
+use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use tokio::sync::Notify;
+use tracing::{error, info, warn};
+
+use self::log::Amount;
 
 /// Serves directories to other hosts, which move files to and from them with realize.
 ///
@@ -37,17 +52,34 @@ const BLOCKING_THREADS: usize = 32;
 fn main() -> ExitCode {
     realize::memory::tune_allocator();
     let args = Args::parse();
-    match run(&args) {
+    let amount = log::begin();
+    match run(&args, amount) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log(&format!("{error:#}"));
+            error!("{error:#}");
             ExitCode::from(2)
         }
     }
 }
 
-fn run(args: &Args) -> Result<()> {
-    let config = DaemonConfig::load(&args.config).map_err(|error| match error {
+fn run(args: &Args, amount: Amount) -> Result<()> {
+    let (config, key) = load(&args.config)?;
+    amount.set(config.log_level);
+    raise_open_files();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .context("cannot start")?;
+    let served = runtime.block_on(serve(&args.config, amount, config, key));
+    // Nothing is waited for: what a job leaves half done is gone on with by the next run.
+    runtime.shutdown_background();
+    served
+}
+
+/// The configuration, and the key that it names.
+fn load(path: &Path) -> Result<(DaemonConfig, SecretKey)> {
+    let config = DaemonConfig::load(path).map_err(|error| match error {
         ConfigError::Read { .. } => {
             anyhow!("{error}; write it as \"Two hosts\" in the README shows, or name another with --config")
         }
@@ -63,29 +95,16 @@ fn run(args: &Args) -> Result<()> {
     if let Some(own) = config.peer(&key.public()) {
         bail!(
             "{} peers.{}.key is this host's own key; write there the one that realize keygen printed on the other host",
-            Escaped(args.config.as_os_str().as_bytes()),
+            Escaped(path.as_os_str().as_bytes()),
             Escaped(own.name.as_bytes())
         );
     }
-    raise_open_files();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS)
-        .build()
-        .context("cannot start")?;
-    let served = runtime.block_on(serve(config, key));
-    // Nothing is waited for: what a job leaves half done is gone on with by the next run.
-    runtime.shutdown_background();
-    served
+    Ok((config, key))
 }
 
-async fn serve(config: DaemonConfig, key: realize::keys::SecretKey) -> Result<()> {
+async fn serve(path: &Path, amount: Amount, config: DaemonConfig, key: SecretKey) -> Result<()> {
     let clock = TokioClock::new();
-    let mut server = [0; 16];
-    let mut seed = [0; 32];
-    random(&mut server)?;
-    random(&mut seed)?;
-    let mut roots = Roots::new(OsFs::new(), clock.clone(), Limits::default(), server);
+    let roots = Roots::new(OsFs::new(), clock.clone(), Limits::default(), random()?);
     for (name, directory) in &config.directories {
         let opened = roots
             .add(name.clone(), &directory.path, directory.accept_unsynced)
@@ -100,51 +119,104 @@ async fn serve(config: DaemonConfig, key: realize::keys::SecretKey) -> Result<()
     }
     let addresses = config.listen.clone();
     let public = key.public();
-    let daemon = Daemon::new(
-        Arc::new(roots),
-        clock,
-        DaemonLimits::default(),
-        &key,
-        config,
-        seed,
-        told,
-    );
+    let limits = DaemonLimits::default();
+    let daemon = Daemon::new(Arc::new(roots), clock.clone(), limits, &key, config, random()?, told);
     let mut listeners = Vec::new();
-    for address in addresses {
-        let listener = TcpNetwork.bind(address).await;
+    for address in &addresses {
+        let listener = TcpNetwork.bind(*address).await;
         listeners.push(listener.with_context(|| format!("cannot listen at {address}"))?);
     }
     // Before anybody is told that there is somebody to send them to.
-    let mut signals = signal_hook_tokio::Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot take signals")?;
+    let ending = signals::first_of(&[SIGTERM, SIGINT]).context("cannot take signals")?;
+    let mut hang_ups = signal_hook_tokio::Signals::new([SIGHUP]).context("cannot take signals")?;
     for listener in &listeners {
-        log(&format!("listening at {}, with the key {public}", listened(listener)?));
+        info!("listening at {}, with the key {public}", listened(listener)?);
     }
-    ready();
+    notify(&[NotifyState::Ready]);
     let (stop, _) = tokio::sync::watch::channel(false);
-    let serving = listeners.into_iter().map(|listener| {
+    let serving = join_all(listeners.into_iter().map(|listener| {
         let mut stopped = stop.subscribe();
         let stopped = async move {
             // The sender is kept until all have ended.
             stopped.wait_for(|stop| *stop).await.ok();
         };
         daemon.clone().serve(listener, stopped)
-    });
-    let serving = futures::future::join_all(serving);
-    let signal = async {
-        while signals.next().await == Some(SIGHUP) {
-            log("SIGHUP changes nothing: the configuration is read at the start; start realized anew to have it read");
+    }));
+    // However many come while one is heeded: one more reload does for them all.
+    let hung_up = Notify::new();
+    let hearing = async {
+        while hang_ups.next().await.is_some() {
+            hung_up.notify_one();
         }
-        log("stopping");
-        stop.send_replace(true);
-        std::future::pending::<()>().await;
+        std::future::pending().await
     };
-    serve_until(serving, signal).await;
+    let reloading = async {
+        loop {
+            hung_up.notified().await;
+            if let Ok(now) = NotifyState::monotonic_usec_now() {
+                notify(&[NotifyState::Reloading, now]);
+            }
+            if let Err(error) = reload(&daemon, path, &amount, &addresses).await {
+                error!("the configuration stays as it was: {error:#}");
+            }
+            notify(&[NotifyState::Ready]);
+        }
+    };
+    let ended = async {
+        ending.await;
+        info!("stopping");
+        notify(&[NotifyState::Stopping]);
+        stop.send_replace(true);
+        std::future::pending().await
+    };
+    tokio::select! {
+        biased;
+        () = ended => {}
+        _ = serving => {}
+        () = hearing => {}
+        () = reloading => {}
+        () = watched(&clock) => {}
+    }
     Ok(())
 }
 
-async fn serve_until<T>(serving: impl Future<Output = T>, signal: impl Future<Output = ()>) {
-    let (serving, signal) = (std::pin::pin!(serving), std::pin::pin!(signal));
-    futures::future::select(serving, signal).await;
+/// Reads the configuration at `path` and has the daemon follow it, all of it or nothing; what needs a start is told.
+async fn reload(
+    daemon: &Daemon<OsFs, TokioClock>,
+    path: &Path,
+    amount: &Amount,
+    addresses: &[SocketAddr],
+) -> Result<()> {
+    let path = path.to_owned();
+    let loaded = tokio::task::spawn_blocking(move || load(&path)).await;
+    let (config, key) = loaded.context("cannot read it")??;
+    let (level, listen) = (config.log_level, config.listen.clone());
+    let (directories, peers) = (config.directories.len(), config.peers.len());
+    let unseen = daemon.reload(config, &key).await?;
+    for directory in unseen {
+        warn!("{directory} It stays as it was");
+    }
+    if listen != addresses {
+        warn!("\"listen\" is another now, which needs realized to be started anew: it listens where it did");
+    }
+    info!(
+        "the configuration was loaded anew: directories: {directories}, peers: {peers}, key {}",
+        key.public()
+    );
+    // What was just told is of the reload, whatever is to be told from now on.
+    amount.set(level);
+    Ok(())
+}
+
+/// Tells systemd, where it asks for it, that the program lives: as often as that takes, from where connections are served.
+async fn watched(clock: &TokioClock) {
+    let Some(every) = sd_notify::watchdog_enabled() else {
+        return std::future::pending().await;
+    };
+    loop {
+        notify(&[NotifyState::Watchdog]);
+        clock.sleep(every / 2).await;
+    }
 }
 
 fn listened(listener: &tokio::net::TcpListener) -> Result<SocketAddr> {
@@ -153,31 +225,23 @@ fn listened(listener: &tokio::net::TcpListener) -> Result<SocketAddr> {
 
 fn told(event: DaemonEvent<'_>) {
     match event {
-        DaemonEvent::Connected { peer, from } => log(&format!("{peer} has connected from {from}")),
-        DaemonEvent::Disconnected { peer, why: None } => log(&format!("{peer} has disconnected")),
-        DaemonEvent::Disconnected { peer, why: Some(why) } => log(&format!("{peer}: the connection ended: {why}")),
-        DaemonEvent::Refused { from, why } => log(&format!("{from} was not let in: {why}")),
-        DaemonEvent::AcceptFailed(error) => log(&format!("cannot take a connection: {error}")),
+        DaemonEvent::Connected { peer, from } => info!("{peer} has connected from {from}"),
+        DaemonEvent::Disconnected { peer, why: None } => info!("{peer} has disconnected"),
+        DaemonEvent::Disconnected { peer, why: Some(why) } => warn!("{peer}: the connection ended: {why}"),
+        DaemonEvent::Refused { from, why } => warn!("{from} was not let in: {why}"),
+        DaemonEvent::AcceptFailed(error) => error!("cannot take a connection: {error}"),
     }
 }
 
-/// A line of the log, on standard error.
-fn log(line: &str) {
-    // Nobody to tell is no reason to stop. What peers send has no place in a line unescaped.
-    writeln!(std::io::stderr(), "realized: {}", Line(line)).ok();
-}
-
-/// Tells systemd, where it asks for it, that connections are taken.
-fn ready() {
+/// Tells systemd, where it asks for it.
+fn notify(states: &[NotifyState<'_>]) {
     // Who can't be told does without.
-    sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
+    sd_notify::notify(states).ok();
 }
 
-fn random(bytes: &mut [u8]) -> Result<()> {
-    let read = rustix::rand::getrandom(&mut *bytes, rustix::rand::GetRandomFlags::empty());
-    anyhow::ensure!(
-        read.context("cannot get random bytes")? == bytes.len(),
-        "too few random bytes"
-    );
-    Ok(())
+fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let read = rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty());
+    ensure!(read.context("cannot get random bytes")? == N, "too few random bytes");
+    Ok(bytes)
 }

@@ -1,17 +1,13 @@
-//! Signals that end the program.
+//! Signals that end a program.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, io, time::Duration};
 
-use anyhow::{Context, Result};
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT},
     iterator::Signals,
     low_level::emulate_default_handler,
 };
 use tokio::sync::oneshot;
-
-/// For closing connections and removing tokens once a signal has come.
-pub const LEAVE: Duration = Duration::from_millis(500);
 
 /// What comes so soon after the first signal is the same end once more: a terminal that is closed tells the shell, which tells its jobs, and
 /// them; `timeout` tells the program, and its group.
@@ -43,13 +39,11 @@ impl Ending {
     }
 }
 
-/// Waits for the first signal that ends the program. From then on it has [`HARD`]; a second signal ends it at once.
-pub fn first_signal() -> Result<impl Future<Output = Ending>> {
+/// Waits for the first of `signals`. From then on the program has 0.9 s, whatever hangs; a second one ends it at once. Those that were ignored
+/// when it was started stay so. Fails where no thread can be started, or a signal can't be taken.
+pub fn first_of(signals: &[i32]) -> io::Result<impl Future<Output = Ending> + use<>> {
     // Who starts a program in the background, or with nohup, has it ignore these.
-    let signals = [SIGTERM, SIGINT, SIGHUP]
-        .into_iter()
-        .filter(|signal| !is_ignored(*signal));
-    let mut signals = Signals::new(signals).context("cannot take signals")?;
+    let mut signals = Signals::new(signals.iter().filter(|signal| !is_ignored(**signal)))?;
     let (tell, told) = oneshot::channel();
     let waiting = move || {
         let Some(signal) = signals.forever().next() else { return };
@@ -69,9 +63,7 @@ pub fn first_signal() -> Result<impl Future<Output = Ending>> {
         // SAFETY: ends the process. What is half done is gone on with by the next run, as after any kill.
         unsafe { libc::_exit(128 + signal) };
     };
-    std::thread::Builder::new()
-        .spawn(waiting)
-        .context("cannot wait for signals")?;
+    std::thread::Builder::new().spawn(waiting)?;
     Ok(async {
         match told.await {
             Ok(ending) => ending,
