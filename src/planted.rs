@@ -84,8 +84,8 @@ pub enum Bug {
     RightsRemembered,
     /// A peer that is taken out of the configuration is still served.
     RemovedPeerServed,
-    /// What comes late for a call that nobody waits for any more is taken for the answer of another.
-    LateAnswerTaken,
+    /// A file whose end takes too long counts as moved: it will be.
+    LateIsSuccess,
 }
 
 impl Bug {
@@ -131,7 +131,7 @@ impl Bug {
         Bug::RateForgotten,
         Bug::RightsRemembered,
         Bug::RemovedPeerServed,
-        Bug::LateAnswerTaken,
+        Bug::LateIsSuccess,
     ];
 }
 

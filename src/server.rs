@@ -401,7 +401,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         let sync = |store: Store<F>, prepared: Answer<Prepared<F>>| async move { store.sync_prepared(prepared?).await };
         let publish =
             |store: Store<F>, prepared: Answer<Prepared<F>>| async move { store.publish_prepared(prepared?).await };
-        let prepared = self.jobs(&store, files, names_per_job, prepare).await?;
+        let prepared = self.jobs_in_turn(&store, files, names_per_job, prepare).await?;
         let synced = self.jobs(&store, prepared, syncs_per_job, sync).await?;
         let published = self.jobs(&store, synced, names_per_job, publish).await?;
         if planted(Bug::AcknowledgeBeforeRename) {

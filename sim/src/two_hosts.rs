@@ -498,11 +498,7 @@ impl TwoHosts {
         // A daemon that has started anew listens. Then whoever still waits for a lost connection finds out.
         driver.pass(STARTED);
         let found_out = daemon_limits().idle * 2 + daemon_limits().handshake;
-        // Small files that a daemon is still writing for a run that was ended would stay, in use.
-        let is_still = || {
-            let state = shared.state();
-            network.streams() == 0 && disks[1].open_handles() <= state.daemon_open && !state.is_reloaded
-        };
+        let is_still = || network.streams() == 0 && !shared.state().is_reloaded;
         driver.pass_until(found_out, || !is_watched && is_still());
         if self.comes_back {
             // What the one before had open ends with its process; a job that a disk had stalled may have been at it.

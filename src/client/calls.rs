@@ -12,7 +12,6 @@ use tokio::sync::{Notify, oneshot};
 
 use super::LinkLimits;
 use crate::{
-    planted::{Bug, planted},
     service::{ITEMS_MAX, RealizeServiceRequest, RealizeServiceResponse},
     wire::{CallId, Encoded, Outbox, ToServer, answers},
 };
@@ -214,14 +213,8 @@ impl Calls {
         if id >= state.next_id || state.answered.len() > ANSWERED_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer of no call"));
         }
-        let mut pending = state.pending.remove(&id);
-        if planted(Bug::LateAnswerTaken) && pending.is_none() {
-            let alike = |(_, pending): &(&CallId, &Pending)| answers(&pending.name, &response);
-            let other = state.pending.iter().find(alike).map(|(id, _)| *id);
-            pending = other.and_then(|other| state.pending.remove(&other));
-        }
         // One that was cancelled has no place any more.
-        if let Some(pending) = pending {
+        if let Some(pending) = state.pending.remove(&id) {
             if !answers(&pending.name, &response) {
                 // It waits on, for what ends the link.
                 state.pending.insert(id, pending);

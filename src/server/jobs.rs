@@ -9,7 +9,10 @@ use std::{
 use futures::{FutureExt, future::join_all};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::RealizeServer;
+use super::{
+    RealizeServer,
+    open::{PARTIAL_PAUSE, PARTIAL_TRIES},
+};
 use crate::{
     clock::Clock,
     fs::Fs,
@@ -103,6 +106,37 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
             job.map(move |results| results.unwrap_or_else(|| (0..count).map(|_| Err(ServiceError::Internal)).collect()))
         });
         Ok(join_all(groups).await.into_iter().flatten().collect())
+    }
+
+    /// As [`jobs`](Self::jobs); those that find a partial locked are done once more, for a moment.
+    pub(super) async fn jobs_in_turn<I, T, W, J>(
+        &self,
+        store: &Store<F>,
+        items: Vec<I>,
+        per_job: usize,
+        work: W,
+    ) -> Answer<Vec<Answer<T>>>
+    where
+        I: Clone + Send + 'static,
+        T: Send + 'static,
+        W: Fn(Store<F>, I) -> J + Clone + Send + 'static,
+        J: Future<Output = Answer<T>> + Send,
+    {
+        let mut results = self.jobs(store, items.clone(), per_job, work.clone()).await?;
+        for _ in 0..PARTIAL_TRIES {
+            let is_busy = |result: &Answer<T>| matches!(result, Err(ServiceError::Busy(_)));
+            let busy: Vec<_> = (0..results.len()).filter(|nth| is_busy(&results[*nth])).collect();
+            if busy.is_empty() {
+                break;
+            }
+            self.clock().sleep(PARTIAL_PAUSE).await;
+            let again = busy.iter().map(|nth| items[*nth].clone()).collect();
+            let again = self.jobs(store, again, per_job, work.clone()).await?;
+            for (nth, result) in busy.into_iter().zip(again) {
+                results[nth] = result;
+            }
+        }
+        Ok(results)
     }
 
     pub(super) fn check_count(&self, count: usize, max: usize) -> Answer<()> {

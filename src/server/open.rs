@@ -21,9 +21,10 @@ use crate::{
     store::{Confirm, Partial, Source, SourceFile, Store},
 };
 
-/// How often a partial that is locked is tried once more, and after what time each: three seconds, and what the tries take.
-const PARTIAL_TRIES: u32 = 30;
-const PARTIAL_PAUSE: Duration = Duration::from_millis(100);
+/// How often a partial that is locked is tried once more, and after what time each: three seconds, and what the tries take. Whoever has it may be
+/// a run that has just died, with jobs still at it.
+pub(super) const PARTIAL_TRIES: u32 = 30;
+pub(super) const PARTIAL_PAUSE: Duration = Duration::from_millis(100);
 
 /// Something open.
 pub(super) enum Open<F: Fs> {
@@ -118,7 +119,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
         self.state().open.len()
     }
 
-    /// A partial that is locked is waited for a moment: whoever has it may be a run that has just died, with jobs still at it.
+    /// A partial that is locked is waited for a moment.
     pub(super) async fn open_partial(
         &self,
         dir: &DirId,

@@ -196,14 +196,20 @@ fn a_file_that_a_run_is_just_leaving_is_waited_for() {
     let scratch = Scratch::on_disk();
     let (source, target) = (scratch.dir("source"), scratch.dir("target"));
     let hosts = Hosts::serving(&[("a", &target, ALL)]);
-    fs::write(source.join("film"), vec![7; 3 << 20]).unwrap();
-    let truth = Manifest::of(&source);
-    let left = fs::File::create(target.join(".film.realize-part")).unwrap();
-    rustix::fs::flock(&left, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
-    let running = hosts.realize().arg(&source).arg("nas::a").start();
-    std::thread::sleep(Duration::from_millis(700));
-    assert!(running.is_running());
-    drop(left);
-    running.wait().expect_code(0);
-    truth.assert_same(&Manifest::of(&target), "sent and arrived");
+    for size in [3 << 20, 100] {
+        fs::write(source.join("film"), vec![7; size]).unwrap();
+        fs::write(source.join("other"), "text").unwrap();
+        let truth = Manifest::of(&source);
+        let left = fs::File::create(target.join(".film.realize-part")).unwrap();
+        rustix::fs::flock(&left, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+        let running = hosts.realize().arg(&source).arg("nas::a").start();
+        std::thread::sleep(Duration::from_millis(700));
+        assert!(running.is_running());
+        drop(left);
+        running.wait().expect_code(0);
+        truth.assert_same(&Manifest::of(&target), "sent and arrived");
+        for name in ["film", "other"] {
+            fs::remove_file(target.join(name)).unwrap();
+        }
+    }
 }

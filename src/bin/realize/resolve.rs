@@ -166,7 +166,6 @@ impl<'a> Ends<'a> {
                 Given::Remote(..) => None,
             })
             .collect();
-        let sources_given = given.len();
         let local_target = match &goal {
             Goal::Local(root) => Some(root),
             Goal::Remote(..) => None,
@@ -179,7 +178,7 @@ impl<'a> Ends<'a> {
         let served = Arc::new(served);
         let server = RealizeServer::new(served.clone());
         // Without a connection, what is written is limited: by the lower limit, for it is both sent and received.
-        let is_local = local_target.is_some() && local.len() == sources_given;
+        let is_local = local_target.is_some() && local.len() == given.len();
         let local_limit = args.up().into_iter().chain(args.down()).min().filter(|_| is_local);
         let local_limit = local_limit.map(|rate| Bucket::new(clock.clone(), Some(rate)));
         let service = local_client(&server, local_limit.clone());
