@@ -32,6 +32,7 @@ use tokio::sync::{Mutex, Notify, Semaphore};
 
 pub use self::{
     calls::no_answer,
+    claims::Begun,
     halt::Halt,
     report::{Event, Failure, How, MoveError, MoveReport, Side, Stop, Why, is_unanswered, unanswered},
     tries::{Next, Tries, TryLimits},
@@ -89,8 +90,8 @@ pub struct MoveOptions {
     pub strict: bool,
     /// How the target proves what it has written.
     pub verify: Verify,
-    /// The move begins again: a file that was named and is gone has been moved.
-    pub is_again: bool,
+    /// What is known of the move, where it begins again.
+    pub begun: Begun,
     /// Ends the move in time.
     pub halt: Halt,
     /// Sizes and counts.

@@ -113,6 +113,9 @@ pub enum ConnectError {
     /// The other side says why.
     #[error("the other side refuses: {}", Line(.0))]
     Refused(String),
+    /// The other side says what it may not.
+    #[error("the other side breaks the rules: {0}")]
+    BreaksRules(String),
 }
 
 impl ConnectError {
@@ -121,14 +124,17 @@ impl ConnectError {
         match self {
             Self::Name(_) | Self::Tcp(_) | Self::TimedOut(_) => true,
             Self::Tls(error) => matches!(error, TlsError::Io(_)),
-            Self::Refused(_) => false,
+            Self::Refused(_) | Self::BreaksRules(_) => false,
         }
     }
 }
 
 impl From<io::Error> for ConnectError {
     fn from(error: io::Error) -> Self {
-        Self::Tls(TlsError::of(error))
+        match driver::breaks_rules(&error) {
+            true => Self::BreaksRules(error.to_string()),
+            false => Self::Tls(TlsError::of(error)),
+        }
     }
 }
 
@@ -148,6 +154,8 @@ pub enum LinkEvent {
     Lost(String),
     /// It is there again; so many calls were asked for again.
     Back(usize),
+    /// The other side is there again, and does not go on with what was.
+    Over,
     /// It could not be made again, for this reason; the next try begins after this pause.
     Waiting(String, Duration),
 }

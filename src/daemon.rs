@@ -27,7 +27,7 @@ use crate::{
     keys::{PublicKey, SecretKey},
     net::Listener,
     planted::{Bug, planted},
-    server::{Access, CannotOpen, Roots},
+    server::{Access, CannotOpen, Notes, Roots},
     service::Rights,
     throttle::{Gate, Limited, Rate},
     tls::{Acceptor, TlsError},
@@ -153,12 +153,11 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
     /// Follows `config` from now on and shows `key`; all of it, or nothing with an error. Where to listen is the caller's.
     ///
     /// Sessions of peers that are not known any more end, and those that have used a directory which is not served any more or which is another
-    /// one now; all others go on, and their next call is measured by the rights that are configured then. Gives what goes on as it was because it could not be looked
-    /// at.
-    pub async fn reload(&self, config: DaemonConfig, key: &SecretKey) -> Result<Vec<CannotOpen>, CannotOpen> {
+    /// one now; all others go on, and their next call is measured by the rights that are configured then.
+    pub async fn reload(&self, config: DaemonConfig, key: &SecretKey) -> Result<Notes, CannotOpen> {
         let _alone = self.reloading.lock().await;
         let mut replacement = self.roots.prepare(&config.directories).await?;
-        let unseen = std::mem::take(&mut replacement.unseen);
+        let notes = std::mem::take(&mut replacement.notes);
         let config = Arc::new(config);
         let change = |gone: &BTreeSet<String>| {
             *self.config.write().unwrap_or_else(PoisonError::into_inner) = config.clone();
@@ -173,9 +172,10 @@ impl<F: Fs, C: Clock> Daemon<F, C> {
                 Some(_) => None,
             })
         };
-        let ended = self.roots.replace(replacement, change).await;
+        let (ended, before) = self.roots.replace(replacement, change);
         self.sessions.end_each(ended).await;
-        Ok(unseen)
+        self.roots.close(before).await;
+        Ok(notes)
     }
 
     /// Serves what arrives at `listener` until `stop` ends; then connections are closed, and sessions ended, within

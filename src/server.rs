@@ -19,7 +19,7 @@ use tarpc::{ServerError, context::Context, server::Serve};
 
 pub use self::{
     jobs::Turns,
-    roots::{CannotOpen, Replacement, Roots},
+    roots::{CannotOpen, Notes, Roots},
 };
 use self::{
     loaded::{Loaded, index_of},

@@ -39,9 +39,9 @@ impl Ending {
     }
 }
 
-/// Waits for the first of `signals`. From then on the program has 0.9 s, whatever hangs; a second one ends it at once. Those that were ignored
+/// Waits for the first of `signals`. From then on the program has 0.9 s, and ends with `code` of it whatever hangs; a second one ends it at once. Those that were ignored
 /// when it was started stay so. Fails where no thread can be started, or a signal can't be taken.
-pub fn first_of(signals: &[i32]) -> io::Result<impl Future<Output = Ending> + use<>> {
+pub fn first_of(signals: &[i32], code: fn(Ending) -> u8) -> io::Result<impl Future<Output = Ending> + use<>> {
     // Who starts a program in the background, or with nohup, has it ignore these.
     let mut signals = Signals::new(signals.iter().filter(|signal| !is_ignored(**signal)))?;
     let (tell, told) = oneshot::channel();
@@ -61,7 +61,7 @@ pub fn first_of(signals: &[i32]) -> io::Result<impl Future<Output = Ending> + us
             }
         }
         // SAFETY: ends the process. What is half done is gone on with by the next run, as after any kill.
-        unsafe { libc::_exit(128 + signal) };
+        unsafe { libc::_exit(code(Ending(signal)).into()) };
     };
     std::thread::Builder::new().spawn(waiting)?;
     Ok(async {

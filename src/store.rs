@@ -73,8 +73,7 @@ struct Inner<F: Fs> {
     limits: Limits,
     accept_unsynced: bool,
     boot: BootId,
-    /// The first sync that failed; set once and for all.
-    failed_sync: Arc<OnceLock<String>>,
+    failed_sync: FailedSync,
     /// Directories whose own names are durable, with device and inode.
     synced: Mutex<BTreeMap<RelPath, (u64, u64)>>,
     /// Until when names in a directory are durable, by its device and inode: the ctime it had before it was synced.
@@ -89,6 +88,17 @@ struct Inner<F: Fs> {
     keeping: Arc<kept::Keeping<F>>,
     /// Hashes of sources, those of the roots below too.
     recall: Arc<recall::Recall<F>>,
+}
+
+/// The first sync of a root that has failed, set once and for all. Clones are the same.
+#[derive(Clone, Default)]
+pub struct FailedSync(Arc<OnceLock<String>>);
+
+impl FailedSync {
+    /// Whether somebody else has it too, or there is one.
+    pub fn is_shared_or_set(&self) -> bool {
+        Arc::strong_count(&self.0) > 1 || self.0.get().is_some()
+    }
 }
 
 /// A claimed root: the lock goes when this is dropped, the token by [`Claimed::release`].
@@ -113,8 +123,8 @@ impl<F: Fs> Claimed<F> {
 
 impl<F: Fs> Store<F> {
     /// The store of the directory `root`. With `accept_unsynced` a file system that can't sync
-    /// directories is taken as it is. `boot` is the run of the kernel.
-    pub fn new(root: F::Dir, limits: Limits, accept_unsynced: bool, boot: BootId) -> Self {
+    /// directories is taken as it is. `boot` is the run of the kernel. `failed_sync` is what is known of the root.
+    pub fn new(root: F::Dir, limits: Limits, accept_unsynced: bool, boot: BootId, failed_sync: FailedSync) -> Self {
         let synced = Mutex::default();
         let recall = Arc::new(recall::Recall::new(limits.hashes_remembered));
         Self {
@@ -123,7 +133,7 @@ impl<F: Fs> Store<F> {
                 limits,
                 accept_unsynced,
                 boot,
-                failed_sync: Arc::default(),
+                failed_sync,
                 synced,
                 names_synced: Mutex::default(),
                 untwinned: Mutex::default(),
@@ -142,9 +152,13 @@ impl<F: Fs> Store<F> {
         self.inner.recall.remember_in(dir, owner).await
     }
 
-    /// Fails with `Replaced` when `there` is not this root.
+    /// Fails with `Replaced` when `there` is not this root, or this one is gone with its mount.
     pub async fn prove_same_root(&self, there: &F::Dir) -> Answer<()> {
         let (mine, theirs) = (self.inner.root.metadata().await, there.metadata().await);
+        let is_gone = |error| is_any(error, &[Errno::STALE, Errno::NOTCONN, Errno::NODEV, Errno::NXIO]);
+        if mine.as_ref().is_err_and(is_gone) {
+            return Err(ServiceError::Replaced);
+        }
         let version =
             |metadata: io::Result<Metadata>| metadata.map(|it| it.version).map_err(|e| ServiceError::io("stat", &e));
         match version(mine)?.is_same_inode(&version(theirs)?) {
@@ -171,11 +185,11 @@ impl<F: Fs> Store<F> {
             self.inner.limits.clone(),
             self.inner.accept_unsynced,
             self.inner.boot,
+            self.inner.failed_sync.clone(),
         );
         let Ok(mut inner) = Arc::try_unwrap(store.inner) else {
             return Err(ServiceError::Internal);
         };
-        inner.failed_sync = self.inner.failed_sync.clone();
         inner.keeping = self.inner.keeping.clone();
         inner.recall = self.inner.recall.clone();
         Ok(Self {
@@ -477,13 +491,13 @@ impl<F: Fs> Store<F> {
             return ServiceError::io(doing, error);
         }
         // Only the first failure is kept; later ones say nothing more.
-        let _first = self.inner.failed_sync.get_or_init(|| error.to_string());
+        let _first = self.inner.failed_sync.0.get_or_init(|| error.to_string());
         ServiceError::io(doing, error)
     }
 
     /// Fails once any sync has failed.
     fn ensure_safe(&self) -> Answer<()> {
-        match self.inner.failed_sync.get() {
+        match self.inner.failed_sync.0.get() {
             None => Ok(()),
             Some(error) => Err(ServiceError::Unsafe(error.clone())),
         }

@@ -1,6 +1,9 @@
 //! Taking both ends for a run, and giving them back.
 
-use std::cell::Cell;
+use std::{
+    cell::Cell,
+    sync::{Arc, OnceLock},
+};
 
 use futures::future::{try_join, try_join_all};
 
@@ -14,8 +17,33 @@ use crate::{
     service::{Claim, DirId, Hello, Right, Role, RunId, SERVICE_VERSION, ServiceError},
 };
 
+/// What the tries of one move know of the first that had its claims. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub struct Begun(Arc<OnceLock<Vec<(u64, u64)>>>);
+
+impl Begun {
+    /// Whether there was one before. Fails when a source is another directory by now: what is not there has not been moved from it, then.
+    fn is_again(&self, claims: &[Claim]) -> Result<bool, MoveError> {
+        // Device and inode.
+        let roots: Vec<_> = claims
+            .iter()
+            .map(|claim| (claim.version.dev, claim.version.ino))
+            .collect();
+        let Err(roots) = self.0.set(roots) else {
+            return Ok(false);
+        };
+        let before = self.0.get().into_iter().flatten();
+        match before.zip(&roots).position(|(before, now)| before != now) {
+            Some(index) => Err(MoveError::Another(index)),
+            None => Ok(true),
+        }
+    }
+}
+
 /// What is known once both sides are claimed.
 pub struct Ground {
+    /// Whether the move has begun before: a file that was named and is gone has been moved.
+    pub is_again: bool,
     /// Of each source.
     pub source_claims: Vec<Option<Claim>>,
     /// Of the target; `None` when a dry run has none yet.
@@ -122,8 +150,10 @@ impl Taken {
             // A claim that only looks takes less.
             check_rights(&hello, dir, [Right::Write], Side::Target)?;
         }
+        let is_again = options.begun.is_again(&source_claims)?;
         let servers: Vec<_> = hellos.into_iter().map(|hello| hello.server).collect();
         let mut ground = Ground {
+            is_again,
             source_claims: source_claims.into_iter().map(Some).collect(),
             target_claim: None,
             target_owner: (hello.uid, hello.gid),

@@ -55,8 +55,6 @@ pub struct Feed<'a, S> {
     page_bytes: usize,
     /// Names that a crash left set aside get their places back as they are met.
     restore: bool,
-    /// Whether files that were named may have been moved before.
-    is_again: bool,
 }
 
 struct Stream<'a, S> {
@@ -101,7 +99,6 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
             page_entries: options.limits.page_entries,
             page_bytes: options.limits.page_bytes,
             restore: !options.dry_run && !options.copy,
-            is_again: options.is_again,
         }
     }
 
@@ -228,7 +225,7 @@ impl<'a, S: ServiceStub> Feed<'a, S> {
                     return Err(MoveError::Side(Side::Source(index), error));
                 }
                 Ok(Some(entry)) => stream.buffer.push_back((to, entry, Uncarried::default())),
-                Ok(None) if self.is_again => {}
+                Ok(None) if self.ground.is_again => {}
                 Ok(None) => page.trouble(to, Why::Source(ServiceError::NotFound)),
                 Err(error) => page.trouble(to, Why::Source(error)),
             }

@@ -221,6 +221,9 @@ pub enum MoveError {
     /// One of several sources is inside another.
     #[error("one source is inside another: name the outer one alone")]
     NestedSources,
+    /// This source is another directory than it was when the move began.
+    #[error("the source is another directory than when the move began")]
+    Another(usize),
     /// A call that everything depends on failed.
     #[error("at the {0}: {1}")]
     Side(Side, #[source] ServiceError),
@@ -230,7 +233,7 @@ impl MoveError {
     /// Which of the sources it is about, where it is about one.
     pub fn source_index(&self) -> Option<usize> {
         match self {
-            Self::Locked(source, _) | Self::Side(Side::Source(source), _) => Some(*source),
+            Self::Locked(source, _) | Self::Another(source) | Self::Side(Side::Source(source), _) => Some(*source),
             Self::Nested(source, _) => *source,
             Self::NestedSources | Self::Side(Side::Target, _) => None,
         }

@@ -133,7 +133,7 @@ struct First {
 }
 
 /// Whether the other side said what it may not: what TLS finds wrong may be the line's.
-fn breaks_rules(error: &io::Error) -> bool {
+pub fn breaks_rules(error: &io::Error) -> bool {
     let is_tls = error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
     error.kind() == io::ErrorKind::InvalidData && !is_tls
 }
@@ -198,10 +198,17 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
             };
             match again {
                 Err(error) => {
-                    self.calls.end(format!("{why}; then: {error}"));
+                    if !error.is_passing() {
+                        (self.observer)(LinkEvent::Over);
+                    }
+                    self.calls.end(NoAnswer {
+                        is_lie: matches!(error, ConnectError::BreaksRules(_)),
+                        why: format!("{why}; then: {error}"),
+                    });
                     break;
                 }
                 Ok((_, session)) if self.session.get() != Some(&session) => {
+                    (self.observer)(LinkEvent::Over);
                     self.calls
                         .end("the other side has lost the session: it was started anew, or waited too long");
                     break;
@@ -298,10 +305,13 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
                 error.map_or(Ok(()), |error| Err(Ended::Lost(error)))
             }
             Err(error) => {
-                let why = error.to_string();
+                let failed = NoAnswer {
+                    is_lie: matches!(error, ConnectError::BreaksRules(_)),
+                    why: error.to_string(),
+                };
                 // Before any call fails, so that who sees one fail finds the reason here.
                 tell.send(Err(error)).ok();
-                self.calls.end(why);
+                self.calls.end(failed);
                 Err(Ended::NotLetIn)
             }
         }

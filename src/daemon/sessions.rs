@@ -11,7 +11,10 @@ use std::{
 };
 
 use futures::future::join_all;
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    task::JoinHandle,
+};
 
 use super::{DaemonLimits, PeerAccess};
 use crate::{
@@ -44,7 +47,7 @@ struct Known<F: Fs, C: Clock> {
     /// What is sent to each run that has sessions: as much as it asked for.
     to_runs: BTreeMap<(PublicKey, RunId), Arc<Bucket<C>>>,
     /// Sessions that are over, of which calls may be at work still.
-    ending: Vec<(PublicKey, Weak<Session<F, C>>)>,
+    ending: Vec<(Key, Weak<Session<F, C>>)>,
     /// What the next session is named by.
     seed: [u8; 32],
 }
@@ -57,6 +60,8 @@ pub struct Session<F: Fs, C: Clock> {
     pub buckets: [Arc<Bucket<C>>; 2],
     limits: DaemonLimits,
     state: Mutex<State>,
+    /// Closed once it has given back everything.
+    ended: Semaphore,
 }
 
 struct State {
@@ -67,6 +72,8 @@ struct State {
     connections: u64,
     heard: Duration,
     is_over: bool,
+    /// Why it is over, where whoever connects is to be told.
+    why_over: Option<&'static str>,
 }
 
 struct Running {
@@ -152,6 +159,8 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
         };
         let stale = self.state().take(is_to_end);
         self.end_each(stale).await;
+        // Those of the run that were ended otherwise too: what they give back is not to be what a new one has claimed.
+        self.wait_for(|known| known.0 == peer && known.1.run == link.run).await;
         let mut state = self.state();
         let is_of_run = |known: &Key| known.0 == peer && known.1.run == link.run;
         if state
@@ -184,7 +193,9 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
                 connections: 0,
                 heard: now,
                 is_over: false,
+                why_over: None,
             }),
+            ended: Semaphore::new(0),
         });
         state.by_key.insert(key, session.clone());
         Ok(session)
@@ -203,7 +214,7 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
     ) -> Vec<Arc<Session<F, C>>> {
         self.state().take(|(peer, _), session| {
             let why = why(peer, &session.server);
-            why.inspect(|why| session.stop_for(why)).is_some()
+            why.inspect(|why| session.stop(Some(why))).is_some()
         })
     }
 
@@ -230,6 +241,19 @@ impl<F: Fs, C: Clock> Sessions<F, C> {
     pub async fn end_all(&self) {
         let all = self.state().take(|_, _| true);
         self.end_each(all).await;
+        self.wait_for(|_| true).await;
+    }
+
+    /// Waits a while until sessions that are over have given back everything.
+    async fn wait_for(&self, is_waited_for: impl Fn(&Key) -> bool) {
+        let ending: Vec<_> = {
+            let state = self.state();
+            let waited_for = state.ending.iter().filter(|(known, _)| is_waited_for(known));
+            waited_for.filter_map(|(_, session)| session.upgrade()).collect()
+        };
+        // That it is closed is the news.
+        let ended = join_all(ending.iter().map(|session| session.ended.acquire()));
+        let _ended = timeout(&self.clock, self.limits.handshake / 2, ended).await;
     }
 
     /// Waits a while only: a job that hangs in the kernel holds what it holds, and whoever wants that is told that it is busy.
@@ -253,23 +277,21 @@ impl<F: Fs, C: Clock> Known<F, C> {
         ]
     }
 
-    /// Takes the sessions that are to end.
+    /// Takes the sessions that are to end. No more of their jobs begin from now on.
     fn take(&mut self, is_to_end: impl FnMut(&Key, &mut Arc<Session<F, C>>) -> bool) -> Vec<Arc<Session<F, C>>> {
         let taken: Vec<_> = self.by_key.extract_if(.., is_to_end).collect();
         self.ending.retain(|(_, session)| session.strong_count() > 0);
-        self.ending.extend(
-            taken
-                .iter()
-                .map(|((peer, _), session)| (*peer, Arc::downgrade(session))),
-        );
+        taken.iter().for_each(|(_, session)| session.stop(None));
+        self.ending
+            .extend(taken.iter().map(|(key, session)| (*key, Arc::downgrade(session))));
         taken.into_iter().map(|(_, session)| session).collect()
     }
 
     /// How many sessions of `peer` there are, those among them that calls are at work for still.
     fn count(&self, peer: &PublicKey) -> usize {
         let ending = self.ending.iter().filter(|(_, session)| session.strong_count() > 0);
-        let peers = self.by_key.keys().map(|key| &key.0).chain(ending.map(|(peer, _)| peer));
-        peers.filter(|of| *of == peer).count()
+        let keys = self.by_key.keys().chain(ending.map(|(key, _)| key));
+        keys.filter(|key| key.0 == *peer).count()
     }
 }
 
@@ -290,12 +312,17 @@ impl<F: Fs, C: Clock> Session<F, C> {
         state.connections += 1;
         state.heard = now;
         let number = state.connections;
-        if !state.is_over {
-            state.connection = Some(Connection {
-                number,
-                outbox: outbox.clone(),
-                oust,
-            });
+        match (state.is_over, state.why_over) {
+            (false, _) => {
+                state.connection = Some(Connection {
+                    number,
+                    outbox: outbox.clone(),
+                    oust,
+                });
+            }
+            // Whoever let it in hears of it at once.
+            (true, Some(why)) => drop(oust.send(why)),
+            (true, None) => {}
         }
         Ok((number, outbox, ousted))
     }
@@ -429,11 +456,12 @@ impl<F: Fs, C: Clock> Session<F, C> {
         }
     }
 
-    /// Begins no more jobs, and tells whoever is connected why.
-    fn stop_for(&self, why: &'static str) {
+    /// Ends its connection, and tells it why where it is not to come back; begins no more jobs.
+    fn stop(&self, why: Option<&'static str>) {
         let mut state = self.state();
         state.is_over = true;
-        if let Some(connection) = state.connection.take() {
+        state.why_over = state.why_over.or(why);
+        if let (Some(connection), Some(why)) = (state.connection.take(), why) {
             // A connection that has just ended need not know.
             connection.oust.send(why).ok();
         }
@@ -441,19 +469,17 @@ impl<F: Fs, C: Clock> Session<F, C> {
         self.server.stop();
     }
 
-    /// Ends it: its connection, and once its calls have ended what it has open.
+    /// Ends it once it was stopped: when its calls have ended, what it has open.
     async fn end(&self) {
         let running = {
             let mut state = self.state();
-            state.is_over = true;
-            state.connection = None;
             state.answers.clear();
             state.bytes = 0;
             std::mem::take(&mut state.running)
         };
-        self.server.stop();
         join_all(running.into_values().map(|running| running.task)).await;
         self.server.end().await;
+        self.ended.close();
     }
 }
 

@@ -2,27 +2,41 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::Future,
     io,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
 };
 
-use futures::future::join_all;
+use futures::{StreamExt, stream};
 
 use crate::{
     clock::{Clock, timeout},
     config::Directory,
-    fs::Fs,
+    fs::{Dir, Fs},
     limits::Limits,
     model::Escaped,
     service::ServiceError,
-    store::Store,
+    store::{FailedSync, Store},
 };
 
-/// How long a disk may take until its directory is open.
-const OPEN_LIMIT: Duration = Duration::from_secs(5);
+/// How long a disk may take until its directory is open: it may have to spin up.
+const OPEN_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long it may take to look whether those that are open are where they were: what else is configured waits for that.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long it is waited until what is not served any more is closed.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How many directories are looked at at once.
+const LOOKS_AT_ONCE: usize = 4;
+
+/// How many may be, those whose disks hang counted in: fewer than there are threads.
+const ASKED_MAX: usize = 8;
 
 /// The roots that a server serves. Shared by its sessions.
 pub struct Roots<F: Fs, C: Clock> {
@@ -31,10 +45,12 @@ pub struct Roots<F: Fs, C: Clock> {
     pub(super) limits: Limits,
     /// Random, to tell this process from others.
     pub(super) id: [u8; 16],
-    served: RwLock<BTreeMap<String, Arc<Served<F>>>>,
-    /// Held while directories are opened that were not served before: a disk that hangs holds one thread, however often it is asked for.
-    opening: Arc<tokio::sync::Mutex<()>>,
-    /// The same while they are tidied up.
+    served: RwLock<All<F>>,
+    /// Syncs that have failed, by device and inode of the root: they are not forgotten when it is served anew.
+    failures: Mutex<BTreeMap<(u64, u64), FailedSync>>,
+    /// Paths that are being looked at: a disk that hangs holds one thread, however often it is asked for.
+    asked: Arc<Mutex<BTreeSet<PathBuf>>>,
+    /// Held while they are tidied up, for the same.
     tidying: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -43,17 +59,58 @@ pub(super) struct Served<F: Fs> {
     pub path: PathBuf,
     pub store: Store<F>,
     accept_unsynced: bool,
-    /// Held while it is looked whether it still is where it was.
-    looking: Arc<tokio::sync::Mutex<()>>,
+    /// Whether something is mounted there.
+    is_mount: bool,
+}
+
+type All<F> = BTreeMap<String, Arc<Served<F>>>;
+
+/// A directory that was opened to be served.
+struct Root<F: Fs> {
+    dir: F::Dir,
+    /// Device and inode.
+    place: (u64, u64),
+    is_mount: bool,
+}
+
+/// A path that is being looked at, until this is dropped.
+struct Asked {
+    path: PathBuf,
+    all: Arc<Mutex<BTreeSet<PathBuf>>>,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        lock(&self.all).remove(&self.path);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is to be served from now on: see [`Roots::replace`].
 pub struct Replacement<F: Fs> {
-    served: BTreeMap<String, Arc<Served<F>>>,
+    served: All<F>,
     /// Names of what is served, and will not be, or will be another directory.
     gone: BTreeSet<String>,
-    /// What goes on as it was, because it could not be looked at, and why.
+    /// What is not as one might think.
+    pub notes: Notes,
+}
+
+/// What a replacement has made of directories whose entries are as they were.
+#[derive(Debug, Default)]
+pub struct Notes {
+    /// Those that go on as they were, because they could not be looked at, and why.
     pub unseen: Vec<CannotOpen>,
+    /// Names of those at whose path another directory is now, which is served from now on.
+    pub others: Vec<String>,
+}
+
+/// What was served before, until it is closed.
+pub struct Before<F: Fs> {
+    _all: All<F>,
 }
 
 /// A directory that is to be served cannot be opened.
@@ -74,7 +131,8 @@ impl<F: Fs, C: Clock> Roots<F, C> {
             limits,
             id,
             served: RwLock::default(),
-            opening: Arc::default(),
+            failures: Mutex::default(),
+            asked: Arc::default(),
             tidying: Arc::default(),
         }
     }
@@ -83,32 +141,40 @@ impl<F: Fs, C: Clock> Roots<F, C> {
     /// that can't make names durable.
     pub async fn add(&self, name: impl Into<String>, path: &Path, accept_unsynced: bool) -> io::Result<()> {
         let (fs, opened) = (self.fs.clone(), path.to_owned());
-        let root = self.fs.offload(async move { fs.open_root(&opened).await }).await;
+        let root = self.fs.offload(async move { open(&fs, &opened).await }).await;
         let served = self.serving(root.map_err(io::Error::other)??, path, accept_unsynced);
         let mut all = self.served.write().unwrap_or_else(PoisonError::into_inner);
         all.insert(name.into(), served);
         Ok(())
     }
 
-    fn serving(&self, root: F::Dir, path: &Path, accept_unsynced: bool) -> Arc<Served<F>> {
+    fn serving(&self, root: Root<F>, path: &Path, accept_unsynced: bool) -> Arc<Served<F>> {
+        let failed_sync = {
+            let mut failures = lock(&self.failures);
+            failures.retain(|_, failed| failed.is_shared_or_set());
+            failures.entry(root.place).or_default().clone()
+        };
         Arc::new(Served {
             path: path.to_owned(),
-            store: Store::new(root, self.limits.clone(), accept_unsynced, self.fs.boot()),
+            store: Store::new(
+                root.dir,
+                self.limits.clone(),
+                accept_unsynced,
+                self.fs.boot(),
+                failed_sync,
+            ),
             accept_unsynced,
-            looking: Arc::default(),
+            is_mount: root.is_mount,
         })
     }
 
     /// Opens what `directories` has and is not served, and looks whether the others still are where they were: one whose path leads elsewhere by
-    /// now is another. Those that can't be looked at stay as they are; that each use of them is refused while that is so is the business of
-    /// their claims. Changes nothing.
+    /// now is another. Those that can't be looked at stay as they are, and so do those on whose place nothing is mounted any more; that each use of
+    /// them is refused while that is so is the business of their claims. Changes nothing.
     pub async fn prepare(&self, directories: &BTreeMap<String, Directory>) -> Result<Replacement<F>, CannotOpen> {
         let before = self.served().clone();
-        let mut replacement = Replacement {
-            served: BTreeMap::new(),
-            gone: BTreeSet::new(),
-            unseen: Vec::new(),
-        };
+        let mut served = BTreeMap::new();
+        let mut notes = Notes::default();
         let mut to_open = Vec::new();
         let mut to_look = Vec::new();
         for (name, directory) in directories {
@@ -116,99 +182,112 @@ impl<F: Fs, C: Clock> Roots<F, C> {
                 .get(name)
                 .filter(|served| served.path == directory.path && served.accept_unsynced == directory.accept_unsynced);
             match same {
-                Some(served) => to_look.push(self.look(name, served.clone())),
-                None => to_open.push((name.clone(), directory.clone())),
+                Some(same) => to_look.push((name.clone(), same.clone())),
+                None => to_open.push((name.clone(), directory)),
             }
         }
-        for (name, served, seen) in join_all(to_look).await {
-            let served = match seen {
-                Ok(None) => served,
-                Ok(Some(there)) => self.serving(there, &served.path, served.accept_unsynced),
+        let end = self.clock.now().saturating_add(LOOK_LIMIT);
+        let looked = to_look.into_iter().map(|(name, same)| async move {
+            let seen = self.look(same.clone(), end).await;
+            (name, same, seen)
+        });
+        let mut looked = pin!(stream::iter(looked).buffered(LOOKS_AT_ONCE));
+        while let Some((name, same, seen)) = looked.next().await {
+            let now = match seen {
+                Ok(None) => same,
+                Ok(Some(there)) => {
+                    notes.others.push(name.clone());
+                    self.serving(there, &same.path, same.accept_unsynced)
+                }
                 Err(why) => {
-                    let path = served.path.clone();
-                    replacement.unseen.push(CannotOpen {
-                        name: name.clone(),
-                        path,
-                        why,
-                    });
-                    served
+                    let (name, path) = (name.clone(), same.path.clone());
+                    notes.unseen.push(CannotOpen { name, path, why });
+                    same
                 }
             };
-            replacement.served.insert(name, served);
+            served.insert(name, now);
         }
-        for (name, served) in self.open(to_open).await? {
-            replacement.served.insert(name, served);
+        for (name, Directory { path, accept_unsynced }) in to_open {
+            let fs = self.fs.clone();
+            let opened = self.ask(path, OPEN_LIMIT, move |path| async move { open(&fs, &path).await });
+            let root = opened.await.map_err(|why| CannotOpen {
+                name: name.clone(),
+                path: path.clone(),
+                why,
+            })?;
+            served.insert(name, self.serving(root, path, *accept_unsynced));
         }
-        let is_kept = |name: &String, served: &Arc<Served<F>>| {
-            let now = replacement.served.get(name);
-            now.is_some_and(|now| Arc::ptr_eq(now, served))
+        let is_kept = |name: &String, before: &Arc<Served<F>>| {
+            let now = served.get(name);
+            now.is_some_and(|now| Arc::ptr_eq(now, before))
         };
-        let gone = before.iter().filter(|(name, served)| !is_kept(name, served));
-        replacement.gone = gone.map(|(name, _)| name.clone()).collect();
-        Ok(replacement)
+        let gone = before.iter().filter(|(name, before)| !is_kept(name, before));
+        let gone = gone.map(|(name, _)| name.clone()).collect();
+        Ok(Replacement { served, gone, notes })
     }
 
     /// What is at the path of `served` now, if that is not what is served.
-    async fn look(&self, name: &str, served: Arc<Served<F>>) -> (String, Arc<Served<F>>, io::Result<Option<F::Dir>>) {
-        let looking = served.looking.clone().try_lock_owned();
-        let (fs, looked_at) = (self.fs.clone(), served.clone());
-        let look = self.fs.offload(async move {
-            let _looking = looking.map_err(|_| io::ErrorKind::TimedOut)?;
-            let there = fs.open_root(&looked_at.path).await?;
-            match looked_at.store.prove_same_root(&there).await {
+    async fn look(&self, served: Arc<Served<F>>, end: Duration) -> io::Result<Option<Root<F>>> {
+        let (fs, path) = (self.fs.clone(), served.path.clone());
+        let left = end.saturating_sub(self.clock.now());
+        let look = self.ask(&path, left, move |path| async move {
+            let there = open(&fs, &path).await?;
+            match served.store.prove_same_root(&there.dir).await {
                 Ok(()) => Ok(None),
+                Err(ServiceError::Replaced) if served.is_mount && !there.is_mount => {
+                    Err(io::Error::other("nothing is mounted there any more"))
+                }
                 Err(ServiceError::Replaced) => Ok(Some(there)),
                 Err(error) => Err(io::Error::other(error.to_string())),
             }
         });
-        let seen = match timeout(&self.clock, OPEN_LIMIT, look).await {
-            None => Err(io::ErrorKind::TimedOut.into()),
-            Some(seen) => seen.unwrap_or_else(|lost| Err(io::Error::other(lost))),
-        };
-        (name.to_owned(), served, seen)
+        look.await
     }
 
-    async fn open(&self, directories: Vec<(String, Directory)>) -> Result<Vec<(String, Arc<Served<F>>)>, CannotOpen> {
-        let mut opened = Vec::new();
-        for (name, Directory { path, accept_unsynced }) in directories {
-            let opening = self.opening.clone().try_lock_owned();
-            let (fs, there) = (self.fs.clone(), path.clone());
-            let open = self.fs.offload(async move {
-                let _opening = opening.map_err(|_| io::ErrorKind::TimedOut)?;
-                fs.open_root(&there).await
-            });
-            let root = match timeout(&self.clock, OPEN_LIMIT, open).await {
-                None => Err(io::ErrorKind::TimedOut.into()),
-                Some(root) => root.unwrap_or_else(|lost| Err(io::Error::other(lost))),
-            };
-            match root {
-                Ok(root) => opened.push((name, self.serving(root, &path, accept_unsynced))),
-                Err(why) => return Err(CannotOpen { name, path, why }),
+    /// Does `job` about `path`, for no longer than `limit`; `TimedOut` also where one before is still at it, or too many are at others.
+    async fn ask<T, J>(&self, path: &Path, limit: Duration, job: impl FnOnce(PathBuf) -> J) -> io::Result<T>
+    where
+        T: Send + 'static,
+        J: Future<Output = io::Result<T>> + Send + 'static,
+    {
+        let path = path.to_owned();
+        let asked = {
+            let mut all = lock(&self.asked);
+            if limit.is_zero() || all.len() >= ASKED_MAX || !all.insert(path.clone()) {
+                return Err(io::ErrorKind::TimedOut.into());
             }
+            Asked {
+                path: path.clone(),
+                all: self.asked.clone(),
+            }
+        };
+        let job = job(path);
+        let done = self.fs.offload(async move {
+            let _asked = asked;
+            job.await
+        });
+        match timeout(&self.clock, limit, done).await {
+            None => Err(io::ErrorKind::TimedOut.into()),
+            Some(done) => done.unwrap_or_else(|lost| Err(io::Error::other(lost))),
         }
-        Ok(opened)
     }
 
     /// Serves what was prepared and nothing else. `with` is told the names that are gone or lead elsewhere, at a moment in which no call looks
-    /// anything up: what it changes of the rights changes with the directories.
-    pub async fn replace<T: Send>(
-        &self,
-        replacement: Replacement<F>,
-        with: impl FnOnce(&BTreeSet<String>) -> T + Send,
-    ) -> T {
-        let (before, done) = {
-            let mut served = self.served.write().unwrap_or_else(PoisonError::into_inner);
-            let before = std::mem::replace(&mut *served, replacement.served);
-            (before, with(&replacement.gone))
-        };
-        // Closing may block.
+    /// anything up: what it changes of the rights changes with the directories. What was served before is to be [closed](Self::close).
+    pub fn replace<T>(&self, replacement: Replacement<F>, with: impl FnOnce(&BTreeSet<String>) -> T) -> (T, Before<F>) {
+        let mut served = self.served.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *served, replacement.served);
+        (with(&replacement.gone), Before { _all: before })
+    }
+
+    /// Closes what is not served any more, which may take long: a job does it.
+    pub async fn close(&self, before: Before<F>) {
         let closed = self.fs.offload(async move { drop(before) });
-        let _closed = timeout(&self.clock, OPEN_LIMIT, closed).await;
-        done
+        let _closed = timeout(&self.clock, CLOSE_LIMIT, closed).await;
     }
 
     /// What is served. As long as this is held, that and the rights of peers stay what they are.
-    pub(super) fn served(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<Served<F>>>> {
+    pub(super) fn served(&self) -> RwLockReadGuard<'_, All<F>> {
         // Nothing panics while it is held.
         self.served.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -247,4 +326,23 @@ impl<F: Fs, C: Clock> Roots<F, C> {
         // What panics there is told by who runs the jobs.
         tidied.await.ok();
     }
+}
+
+/// Opens the directory at `path`, and looks whether it is on another device than what it is in.
+async fn open<F: Fs>(fs: &F, path: &Path) -> io::Result<Root<F>> {
+    let dir = fs.open_root(path).await?;
+    let version = dir.metadata().await?.version;
+    let above = match path.parent() {
+        Some(above) => fs.open_root(above).await.ok(),
+        None => None,
+    };
+    let above = match above {
+        Some(above) => above.metadata().await.ok(),
+        None => None,
+    };
+    Ok(Root {
+        dir,
+        place: (version.dev, version.ino),
+        is_mount: above.is_some_and(|above| above.version.dev != version.dev),
+    })
 }

@@ -68,7 +68,7 @@ impl<F: Fs> Store<F> {
              remove {mark}"
         );
         // Only the first failure is kept.
-        let _first = self.inner.failed_sync.get_or_init(|| text);
+        let _first = self.inner.failed_sync.0.get_or_init(|| text);
         self.ensure_safe()
     }
 

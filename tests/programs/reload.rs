@@ -45,13 +45,18 @@ impl Served {
     fn sending(&self) -> Running {
         let running = self.hosts.realize().args(["-v", "--throttle=2M"]);
         let running = running.arg(&self.near).arg("nas::a").start();
-        let partial = self.a.join(".large.realize-part");
+        self.expect_partial(&self.a);
+        running
+    }
+
+    /// Waits until some of the large file has come to `dir`.
+    fn expect_partial(&self, dir: &Path) {
+        let partial = dir.join(".large.realize-part");
         let begin = Instant::now();
         while fs::metadata(&partial).map_or(0, |partial| partial.len()) == 0 {
             assert!(begin.elapsed() < Duration::from_secs(20), "{}", self.hosts.log());
             std::thread::sleep(Duration::from_millis(5));
         }
-        running
     }
 }
 
@@ -172,9 +177,7 @@ fn a_right_that_is_withdrawn_holds_for_a_move_that_runs() {
         .arg("nas::a")
         .arg(&served.near)
         .start();
-    while !served.near.join(".large.realize-part").exists() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    served.expect_partial(&served.near);
     served.configure(&[("a", &served.a, READ)]);
     served.hosts.reload();
     let outcome = running.wait().expect_code(1);
@@ -211,6 +214,92 @@ fn a_move_whose_directory_becomes_another_begins_again_there() {
         let left: Vec<_> = left.filter(|left| left != ".large.realize-part").collect();
         assert!(left.is_empty(), "{name}: {left:?}");
     }
+}
+
+/// What is not there has not been moved, where that is another directory.
+#[test]
+fn a_source_that_becomes_another_directory_ends_the_move() {
+    for named in ["nas::a/large", "nas::a"] {
+        let served = Served::new();
+        fs::rename(served.near.join("large"), served.a.join("large")).unwrap();
+        let running = served
+            .hosts
+            .realize()
+            .arg("--throttle=2M")
+            .arg(named)
+            .arg(&served.near)
+            .start();
+        served.expect_partial(&served.near);
+        served.configure(&[("a", &served.b, ALL)]);
+        served.hosts.reload();
+        let outcome = running.wait().expect_code(1);
+        assert!(
+            outcome.stderr().contains("another directory than when the move began"),
+            "{outcome}"
+        );
+        assert_eq!(fs::read(served.a.join("large")).unwrap(), content());
+    }
+}
+
+#[test]
+fn what_cannot_be_looked_at_goes_on_as_it_was_and_the_rest_is_heeded() {
+    let served = Served::new();
+    let away = served.b.with_extension("away");
+    let dirs = [("a", served.a.as_path(), ALL), ("b", served.b.as_path(), ALL)];
+    served.configure(&dirs);
+    served.hosts.reload();
+    fs::rename(&served.b, &away).unwrap();
+    served.hosts.configure(&dirs, &served.hosts.public("stranger"));
+    served.hosts.reload();
+    served.hosts.expect_log("It stays as it was");
+    served.hosts.check("nas::a").run().expect_code(12);
+    fs::rename(&away, &served.b).unwrap();
+    served.configure(&dirs);
+    served.hosts.reload();
+    served.hosts.check("nas::b").run().expect_code(0);
+    assert!(
+        !served.hosts.log().contains("is another one than before"),
+        "{}",
+        served.hosts.log()
+    );
+}
+
+/// Nothing goes where its owner does not look for it: a disk that is not mounted leaves an empty directory.
+#[test]
+fn a_disk_that_is_not_mounted_any_more_is_not_replaced_by_what_it_was_mounted_on() {
+    if !name_spaces_allowed() {
+        return;
+    }
+    let served = Served::new();
+    served.configure(&[("b", &served.b, ALL)]);
+    let realized = env!("CARGO_BIN_EXE_realized");
+    // The daemon in mounts of its own, of which one goes.
+    let script = r#"mount -t tmpfs none "$1"; "$2" --config "$3" 2> "$4" & daemon=$!
+        until grep -q listening "$4"; do sleep 0.05; done
+        umount -l "$1"; kill -HUP $daemon
+        until grep -q "loaded anew" "$4"; do sleep 0.05; done
+        kill $daemon; wait $daemon; cat "$4""#;
+    let outcome = Run::program("unshare")
+        .args(["-Urm", "sh", "-c", script, "sh"])
+        .arg(&served.b)
+        .arg(realized)
+        .arg(config_on_any_port(&served))
+        .arg(served.hosts.file("log"))
+        .run()
+        .expect_code(0);
+    assert!(
+        outcome.stdout().contains("nothing is mounted there any more"),
+        "{outcome}"
+    );
+}
+
+/// The daemon's configuration for another one beside it.
+fn config_on_any_port(served: &Served) -> PathBuf {
+    let text = fs::read_to_string(served.hosts.file("realized.toml")).unwrap();
+    let port = format!(":{}\"", served.hosts.port());
+    let other = served.hosts.file("other.toml");
+    fs::write(&other, text.replace(&port, ":0\"")).unwrap();
+    other
 }
 
 #[test]

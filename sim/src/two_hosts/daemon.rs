@@ -38,6 +38,9 @@ pub(super) async fn serve(
     shared.seen(DAEMON);
     shared.withhold(None);
     shared.state().is_reloaded = false;
+    // Before the disk is asked, so that a mover that is as fast finds somebody.
+    let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), PORT);
+    let listener = network.bind(address).await?;
     let clock = SimClock::on(disk.machine());
     let roots = Roots::new(Disks::of(&disk, &disk), clock.clone(), limits, [2; 16]);
     let (mut directories, mut rights) = (BTreeMap::new(), BTreeMap::new());
@@ -53,7 +56,6 @@ pub(super) async fn serve(
         rights,
         throttle: None,
     };
-    let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), PORT);
     let config = DaemonConfig {
         listen: vec![address],
         key: "key".into(),
@@ -61,7 +63,6 @@ pub(super) async fn serve(
         peers: BTreeMap::from([(key(KEYS[0]).public(), peer)]),
         log_level: LogLevel::default(),
     };
-    let listener = network.bind(address).await?;
     shared.state().daemon_open = disk.open_handles();
     let observer = {
         let shared = shared.clone();

@@ -9,7 +9,8 @@ use std::{
 use futures::future::join;
 use realize::{
     algo::{
-        Event, Halt, MoveError, MoveOptions, MoveReport, Next, Side, Source, Target, Tries, is_unanswered, move_files,
+        Begun, Event, Halt, MoveError, MoveOptions, MoveReport, Next, Side, Source, Target, Tries, is_unanswered,
+        move_files,
     },
     client::{ConnectError, Dial, LetIn, Link, LinkEvent},
     clock::{Clock, timeout},
@@ -85,15 +86,23 @@ impl Stub for Remote {
 
 /// Whether a call that has this answer had no right to it.
 fn is_wrong(other: OtherConfig, answer: &Result<RealizeServiceResponse, tarpc::client::RpcError>) -> bool {
-    use RealizeServiceResponse::{Delete, Finish, MakeDirs, Put, Send, Settle};
+    use RealizeServiceResponse::{
+        ApplyDelta, Delete, Finish, FinishDirs, MakeDirs, Put, RemoveDirs, Rename, Send, Settle, Truncate,
+    };
     let any = |results: &[Result<(), ServiceError>]| results.iter().any(Result::is_ok);
     match (other, answer) {
         (OtherConfig::Same | OtherConfig::Directories, _) | (_, Err(_)) => false,
         (OtherConfig::WithoutPeer, Ok(_)) => true,
         (OtherConfig::ReadOnly, Ok(answer)) => match answer {
-            Put(Ok(results)) | Settle(Ok(results)) | MakeDirs(Ok(results)) | Delete(Ok(results)) => any(results),
-            Send(sent) => sent.is_ok(),
+            Put(Ok(results))
+            | Settle(Ok(results))
+            | MakeDirs(Ok(results))
+            | Delete(Ok(results))
+            | RemoveDirs(Ok(results))
+            | FinishDirs(Ok(results)) => any(results),
+            Send(done) | ApplyDelta(done) | Truncate(done) => done.is_ok(),
             Finish(finished) => finished.is_ok(),
+            Rename(renamed) => renamed.iter().flatten().any(Result::is_ok),
             _ => false,
         },
     }
@@ -202,11 +211,15 @@ impl Mover {
         }
         let roots = Arc::new(roots);
         let mut tries = Tries::new(try_limits());
+        let begun = Begun::default();
         let sending = self.rate.map(|rate| Bucket::new(clock.clone(), Some(rate)));
         loop {
             (self.before_try)();
             link.attempt += 1;
-            let (next, ending) = match self.connect_and_move(clock, link, &roots, &sending, halt, open).await {
+            let (next, ending) = match self
+                .connect_and_move(clock, link, &roots, &sending, (halt, &begun), open)
+                .await
+            {
                 // Both hosts know each other: whatever it is, it may be better in a while.
                 Err(error) => (tries.not_connected(true), Ending::NotConnected(error.to_string())),
                 Ok(moved) => {
@@ -239,14 +252,14 @@ impl Mover {
         id: LinkId,
         roots: &Arc<Roots<Disks, SimClock>>,
         sending: &Option<Arc<Bucket<SimClock>>>,
-        halt: &Halt,
+        (halt, begun): (&Halt, &Begun),
         open: &Open,
     ) -> Result<Result<MoveReport, MoveError>, ConnectError> {
         let (link, let_in) = self.link(clock, id, sending).await?;
         let local = RealizeServer::new(roots.clone());
         *open.lock().unwrap_or_else(PoisonError::into_inner) = Some((local.clone(), link.clone()));
         let moved = match self.limit(&link).await {
-            Ok(()) => self.move_once(local.clone(), &link, id, halt).await,
+            Ok(()) => self.move_once(local.clone(), &link, id, (halt, begun)).await,
             Err(error) => Err(MoveError::Side(Side::Target, error)),
         };
         open.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -288,7 +301,7 @@ impl Mover {
         local: RealizeServer<Disks, SimClock>,
         link: &Link,
         id: LinkId,
-        halt: &Halt,
+        (halt, begun): (&Halt, &Begun),
     ) -> Result<MoveReport, MoveError> {
         let local = SimService::within(local).client();
         let remote = SimService::new(Remote(link.clone(), self.shared.clone())).client();
@@ -309,7 +322,7 @@ impl Mover {
         };
         let options = MoveOptions {
             limits: self.limits.clone(),
-            is_again: id.attempt > 1,
+            begun: begun.clone(),
             halt: halt.clone(),
             ..MoveOptions::default()
         };

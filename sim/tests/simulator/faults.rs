@@ -576,7 +576,12 @@ fn equal_files_whose_names_the_target_takes_for_one_both_stay_somewhere() {
 /// A program that asked who owns what it makes died between making a file for that and removing it.
 #[test]
 fn what_a_crash_left_of_asking_for_the_owner_is_in_nobodys_way() {
-    use realize::{fs::Fs, limits::Limits, model::Name, store::Store};
+    use realize::{
+        fs::Fs,
+        limits::Limits,
+        model::Name,
+        store::{FailedSync, Store},
+    };
     let disk = Machine::new(1).disk(1);
     let part = realize::store::names::partial(&Name::new("large").unwrap());
     let probe = realize::store::names::probe(&part);
@@ -589,7 +594,8 @@ fn what_a_crash_left_of_asking_for_the_owner_is_in_nobodys_way() {
     let found = process(async {
         let root = disk.fs().open_root(std::path::Path::new("/target")).await.unwrap();
         // Nobody has claimed it, so the owner is not known.
-        let store: Store<realize_sim::fs::SimFs> = Store::new(root, Limits::default(), false, [1; 16]);
+        let store: Store<realize_sim::fs::SimFs> =
+            Store::new(root, Limits::default(), false, [1; 16], FailedSync::default());
         let partial = store.open_partial(&path("large"), 3, None).await;
         partial.map(|partial| partial.found_len())
     });

@@ -9,7 +9,7 @@ use realize::{
     limits::Limits,
     model::{Name, RelPath, Timestamp},
     service::ServiceError,
-    store::{Partial, Store},
+    store::{FailedSync, Partial, Store},
 };
 use realize_sim::{fs::*, world::process};
 use rustix::io::Errno;
@@ -46,7 +46,7 @@ impl Bench {
     /// Another process on the same disk.
     async fn process(disk: &Disk, limits: Limits) -> Store<SimFs> {
         let root = disk.fs().open_root(Path::new("/")).await.unwrap();
-        Store::new(root, limits, false, disk.fs().boot())
+        Store::new(root, limits, false, disk.fs().boot(), FailedSync::default())
     }
 
     async fn open(&self) -> Partial<SimFs> {

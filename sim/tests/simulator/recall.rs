@@ -8,7 +8,7 @@ use realize::{
     limits::Limits,
     model::{RelPath, Timestamp},
     service::{FileRef, ServiceError},
-    store::{Source, SourceFile, Store},
+    store::{FailedSync, Source, SourceFile, Store},
 };
 use realize_sim::{fs::*, world::process};
 use rustix::io::Errno;
@@ -57,6 +57,7 @@ impl Bench {
             Limits::default(),
             false,
             self.disk.fs().boot(),
+            FailedSync::default(),
         );
         let dir = root(self.state.clone()).await;
         let owner = dir.metadata().await.unwrap().uid;

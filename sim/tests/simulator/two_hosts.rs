@@ -62,7 +62,12 @@ fn an_undisturbed_move_keeps_the_law_either_way() {
     for direction in BOTH {
         let outcome = small(direction, 1).run();
         outcome.expect_good(&direction);
-        assert!(outcome.first_is_complete());
+        assert!(
+            outcome.first_is_complete(),
+            "{:?}\n{}",
+            outcome.runs,
+            outcome.log.join("\n")
+        );
         assert!(outcome.checks > 100, "{} moments", outcome.checks);
         assert_eq!((outcome.struck, outcome.connections), (0, 1));
     }
@@ -213,7 +218,7 @@ fn a_run_that_is_ended_early_loses_nothing_and_the_next_goes_on() {
                 let stopped = |ending: &Ending| matches!(ending, Ending::Report(report) if report.stopped == Some(Stop::TimeOver));
                 // The daemon is told: it need not find out that a line was lost. (Before there is a move, and while links are closed, there is nothing to give back.)
                 let is_lost = |event: &&String| event.contains("Disconnected") && !event.contains("why: None");
-                let is_lost = |event: &&String| (40..64).contains(&millis) && is_lost(event);
+                let is_lost = |event: &&String| (40..56).contains(&millis) && is_lost(event);
                 let lost = outcome.log.iter().find(is_lost);
                 assert_eq!(lost, None, "{direction:?} {early:?}\n{}", outcome.log.join("\n"));
                 cut += outcome.runs.iter().filter(|ending| **ending == Ending::Cut).count();

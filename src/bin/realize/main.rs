@@ -20,7 +20,8 @@ use std::{cell::Cell, process::ExitCode, time::Duration};
 use anyhow::{Context, Result};
 use realize::{
     algo::{
-        Halt, MoveError, MoveOptions, MoveReport, Next, Stop, Tries, TryLimits, is_unanswered, move_files, unanswered,
+        Begun, Halt, MoveError, MoveOptions, MoveReport, Next, Stop, Tries, TryLimits, is_unanswered, move_files,
+        unanswered,
     },
     clock::{Clock, TokioClock, timeout},
     deadline::Deadline,
@@ -29,7 +30,7 @@ use realize::{
     limits::Limits,
     memory::tune_allocator,
     service::{RunId, ServiceError},
-    signals,
+    signals::{self, Ending},
     throttle::Rate,
     wire::LinkId,
 };
@@ -103,12 +104,12 @@ async fn move_in_time(args: &Args, filter: Filter, limits: Limits, clock: &Tokio
         copy: args.copy,
         strict: args.strict,
         verify: args.verify.into(),
-        is_again: false,
+        begun: Begun::default(),
         halt: halt.clone(),
         limits,
     };
     let deadline = Deadline::new(clock, args.max_duration, args.stop_at);
-    let signal = signals::first_of(&[SIGTERM, SIGINT, SIGHUP]).context("cannot take signals")?;
+    let signal = signals::first_of(&[SIGTERM, SIGINT, SIGHUP], Ending::exit_code).context("cannot take signals")?;
     let ui = Ui::new(clock.clone(), args.verbose, args.quiet, args.copy);
     if let Some(limits) = shown_limits(args) {
         ui.say(&limits);
@@ -272,7 +273,6 @@ async fn connect_and_move<'a>(
     ui: &'a Ui<TokioClock>,
     is_moving: &Cell<bool>,
 ) -> Result<Tried> {
-    let is_again = ends.is_some();
     let ends = match ends {
         Some(ends) => {
             ends.connect_again(first_link).await?;
@@ -280,12 +280,8 @@ async fn connect_and_move<'a>(
         }
         none => none.insert(Ends::open(args, clock, &options.limits, first_link, ui).await?),
     };
-    let options = MoveOptions {
-        is_again,
-        ..options.clone()
-    };
     is_moving.set(true);
-    let moved = move_files(&ends.sources, &ends.target, first_link.run, &options, &|event| {
+    let moved = move_files(&ends.sources, &ends.target, first_link.run, options, &|event| {
         ui.show(event)
     })
     .await;

@@ -165,7 +165,7 @@ impl Identity {
                 "{host}: {error} ({}); is the host up, and the port let through by the firewall?",
                 self.tried(name)
             ),
-            ConnectError::Refused(_) => format!("{host}: {error}"),
+            ConnectError::Refused(_) | ConnectError::BreaksRules(_) => format!("{host}: {error}"),
             ConnectError::Tls(tls) => match tls {
                 TlsError::UnknownHost { presented } => {
                     return anyhow!(NotAuthenticated(format!(

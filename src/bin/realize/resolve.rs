@@ -265,6 +265,9 @@ impl<'a> Ends<'a> {
         let which = which.map_or(String::new(), |name| format!("{name}: "));
         let way_out = match error {
             MoveError::Locked(..) => "; wait for it to end, or stop it",
+            MoveError::Another(_) => {
+                "; what is left in the one before stays there. Where this is the right one, run the same command again"
+            }
             MoveError::Nested(..) => ": nothing was moved from there; name directories that are apart",
             _ => "",
         };
@@ -295,9 +298,9 @@ impl<'a> Ends<'a> {
 
     /// Whether a host has been lost for as long as is to be waited for it.
     pub fn are_given_up(&self) -> bool {
-        let RetryFor(retry_for) = self.hosts.args.retry_for;
-        let since = *lock(&self.hosts.lost_since);
-        since.is_some_and(|since| self.hosts.clock.now().saturating_sub(since) >= retry_for)
+        let (RetryFor(retry_for), now) = (self.hosts.args.retry_for, self.hosts.clock.now());
+        let is_lost = |since: &Duration| now.saturating_sub(*since) >= retry_for;
+        self.hosts.has_given_up || lock(&self.hosts.lost).values().any(is_lost)
     }
 
     /// Ends the links. What is open in this process is closed.
@@ -328,6 +331,7 @@ impl<'a> Ends<'a> {
     /// have been moved by now.
     pub async fn connect_again(&mut self, first_link: LinkId) -> Result<()> {
         self.hosts.next_link = first_link;
+        self.hosts.is_again = true;
         for (source, (host, _)) in &self.remote_sources {
             self.sources[*source].service = self.hosts.connect(host).await?;
         }
@@ -421,13 +425,17 @@ struct Hosts<'a> {
     clock: &'a TokioClock,
     /// What the next link is.
     next_link: LinkId,
+    /// Whether all were reached before.
+    is_again: bool,
     ui: &'a Ui<TokioClock>,
     /// What this program sends is taken from it, however many hosts it goes to.
     sending: Option<Arc<Bucket<TokioClock>>>,
     links: Links,
     entrances: Entrances,
-    /// Since when a link has been lost that is not there again.
-    lost_since: Arc<Mutex<Option<Duration>>>,
+    /// Hosts that are lost, and since when.
+    lost: Arc<Mutex<BTreeMap<HostName, Duration>>>,
+    /// Whether one was waited for as long as is asked for.
+    has_given_up: bool,
 }
 
 impl<'a> Hosts<'a> {
@@ -436,11 +444,13 @@ impl<'a> Hosts<'a> {
             args,
             clock,
             next_link,
+            is_again: false,
             ui,
             sending: args.up().map(|rate| Bucket::new(clock.clone(), Some(rate))),
             links: Links::new(),
             entrances: Entrances::default(),
-            lost_since: Arc::default(),
+            lost: Arc::default(),
+            has_given_up: false,
         }
     }
 
@@ -465,9 +475,13 @@ impl<'a> Hosts<'a> {
             if let Some(slowest) = self.args.up().into_iter().chain(self.args.down()).min() {
                 limits = limits.at(slowest.get());
             }
-            let RetryFor(patience) = self.args.connect_for;
             let mut pauses = limits.pauses(jitter());
-            let since = self.clock.now();
+            let lost_since = lock(&self.lost).get(host).copied();
+            let since = lost_since.unwrap_or(self.clock.now());
+            let RetryFor(patience) = match self.is_again {
+                true => self.args.retry_for,
+                false => self.args.connect_for,
+            };
             let (link, let_in) = loop {
                 let id = self.next_link;
                 self.next_link.number += 1;
@@ -479,13 +493,14 @@ impl<'a> Hosts<'a> {
                 };
                 let left = patience.saturating_sub(self.clock.now().saturating_sub(since));
                 if left.is_zero() || !error.is_passing() {
+                    self.has_given_up = error.is_passing();
                     return Err(identity.explain(host, error));
                 }
                 let pause = pauses.next().unwrap_or_default().min(left);
                 self.ui.say(&waits(&host.host, &error, pause));
                 self.clock.sleep(pause).await;
             };
-            *lock(&self.lost_since) = None;
+            lock(&self.lost).remove(host);
             self.links.insert(host.clone(), link);
             self.entrances.ahead.insert(host.clone(), let_in);
             if let Some(rate) = self.args.down() {
@@ -501,19 +516,21 @@ impl<'a> Hosts<'a> {
             secs if secs % 60 == 0 => format!("{} min", secs / 60),
             secs => format!("{secs} s"),
         };
-        let (tell, name, clock) = (self.ui.teller(), host.host.clone(), self.clock.clone());
-        let lost_since = self.lost_since.clone();
+        let (tell, host, clock) = (self.ui.teller(), host.clone(), self.clock.clone());
+        let lost = self.lost.clone();
+        let name = host.host.clone();
         move |event| match event {
             LinkEvent::Lost(why) => {
-                lock(&lost_since).get_or_insert(clock.now());
+                lock(&lost).entry(host.clone()).or_insert(clock.now());
                 tell(&format!(
                     "{name}: the connection was lost ({why}); connecting again, for {reconnect} at most (Ctrl-C loses nothing)"
                 ));
             }
             LinkEvent::Back(_) => {
-                *lock(&lost_since) = None;
+                lock(&lost).remove(&host);
                 tell(&format!("{name}: connected again; going on"));
             }
+            LinkEvent::Over => drop(lock(&lost).remove(&host)),
             LinkEvent::Waiting(why, pause) => tell(&waits(&name, why, pause)),
         }
     }

@@ -7,14 +7,15 @@ use std::{
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
 use futures::{StreamExt, future::join_all};
 use realize::{
-    clock::{Clock, TokioClock},
+    clock::{Clock, TokioClock, timeout},
     config::{ConfigError, DaemonConfig},
     daemon::{Daemon, DaemonEvent, DaemonLimits},
     fs::os::{OsFs, raise_open_files},
@@ -105,18 +106,7 @@ fn load(path: &Path) -> Result<(DaemonConfig, SecretKey)> {
 async fn serve(path: &Path, amount: Amount, config: DaemonConfig, key: SecretKey) -> Result<()> {
     let clock = TokioClock::new();
     let roots = Roots::new(OsFs::new(), clock.clone(), Limits::default(), random()?);
-    for (name, directory) in &config.directories {
-        let opened = roots
-            .add(name.clone(), &directory.path, directory.accept_unsynced)
-            .await;
-        opened.with_context(|| {
-            let path = directory.path.as_os_str().as_bytes();
-            format!(
-                "cannot open {} of the directory {name:?}; is its disk mounted?",
-                Escaped(path)
-            )
-        })?;
-    }
+    let ((), _none_before) = roots.replace(roots.prepare(&config.directories).await?, |_| ());
     let addresses = config.listen.clone();
     let public = key.public();
     let limits = DaemonLimits::default();
@@ -127,7 +117,7 @@ async fn serve(path: &Path, amount: Amount, config: DaemonConfig, key: SecretKey
         listeners.push(listener.with_context(|| format!("cannot listen at {address}"))?);
     }
     // Before anybody is told that there is somebody to send them to.
-    let ending = signals::first_of(&[SIGTERM, SIGINT]).context("cannot take signals")?;
+    let ending = signals::first_of(&[SIGTERM, SIGINT], |_| 0).context("cannot take signals")?;
     let mut hang_ups = signal_hook_tokio::Signals::new([SIGHUP]).context("cannot take signals")?;
     for listener in &listeners {
         info!("listening at {}, with the key {public}", listened(listener)?);
@@ -164,9 +154,9 @@ async fn serve(path: &Path, amount: Amount, config: DaemonConfig, key: SecretKey
     };
     let ended = async {
         ending.await;
+        stop.send_replace(true);
         info!("stopping");
         notify(&[NotifyState::Stopping]);
-        stop.send_replace(true);
         std::future::pending().await
     };
     tokio::select! {
@@ -187,17 +177,19 @@ async fn reload(
     amount: &Amount,
     addresses: &[SocketAddr],
 ) -> Result<()> {
-    let path = path.to_owned();
-    let loaded = tokio::task::spawn_blocking(move || load(&path)).await;
-    let (config, key) = loaded.context("cannot read it")??;
+    let (config, key) = load_beside(path).await?;
     let (level, listen) = (config.log_level, config.listen.clone());
     let (directories, peers) = (config.directories.len(), config.peers.len());
-    let unseen = daemon.reload(config, &key).await?;
-    for directory in unseen {
-        warn!("{directory} It stays as it was");
+    let notes = daemon.reload(config, &key).await?;
+    // Whatever is to be logged: these are what one would not expect.
+    for directory in notes.unseen {
+        error!("{directory} It stays as it was");
+    }
+    for name in notes.others {
+        error!("at the path of the directory {name:?} is another one than before: that is served now");
     }
     if listen != addresses {
-        warn!("\"listen\" is another now, which needs realized to be started anew: it listens where it did");
+        error!("\"listen\" is another now, which needs realized to be started anew: it listens where it did");
     }
     info!(
         "the configuration was loaded anew: directories: {directories}, peers: {peers}, key {}",
@@ -206,6 +198,23 @@ async fn reload(
     // What was just told is of the reload, whatever is to be told from now on.
     amount.set(level);
     Ok(())
+}
+
+/// As [`load`], on a thread of its own: those of the runtime may all wait for disks.
+async fn load_beside(path: &Path) -> Result<(DaemonConfig, SecretKey)> {
+    const LIMIT: Duration = Duration::from_secs(5);
+    // So that one thread at most hangs.
+    static LOADING: Mutex<()> = Mutex::new(());
+    let (path, (tell, told)) = (path.to_owned(), tokio::sync::oneshot::channel());
+    let loading = move || {
+        let Ok(_loading) = LOADING.try_lock() else { return };
+        // Who has waited long enough does not miss it.
+        tell.send(load(&path)).ok();
+    };
+    std::thread::Builder::new().spawn(loading).context("cannot read it")?;
+    let loaded = timeout(&TokioClock::new(), LIMIT, told).await;
+    let loaded = loaded.context("its disk does not answer")?;
+    loaded.context("its disk does not answer since an earlier time")?
 }
 
 /// Tells systemd, where it asks for it, that the program lives: as often as that takes, from where connections are served.
