@@ -77,6 +77,11 @@ const CHUNKS_PER_JOB: usize = 16;
 /// How many such jobs of one call are at work at once.
 const HASHING_JOBS: usize = 4;
 
+/// How many of so many chunks of a call one job has: few calls have many, and no core is to wait for another.
+fn chunks_per_job(count: usize) -> usize {
+    count.div_ceil(2 * HASHING_JOBS).clamp(1, CHUNKS_PER_JOB)
+}
+
 impl<F: Fs, C: Clock> RealizeServer<F, C> {
     /// A session over `roots` that may do everything.
     pub fn new(roots: Arc<Roots<F, C>>) -> Self {
@@ -328,8 +333,9 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         self.check_count(count.try_into().unwrap_or(usize::MAX), self.limits().page_hashes)?;
         let source = self.find_source(handle, Right::Read)?;
         let end = first.saturating_add(count);
-        let some = (first..end).step_by(CHUNKS_PER_JOB).map(|begin| {
-            let (source, end) = (source.clone(), end.min(begin.saturating_add(CHUNKS_PER_JOB as u64)));
+        let per_job = chunks_per_job(count as usize);
+        let some = (first..end).step_by(per_job).map(|begin| {
+            let (source, end) = (source.clone(), end.min(begin.saturating_add(per_job as u64)));
             self.job(async move {
                 let mut hashes = Vec::new();
                 for index in begin..end {
@@ -352,9 +358,10 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
     ) -> Answer<Vec<bool>> {
         self.check_count(hashes.len(), self.limits().page_hashes)?;
         let open = self.find(handle, Right::Write)?;
-        let pieces: Vec<_> = hashes.chunks(CHUNKS_PER_JOB).map(<[_]>::to_vec).collect();
+        let per_job = chunks_per_job(hashes.len());
+        let pieces: Vec<_> = hashes.chunks(per_job).map(<[_]>::to_vec).collect();
         let some = pieces.into_iter().enumerate().map(|(nth, hashes)| {
-            let first = first.saturating_add((nth * CHUNKS_PER_JOB) as u64);
+            let first = first.saturating_add((nth * per_job) as u64);
             let (server, open) = (self.clone(), open.clone());
             async move {
                 match open {
@@ -528,8 +535,8 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
             Open::Confirm(target) => self.finish_target(target, finish).await,
         };
         if finished == Ok(Finished::Done) && !planted(Bug::LateWrite) {
-            // It is durable whatever becomes of its descriptor.
-            self.close_handles(&[handle]).await.ok();
+            // It is durable whatever becomes of its descriptor, and of what it has replaced.
+            self.close_beside(handle).await;
         }
         finished
     }

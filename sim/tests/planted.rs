@@ -409,7 +409,8 @@ fn a_success_that_comes_too_late_is_caught() {
         plant(bug);
         let outcome = plan.run();
         plant(None);
-        assert_eq!(outcome.struck, 1, "{:?}", outcome.runs);
+        // Whoever waits no longer begins again.
+        assert!(expected || outcome.connections > 1, "{:?}", outcome.runs);
         let is_broken = |violation: &Violation| violation.property == Property::Law;
         assert_eq!(
             outcome.violations.iter().any(is_broken),

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -90,6 +91,21 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
             closed.extend(handles.iter().filter_map(|handle| Some(state.open.remove(handle)?.1)));
         }
         self.close_all(closed).await
+    }
+
+    /// Closes a file that is finished, beside what follows: to free what it has replaced may take long.
+    pub(super) async fn close_beside(&self, handle: Handle) {
+        // The semaphore is never closed.
+        let turn = self.session.closing.clone().acquire_owned().await;
+        let Some((_, closed)) = self.state().open.remove(&handle) else {
+            return;
+        };
+        let closing = self.session.roots.fs.offload(async move {
+            let _turn = turn;
+            drop(closed);
+        });
+        // A job that has begun runs to its end.
+        let _begun = futures::poll!(pin!(closing));
     }
 
     pub(super) async fn close_all(&self, closed: Vec<Open<F>>) -> Answer<()> {

@@ -8,6 +8,8 @@ use std::{
     },
 };
 
+use tokio::sync::Semaphore;
+
 use super::{Access, RealizeServer, Roots, Turns, loaded::Loaded, open::Open, roots::Served};
 use crate::{
     clock::Clock,
@@ -16,6 +18,9 @@ use crate::{
     store::{Claimed, Store, Walk},
     throttle::Bucket,
 };
+
+/// How many finished files may be being closed while others are dealt with.
+const CLOSING_AT_ONCE: usize = 4;
 
 pub(super) struct Session<F: Fs, C: Clock> {
     /// One for each job at work.
@@ -28,6 +33,8 @@ pub(super) struct Session<F: Fs, C: Clock> {
     pub access: Arc<dyn Access>,
     /// Held while directories are made: files that came behind them wait for it.
     pub making_dirs: tokio::sync::Mutex<()>,
+    /// Held by each finished file that is being closed.
+    pub closing: Arc<Semaphore>,
     /// Held, to read, by each claim that is being made.
     pub claiming: Arc<tokio::sync::RwLock<()>>,
     state: Mutex<State<F>>,
@@ -86,6 +93,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
                 is_stopped: AtomicBool::new(false),
                 roots,
                 access,
+                closing: Arc::new(Semaphore::new(CLOSING_AT_ONCE)),
                 claiming: Arc::default(),
                 making_dirs: tokio::sync::Mutex::default(),
                 state: Mutex::new(state),
