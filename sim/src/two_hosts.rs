@@ -498,7 +498,11 @@ impl TwoHosts {
         // A daemon that has started anew listens. Then whoever still waits for a lost connection finds out.
         driver.pass(STARTED);
         let found_out = daemon_limits().idle * 2 + daemon_limits().handshake;
-        let is_still = || network.streams() == 0 && !shared.state().is_reloaded;
+        // What a daemon is still finishing for a run that was ended would stay, because it is another by the time the next has looked at it.
+        let is_still = || {
+            let state = shared.state();
+            network.streams() == 0 && disks[1].open_handles() <= state.daemon_open && !state.is_reloaded
+        };
         driver.pass_until(found_out, || !is_watched && is_still());
         if self.comes_back {
             // What the one before had open ends with its process; a job that a disk had stalled may have been at it.
