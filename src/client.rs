@@ -76,6 +76,12 @@ impl Default for LinkLimits {
 }
 
 impl LinkLimits {
+    /// How long one try to connect may take where all have so long.
+    pub fn connect_within(&self, left: Duration) -> Duration {
+        const LEAST: Duration = Duration::from_secs(1);
+        self.connect.min(left.max(LEAST))
+    }
+
     /// The pauses between tries, varied by `jitter`, which is any number.
     pub fn pauses(&self, jitter: u64) -> impl Iterator<Item = Duration> + use<> {
         let varied = 0.75 + (jitter >> 40) as f64 / (1u64 << 25) as f64;

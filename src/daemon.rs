@@ -35,8 +35,7 @@ use crate::{
 };
 
 const NOT_KNOWN: &str = "the key is not configured any more";
-const ANOTHER_DIRECTORY: &str =
-    "a directory in use was taken out of the configuration, or is another one now; the move begins again";
+const ANOTHER_DIRECTORY: &str = "a directory in use was taken out of the configuration, or is another one now";
 
 /// Waits and counts of a daemon.
 #[derive(Debug, Clone)]

@@ -69,15 +69,15 @@ fn session_in(first: Option<ToClient>) -> Result<[u8; 16], ConnectError> {
     }
 }
 
-/// What comes of `connecting`, if it comes in time.
+/// What comes of `connecting`, if it comes within `limit`.
 async fn in_time<T, C: Clock>(
     clock: &C,
-    limits: &LinkLimits,
+    limit: Duration,
     connecting: impl Future<Output = Result<T, ConnectError>>,
 ) -> Result<T, ConnectError> {
-    timeout(clock, limits.connect, connecting)
+    timeout(clock, limit, connecting)
         .await
-        .unwrap_or(Err(ConnectError::TimedOut(limits.connect)))
+        .unwrap_or(Err(ConnectError::TimedOut(limit)))
 }
 
 /// Connects, and keeps the link connected by a task of its own as soon as both sides have shaken hands: its calls, and what tells whether
@@ -91,7 +91,7 @@ pub async fn connect<D: Dial, C: Clock>(
     observer: impl Fn(LinkEvent) + Send + Sync + 'static,
 ) -> Result<(Arc<Calls>, oneshot::Receiver<Result<(), ConnectError>>), ConnectError> {
     let since = clock.now();
-    let greeted = in_time(&clock, &limits, greet(&dial, id, None)).await?;
+    let greeted = in_time(&clock, limits.connect, greet(&dial, id, None)).await?;
     let calls = Arc::new(Calls::new(clock.now()));
     // Known to the connection before any call is made.
     let outbox = calls.connected(clock.now()).0;
@@ -392,11 +392,13 @@ impl<D: Dial, C: Clock, O: Fn(LinkEvent) + Send + Sync + 'static> Driver<D, C, O
         let mut pause = pauses.next().unwrap_or_default();
         loop {
             self.clock.sleep(pause).await;
-            let tried = in_time(&self.clock, &self.limits, attach(&self.dial, self.id, session)).await;
-            let left = self
-                .limits
-                .reconnect
-                .saturating_sub(self.clock.now().saturating_sub(since));
+            let left = || {
+                let waited = self.clock.now().saturating_sub(since);
+                self.limits.reconnect.saturating_sub(waited)
+            };
+            let limit = self.limits.connect_within(left());
+            let tried = in_time(&self.clock, limit, attach(&self.dial, self.id, session)).await;
+            let left = left();
             match tried {
                 Err(error) if error.is_passing() && !left.is_zero() => {
                     pause = pauses.next().unwrap_or_default().min(left);

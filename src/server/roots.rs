@@ -235,7 +235,9 @@ impl<F: Fs, C: Clock> Roots<F, C> {
             match served.store.prove_same_root(&there.dir).await {
                 Ok(()) => Ok(None),
                 Err(ServiceError::Replaced) if served.is_mount && !there.is_mount => {
-                    Err(io::Error::other("nothing is mounted there any more"))
+                    Err(io::Error::other(
+                        "nothing is mounted there any more (to serve what is there now, take it out, reload, and put it back)",
+                    ))
                 }
                 Err(ServiceError::Replaced) => Ok(Some(there)),
                 Err(error) => Err(io::Error::other(error.to_string())),

@@ -135,13 +135,8 @@ fn a_path_too_long_for_realize_does_not_stop_the_others() {
     let long = "d".repeat(250);
     let inner =
         format!("mkdir -p deep && cd deep && for i in $(seq 17); do mkdir {long} && cd {long}; done; touch file");
-    let made = std::process::Command::new("sh")
-        .arg("-c")
-        .arg(inner)
-        .current_dir(&source)
-        .status()
-        .unwrap();
-    assert!(made.success());
+    let made = Run::program("sh").arg("-c").arg(inner).current_dir(&source);
+    made.run().expect_code(0);
     fs::write(source.join("z_after"), "text").unwrap();
     realize().arg(&source).arg(&target).run().expect_code(1);
     assert_eq!(fs::read_to_string(target.join("z_after")).unwrap(), "text");

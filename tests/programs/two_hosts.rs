@@ -425,13 +425,9 @@ fn a_directory_is_not_moved_into_itself_by_way_of_another_host() {
 /// What the daemon says when it does not start with this configuration.
 fn refusal(files: &Scratch, config: &str) -> String {
     fs::write(files.join("realized.toml"), config).unwrap();
-    let outcome = std::process::Command::new(env!("CARGO_BIN_EXE_realized"))
-        .arg("--config")
-        .arg(files.join("realized.toml"))
-        .output()
-        .unwrap();
-    assert_eq!(outcome.status.code(), Some(2), "{config}");
-    String::from_utf8(outcome.stderr).unwrap()
+    let outcome = realized().arg("--config").arg(files.join("realized.toml")).run();
+    assert_eq!(outcome.status.code(), Some(2), "{config}\n{outcome}");
+    outcome.stderr().to_owned()
 }
 
 #[test]
@@ -472,12 +468,8 @@ fn the_daemon_says_in_words_that_can_be_pasted_why_it_does_not_start() {
     let said = of_key("");
     assert!(said.contains(&format!("chmod 600 \"{}\"\n", key.display())), "{said}");
     fs::remove_file(files.join("realized.toml")).unwrap();
-    let outcome = std::process::Command::new(env!("CARGO_BIN_EXE_realized"))
-        .arg("--config")
-        .arg(files.join("realized.toml"))
-        .output()
-        .unwrap();
-    let said = String::from_utf8(outcome.stderr).unwrap();
+    let outcome = realized().arg("--config").arg(files.join("realized.toml")).run();
+    let said = outcome.stderr();
     assert_eq!(said.matches("No such file").count(), 1, "{said}");
     assert!(said.contains("--config"), "{said}");
 }

@@ -45,8 +45,7 @@ pub fn run_as_root() -> bool {
 pub fn name_spaces_allowed() -> bool {
     static ALLOWED: OnceLock<bool> = OnceLock::new();
     *ALLOWED.get_or_init(|| {
-        let status = Command::new("unshare").args(["-Urm", "true"]).status();
-        let allowed = status.is_ok_and(|status| status.success());
+        let allowed = Run::program("unshare").args(["-Urm", "true"]).run().status.success();
         if !allowed {
             eprintln!("not tested: this host forbids user name spaces");
         }

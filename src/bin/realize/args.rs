@@ -88,7 +88,8 @@ pub struct Args {
     #[arg(long, value_name = "HH:MM", allow_hyphen_values = true)]
     pub stop_at: Option<StopAt>,
 
-    /// Try for so long to reach a host again whose connection was lost (0: not at all); in between the waits grow from 1 s to 5 min
+    /// Try for so long to reach a host again whose connection was lost, which shows after 60 s where nothing is said (0: not at all); in
+    /// between the waits grow from 1 s to 5 min
     #[arg(long, value_name = "TIME", default_value = "30m", allow_hyphen_values = true)]
     pub retry_for: RetryFor,
 

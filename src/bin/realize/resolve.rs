@@ -486,7 +486,12 @@ impl<'a> Hosts<'a> {
                 let id = self.next_link;
                 self.next_link.number += 1;
                 let observer = self.observer(host, reconnect);
-                let link = identity.link(host, self.sending.clone(), limits.clone(), self.clock, id, observer);
+                let mut limits = limits.clone();
+                if !patience.is_zero() {
+                    let left = patience.saturating_sub(self.clock.now().saturating_sub(since));
+                    limits.connect = limits.connect_within(left);
+                }
+                let link = identity.link(host, self.sending.clone(), limits, self.clock, id, observer);
                 let error = match link.await {
                     Ok(link) => break link,
                     Err(error) => error,

@@ -280,9 +280,9 @@ pub fn way_out(why: &Why) -> Option<&'static str> {
         ServiceError::NotEmpty => Some("something came into it meanwhile; run again"),
         ServiceError::NotFound if at_source => Some("it went away meanwhile"),
         ServiceError::NotFound => Some("its directory went away; is a disk not mounted?"),
-        ServiceError::Denied(_) => {
-            Some("add it to the rights of this host in the configuration of realized there, and start that anew")
-        }
+        ServiceError::Denied(_) => Some(
+            "add it to the rights of this host in the configuration of realized there, and have it read that anew (SIGHUP)",
+        ),
         _ => {
             let errno = Errno::from_raw_os_error(error.errno()?);
             let at = |here: &'static str, there: &'static str| Some(if at_source { here } else { there });

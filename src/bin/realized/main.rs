@@ -16,7 +16,7 @@ use clap::Parser;
 use futures::{StreamExt, future::join_all};
 use realize::{
     clock::{Clock, TokioClock, timeout},
-    config::{ConfigError, DaemonConfig},
+    config::{ConfigError, DaemonConfig, LogLevel},
     daemon::{Daemon, DaemonEvent, DaemonLimits},
     fs::os::{OsFs, raise_open_files},
     keys::{
@@ -24,7 +24,7 @@ use realize::{
         file::{self, KeyFileError},
     },
     limits::Limits,
-    model::Escaped,
+    model::{Escaped, Line},
     net::{Listener, Network, tcp::TcpNetwork},
     server::Roots,
     signals,
@@ -38,7 +38,8 @@ use self::log::Amount;
 
 /// Serves directories to other hosts, which move files to and from them with realize.
 ///
-/// Make this host's key with "realize keygen --out FILE" first; it prints the lines for the other hosts.
+/// Make this host's key with "realize keygen --out FILE" first; it prints the lines for the other hosts. SIGHUP has the configuration read
+/// anew. Ends with 2 when that is refused at the start, and with 1 when an address or a directory is not there.
 #[derive(Debug, Parser)]
 #[command(name = "realized", version, max_term_width = 100)]
 struct Args {
@@ -54,17 +55,20 @@ fn main() -> ExitCode {
     realize::memory::tune_allocator();
     let args = Args::parse();
     let amount = log::begin();
-    match run(&args, amount) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            error!("{error:#}");
-            ExitCode::from(2)
+    let failed = |error: anyhow::Error, code: u8| {
+        error!("{error:#}");
+        ExitCode::from(code)
+    };
+    match load(&args.config) {
+        Err(error) => failed(error, 2),
+        // An address or a disk that is not there yet may be later.
+        Ok((config, key)) => {
+            run(&args, amount, config, key).map_or_else(|error| failed(error, 1), |()| ExitCode::SUCCESS)
         }
     }
 }
 
-fn run(args: &Args, amount: Amount) -> Result<()> {
-    let (config, key) = load(&args.config)?;
+fn run(args: &Args, amount: Amount, config: DaemonConfig, key: SecretKey) -> Result<()> {
     amount.set(config.log_level);
     raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -146,10 +150,14 @@ async fn serve(path: &Path, amount: Amount, config: DaemonConfig, key: SecretKey
             if let Ok(now) = NotifyState::monotonic_usec_now() {
                 notify(&[NotifyState::Reloading, now]);
             }
-            if let Err(error) = reload(&daemon, path, &amount, &addresses).await {
-                error!("the configuration stays as it was: {error:#}");
-            }
-            notify(&[NotifyState::Ready]);
+            let status = match reload(&daemon, path, &amount, &addresses).await {
+                Ok(()) => "serving".to_owned(),
+                Err(error) => {
+                    error!("the configuration stays as it was: {error:#}");
+                    format!("serving what was configured before: {}", Line(&format!("{error:#}")))
+                }
+            };
+            notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
         }
     };
     let ended = async {
@@ -191,11 +199,12 @@ async fn reload(
     if listen != addresses {
         error!("\"listen\" is another now, which needs realized to be started anew: it listens where it did");
     }
+    // Told whatever is logged otherwise: who asked for it waits for it.
+    amount.set(LogLevel::Info);
     info!(
         "the configuration was loaded anew: directories: {directories}, peers: {peers}, key {}",
         key.public()
     );
-    // What was just told is of the reload, whatever is to be told from now on.
     amount.set(level);
     Ok(())
 }
