@@ -41,10 +41,14 @@ impl Served {
         self.hosts.configure(dirs, &self.hosts.public("mover"));
     }
 
+    /// A move of all that is near.
+    fn move_to_a(&self) -> Run {
+        self.hosts.realize().arg(&self.near).arg("nas::a")
+    }
+
     /// A move that takes seconds, and has begun to send.
     fn sending(&self) -> Running {
-        let running = self.hosts.realize().args(["-v", "--throttle=2M"]);
-        let running = running.arg(&self.near).arg("nas::a").start();
+        let running = self.move_to_a().args(["-v", "--throttle=2M"]).start();
         self.expect_partial(&self.a);
         running
     }
@@ -74,25 +78,13 @@ fn directories_and_rights_are_what_is_configured_from_the_next_call_on() {
     served.configure(&[("a", &served.a, READ), ("b", &served.b, ALL)]);
     served.hosts.reload();
     check("b", 0);
-    let refused = served
-        .hosts
-        .realize()
-        .arg(&served.near)
-        .arg("nas::a")
-        .run()
-        .expect_code(2);
+    let refused = served.move_to_a().run().expect_code(2);
     assert!(refused.stderr().contains("write"), "{refused}");
     assert!(served.near.join("large").exists());
     // The same name, another place.
     served.configure(&[("a", &served.b, ALL)]);
     served.hosts.reload();
-    served
-        .hosts
-        .realize()
-        .arg(&served.near)
-        .arg("nas::a")
-        .run()
-        .expect_code(0);
+    served.move_to_a().run().expect_code(0);
     assert_eq!(fs::read(served.b.join("large")).unwrap(), content());
     // The same path, another directory.
     fs::rename(&served.b, served.b.with_extension("away")).unwrap();
@@ -155,13 +147,7 @@ fn a_peer_that_is_taken_out_is_disconnected_and_its_source_stays() {
     // Let in again it goes on.
     served.configure(&[("a", &served.a, ALL)]);
     served.hosts.reload();
-    served
-        .hosts
-        .realize()
-        .arg(&served.near)
-        .arg("nas::a")
-        .run()
-        .expect_code(0);
+    served.move_to_a().run().expect_code(0);
     assert_eq!(fs::read(served.a.join("large")).unwrap(), content());
 }
 

@@ -104,10 +104,10 @@ async fn reload_for_a_while(
 ) {
     const LOOK_EVERY: Duration = Duration::from_millis(10);
     clock.sleep(Duration::from_millis(after.into())).await;
-    if std::mem::replace(&mut shared.state().is_reloaded, true) || shared.state().is_calm {
-        shared.state().is_reloaded = false;
+    if shared.state().is_calm {
         return;
     }
+    shared.state().is_reloaded = true;
     let key = key(KEYS[1]);
     let reloaded = daemon.reload(other.of(&config), &key).await;
     shared.note(DAEMON, &(other, reloaded.is_ok()));
