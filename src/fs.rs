@@ -261,6 +261,14 @@ pub trait File: Clone + Send + Sync + 'static {
     /// the end. A file system that keeps no holes has data everywhere.
     fn next_data(&self, offset: u64) -> impl Future<Output = io::Result<Option<u64>>> + Send;
 
+    /// Makes this file, which is empty, share all that `from` holds on the device, until either is written to: a reflink, which reads and writes
+    /// no bytes. `EOPNOTSUPP`, `EXDEV`, `EINVAL` or `ENOTTY` where the file system can't, and nothing has changed then; after
+    /// any other error a part of it may be there.
+    fn reflink(&self, from: &Self) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Makes `len` bytes at `offset` zeros, and of the whole blocks among them a hole. Any error where the file system can't; a part may be done then.
+    fn punch(&self, offset: u64, len: u64) -> impl Future<Output = io::Result<()>> + Send;
+
     /// Cuts the file or extends it with a hole to `len` bytes.
     fn set_len(&self, len: u64) -> impl Future<Output = io::Result<()>> + Send;
 

@@ -44,6 +44,8 @@ macro_rules! contract_suite {
             what_is_skipped_is_a_hole_and_reads_as_zeros
             a_cut_file_reads_zeros_when_extended_again
             a_huge_sparse_file_costs_nothing
+            a_punched_hole_reads_as_zeros
+            a_reflink_reads_the_same_until_either_is_written_to
             reading_at_the_end_gives_nothing
             new_things_have_private_modes
             create_refuses_any_name_that_is_taken
@@ -214,6 +216,39 @@ mod promises {
         same(ok(read_full(&file, 1 << 40, &mut buf).await), 8);
         same(buf, *b"\0middle\0");
         same(ok(file.metadata().await).version.size, 1 << 41);
+    }
+
+    /// Where the file system can't, the bytes are as they were, or zeros.
+    pub async fn a_punched_hole_reads_as_zeros<F: Fs>(bench: Bench<F>) {
+        let root = bench.root().await;
+        let file = make(&root, "a", &[7; 50_000]).await;
+        let is_punched = file.punch(20_000, 20_000).await.is_ok();
+        let read = content(&root, "a").await;
+        let (hole, data) = (&read[20_000..40_000], [&read[..20_000], &read[40_000..]].concat());
+        assert!(data == [7; 30_000]);
+        assert!(hole.iter().all(|byte| *byte == 0 || (*byte == 7 && !is_punched)));
+        if is_punched {
+            ok(file.punch(49_999, 100_000).await);
+            same(ok(file.metadata().await).version.size, 50_000);
+        }
+    }
+
+    pub async fn a_reflink_reads_the_same_until_either_is_written_to<F: Fs>(bench: Bench<F>) {
+        let root = bench.root().await;
+        let (from, to) = (make(&root, "a", &[7; 50_001]).await, make(&root, "b", b"").await);
+        let reader = ok(root.open(&n("a")).await);
+        if let Err(error) = to.reflink(&reader).await {
+            let refusals = [Errno::OPNOTSUPP, Errno::XDEV, Errno::INVAL, Errno::NOTTY];
+            refused_with(Err::<(), _>(error), &refusals);
+            assert!(content(&root, "b").await.is_empty());
+            return;
+        }
+        assert!(content(&root, "b").await == [7; 50_001]);
+        ok(write_all(&from, 10, b"from").await);
+        ok(write_all(&to, 30_000, b"to").await);
+        let (from, to) = (content(&root, "a").await, content(&root, "b").await);
+        assert!(from[10..14] == *b"from" && from[30_000..30_002] == [7; 2]);
+        assert!(to[10..14] == [7; 4] && to[30_000..30_002] == *b"to");
     }
 
     pub async fn reading_at_the_end_gives_nothing<F: Fs>(bench: Bench<F>) {

@@ -449,6 +449,30 @@ impl File for SimFile {
             .await
     }
 
+    async fn reflink(&self, from: &Self) -> io::Result<()> {
+        let is_here = self.0.fs.disk.device() == from.0.fs.disk.device();
+        self.own(Op::Reflink, |tree, strike, _| {
+            let ino = self.writable(tree, Errno::BADF)?;
+            match tree.refusals.reflink {
+                Some(errno) => Err(errno),
+                None if !is_here => Err(Errno::XDEV),
+                None => tree.reflink(ino, from.0.ino, strike.short),
+            }
+        })
+        .await
+    }
+
+    async fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.own(Op::Punch, |tree, _, _| {
+            let ino = self.writable(tree, Errno::BADF)?;
+            match tree.refusals.punch {
+                Some(errno) => Err(errno),
+                None => Ok(tree.punch(ino, offset, len)),
+            }
+        })
+        .await
+    }
+
     async fn set_len(&self, len: u64) -> io::Result<()> {
         self.own(Op::SetLen, |tree, _, _| {
             if len > OFFSET_MAX {

@@ -41,8 +41,10 @@ pub struct Partial<F: Fs> {
     pub(super) file: F::File,
     size: u64,
     pub(super) basis: Option<Basis<F::File>>,
-    /// Bytes that an earlier process left, as far as they may count.
+    /// Bytes that an earlier process left, or that it shares with its basis, as far as they may count.
     found_len: u64,
+    /// Whether it began as a reflink of its basis.
+    is_reflink: bool,
     hashes: Hashes,
     unsynced_bytes: AtomicU64,
     /// Of those of its chunks that this process wrote or read; `None` once it is not open here any more.
@@ -266,12 +268,20 @@ impl<F: Fs> Partial<F> {
         }
         // What lies behind that was written by this handle, and its hashes are known.
         let found = self.found_len.div_ceil(CHUNK_BYTES).saturating_sub(first);
-        let found = theirs.len().min(usize::try_from(found).unwrap_or(usize::MAX));
+        let found = match self.is_reflink && shift != 0 {
+            // What it shares is looked for elsewhere.
+            true => 0,
+            false => theirs.len().min(usize::try_from(found).unwrap_or(usize::MAX)),
+        };
         let mut equal = Vec::with_capacity(theirs.len());
         for (index, theirs) in (first..).zip(&theirs[..found]) {
             equal.push(self.compare_chunk(index, *theirs).await?);
         }
         equal.resize(theirs.len(), false);
+        if self.is_reflink && shift == 0 {
+            // The same bytes once more.
+            return Ok(equal);
+        }
         let wrong = (first..).zip(theirs).zip(&mut equal).filter(|(_, equal)| !**equal);
         for ((index, hash), equal) in wrong {
             *equal = self.copy_from_basis(store, index, *hash, shift).await?;
@@ -338,15 +348,14 @@ impl<F: Fs> Partial<F> {
         {
             return self.hashes.add(index, known);
         }
-        // Where something was written before, zeros have to be written as well.
         let is_again = self
             .remembered()
             .as_mut()
             .is_some_and(|remembered| remembered.begin(index));
-        let written = if sparse && start >= self.found_len && !is_again {
-            self.write_around_zeros(start, data).await
-        } else {
-            write_all(&self.file, start, data).await
+        let is_new = start >= self.found_len && !is_again;
+        let written = match sparse {
+            true => self.write_around_zeros(start, data, is_new).await,
+            false => write_all(&self.file, start, data).await,
         };
         drop(turn);
         let written = match written {
@@ -367,11 +376,21 @@ impl<F: Fs> Partial<F> {
         Ok(())
     }
 
-    async fn write_around_zeros(&self, start: u64, data: &[u8]) -> io::Result<()> {
-        for (block_index, block) in data.chunks(BLOCK_BYTES).enumerate() {
-            if !is_zero(block) {
-                write_all(&self.file, start + (block_index * BLOCK_BYTES) as u64, block).await?;
+    /// Writes what is not zeros. In ground that `is_new` the others are left out; elsewhere there may be something else, and a hole is made.
+    async fn write_around_zeros(&self, start: u64, data: &[u8], is_new: bool) -> io::Result<()> {
+        let mut offset = start;
+        for blocks in data
+            .chunks(BLOCK_BYTES)
+            .collect::<Vec<_>>()
+            .chunk_by(|a, b| is_zero(a) == is_zero(b))
+        {
+            let len = blocks.iter().map(|block| block.len()).sum::<usize>();
+            let at = (offset - start) as usize;
+            let is_hole = is_zero(blocks[0]) && (is_new || self.file.punch(offset, len as u64).await.is_ok());
+            if !is_hole {
+                write_all(&self.file, offset, &data[at..at + len]).await?;
             }
+            offset += len as u64;
         }
         Ok(())
     }
@@ -468,18 +487,23 @@ impl<F: Fs> Store<F> {
         self.ensure_safe()?;
         let (dir, name) = self.parent_of(path).await?;
         let part = names::partial(&name);
-        let (file, found_len, remembered) = match self.take_kept(&dir, &part, size).await? {
-            Some(kept) => kept,
-            None => {
-                let (file, found_len) = self.take_found(&dir, &part, size).await?;
-                (file, found_len, self.inner.keeping.remember(&self.inner.limits))
-            }
-        };
-        let hashes = Hashes::new(size, self.inner.limits.hashes_ahead);
         let basis = match basis {
             Some(version) => self.open_basis(&dir, &name, version).await,
             None => None,
         };
+        let mut is_reflink = false;
+        let (file, found_len, remembered) = match self.take_kept(&dir, &part, size).await? {
+            Some(kept) => kept,
+            None => {
+                let (file, mut found_len) = self.take_found(&dir, &part, size).await?;
+                if let (0, Some(basis)) = (found_len, &basis) {
+                    is_reflink = begin_as_reflink(&file, basis).await?;
+                    found_len = if is_reflink { basis.len.min(size) } else { 0 };
+                }
+                (file, found_len, self.inner.keeping.remember(&self.inner.limits))
+            }
+        };
+        let hashes = Hashes::new(size, self.inner.limits.hashes_ahead);
         let path = path.clone();
         Ok(Partial {
             basis,
@@ -490,6 +514,7 @@ impl<F: Fs> Store<F> {
             file,
             size,
             found_len,
+            is_reflink,
             hashes,
             unsynced_bytes: AtomicU64::new(0),
             remembered: Mutex::new(Some(remembered)),
@@ -595,6 +620,19 @@ impl<F: Fs> Store<F> {
                 .map_err(|e| ServiceError::io("remove", &e))?;
         }
         Err(somebody_else())
+    }
+}
+
+/// Has a partial that is empty share all blocks of the final that it is to replace, where the file system can: what is equal is neither copied nor takes
+/// room. Whether it does.
+async fn begin_as_reflink<F: File>(partial: &F, basis: &Basis<F>) -> Answer<bool> {
+    match partial.reflink(&basis.file).await {
+        Ok(()) => Ok(true),
+        Err(error) if is_any(&error, &[Errno::OPNOTSUPP, Errno::XDEV, Errno::INVAL, Errno::NOTTY]) => Ok(false),
+        Err(_) => {
+            let emptied = partial.set_len(0).await;
+            emptied.map(|()| false).map_err(|e| ServiceError::io("cut", &e))
+        }
     }
 }
 

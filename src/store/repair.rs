@@ -17,7 +17,7 @@ use crate::{
 
 /// The final that a file is to replace, open to be read alone.
 pub(super) struct Basis<F> {
-    file: F,
+    pub file: F,
     pub len: u64,
 }
 

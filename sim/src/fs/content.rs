@@ -69,6 +69,18 @@ impl Content {
         self.size = self.size.max(offset + data.len() as u64);
     }
 
+    /// Makes `len` bytes at `offset` zeros, and of the whole pages among them a hole. The size stays.
+    pub fn punch(&mut self, offset: u64, len: u64) {
+        self.digest = OnceLock::new();
+        for (page, from, part) in pieces(offset, len as usize, PAGE_BYTES) {
+            if part.len() as u64 == PAGE_BYTES {
+                self.pages.remove(&page);
+            } else if let Some(bytes) = self.pages.get_mut(&page) {
+                Arc::make_mut(bytes)[from..from + part.len()].fill(0);
+            }
+        }
+    }
+
     /// How many pages a write of `len` bytes at `offset` would add.
     pub fn new_pages(&self, offset: u64, len: usize) -> u64 {
         pieces(offset, len, PAGE_BYTES)
@@ -98,6 +110,20 @@ impl Content {
         }
         let (page, _) = self.pages.range(offset / PAGE_BYTES..).next()?;
         Some(offset.max(page * PAGE_BYTES))
+    }
+
+    /// What is not a hole: where it begins, and its bytes.
+    pub fn runs(&self) -> Vec<(u64, Vec<u8>)> {
+        let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
+        for (page, bytes) in &self.pages {
+            let offset = page * PAGE_BYTES;
+            let bytes = &bytes[..(self.size - offset).min(PAGE_BYTES) as usize];
+            match runs.last_mut() {
+                Some((start, run)) if *start + run.len() as u64 == offset => run.extend_from_slice(bytes),
+                _ => runs.push((offset, bytes.to_vec())),
+            }
+        }
+        runs
     }
 
     /// Whether the byte at `offset` is in a hole.

@@ -362,7 +362,7 @@ fn file_after(file: &FileBody, stable_meta: Meta, choice: Data, random: &mut Ran
                         });
                     }
                     Change::SetLen(_) => break,
-                    Change::Meta => {}
+                    Change::Punch { .. } | Change::Meta => {}
                 }
             }
         }

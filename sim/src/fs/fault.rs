@@ -38,6 +38,8 @@ pub enum Op {
     Read,
     Write,
     NextData,
+    Punch,
+    Reflink,
     SetLen,
     FileSetMeta,
     FileSync,
@@ -57,7 +59,7 @@ impl Op {
                 self,
                 Create | Symlink | Link | Rename | Unlink | Mkdir | Rmdir | SetMtime | DirSetMeta
             )
-            || matches!(self, Write | SetLen | FileSetMeta)
+            || matches!(self, Write | Punch | Reflink | SetLen | FileSetMeta)
     }
 
     /// Whether it is a sync.
@@ -132,7 +134,7 @@ pub enum Kind {
     SyncLost(Errno, Cache),
     /// The write succeeds, then write-back of the file fails as in `SyncLost`; only the file's next sync says so.
     WriteBackLost(Errno, Cache),
-    /// The read or write does at most so many bytes.
+    /// The read or write does at most so many bytes; a reflink shares so many and fails.
     Short(usize),
     /// A bit on the device turns over; the cache does not see it until it is dropped.
     BitRot {
@@ -179,6 +181,10 @@ pub struct Refusals {
     pub dir_sync: Option<Errno>,
     /// `Dir::link`.
     pub link: Option<Errno>,
+    /// `File::punch`.
+    pub punch: Option<Errno>,
+    /// `File::reflink`.
+    pub reflink: Option<Errno>,
     /// Not an error: names that differ in ASCII case or in dots at their end are one name, as on FAT.
     pub folds: bool,
     /// Not an error: what is written through a mapping changes the times, as on ext4. Otherwise it does not, as on tmpfs.

@@ -33,6 +33,7 @@ pub(super) struct Pending {
 #[derive(Debug, Clone)]
 pub(super) enum Change {
     Write { offset: u64, data: Vec<u8> },
+    Punch { offset: u64, len: u64 },
     SetLen(u64),
     Meta,
 }
@@ -41,6 +42,7 @@ impl Change {
     pub fn apply(&self, content: &mut Content) {
         match self {
             Change::Write { offset, data } => content.write(*offset, data),
+            Change::Punch { offset, len } => content.punch(*offset, *len),
             Change::SetLen(len) => content.set_len(*len),
             Change::Meta => {}
         }

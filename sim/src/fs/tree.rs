@@ -596,6 +596,43 @@ impl Tree {
             .sum()
     }
 
+    pub fn punch(&mut self, ino: Ino, offset: u64, len: u64) {
+        let end = (offset + len).min(self.file(ino).content.size());
+        if offset < end {
+            self.change(
+                ino,
+                Change::Punch {
+                    offset,
+                    len: end - offset,
+                },
+                true,
+            );
+        }
+    }
+
+    /// What the device has of `from`, once what is dirty has gone there, becomes this file's. Only `bytes_max` of it, and an error, where there is such
+    /// a limit. No room is saved here.
+    pub fn reflink(&mut self, ino: Ino, from: Ino, bytes_max: Option<usize>) -> Result<()> {
+        let mut shared = self.file(from).replayed();
+        if let Some(max) = bytes_max {
+            shared.set_len(shared.size().min(max as u64));
+        }
+        let free = self
+            .capacity
+            .map(|capacity| (capacity / PAGE_BYTES).saturating_sub(self.used_pages()));
+        if free.is_some_and(|free| shared.pages() > free) {
+            return Err(Errno::NOSPC);
+        }
+        self.set_len(ino, shared.size());
+        for (offset, data) in shared.runs() {
+            self.change(ino, Change::Write { offset, data }, true);
+        }
+        match bytes_max {
+            Some(_) => Err(Errno::INTR),
+            None => Ok(()),
+        }
+    }
+
     pub fn set_len(&mut self, ino: Ino, len: u64) {
         self.change(ino, Change::SetLen(len), true);
     }
@@ -799,6 +836,13 @@ pub(super) fn apply_torn(change: &Change, content: &mut Content, mut pick: impl 
             for (sector, _, part) in pieces(*offset, data.len(), SECTOR_BYTES) {
                 if pick(sector) {
                     content.write(offset + part.start as u64, &data[part]);
+                }
+            }
+        }
+        Change::Punch { offset, len } => {
+            for (sector, _, part) in pieces(*offset, *len as usize, SECTOR_BYTES) {
+                if pick(sector) {
+                    content.punch(offset + part.start as u64, part.len() as u64);
                 }
             }
         }

@@ -156,7 +156,9 @@ fn step(call: &Call) -> Option<&'static str> {
         Op::DirSetMeta | Op::SetMtime => "finish directory",
         Op::Rmdir => "remove directory",
         Op::Create if matches!(from, Some(NameKind::Token | NameKind::Unsynced)) => "begin",
-        Op::Create | Op::Symlink | Op::Write | Op::SetLen | Op::FileSetMeta => "write partial",
+        Op::Create | Op::Symlink | Op::Write | Op::Punch | Op::Reflink | Op::SetLen | Op::FileSetMeta => {
+            "write partial"
+        }
         Op::Rename | Op::Link if is_source => "set aside",
         Op::Rename | Op::Link
             if matches!(

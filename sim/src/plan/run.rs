@@ -348,6 +348,9 @@ impl Plan {
                 no_replace: renames,
                 exchange: renames,
                 lease: self.lacks(Lack::Leases).then_some(rustix::io::Errno::INVAL),
+                reflink: (self.seed / 2)
+                    .is_multiple_of(2)
+                    .then_some(rustix::io::Errno::OPNOTSUPP),
                 maps_tell: self.seed.is_multiple_of(2),
                 ..Refusals::default()
             });

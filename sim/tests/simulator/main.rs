@@ -13,5 +13,6 @@ mod plans;
 mod power_cut;
 mod random;
 mod recall;
+mod reflink;
 mod two_hosts;
 mod worst;

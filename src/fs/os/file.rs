@@ -12,8 +12,8 @@ use std::{
 use rustix::{
     buffer::spare_capacity,
     fs::{
-        Advice, AtFlags, FlockOperation, SeekFrom, StatxFlags, fadvise, flistxattr, flistxattr_query, flock, fstat,
-        fstatfs, fsync, ftruncate, seek, statx,
+        Advice, AtFlags, FallocateFlags, FlockOperation, SeekFrom, StatxFlags, fadvise, fallocate, flistxattr,
+        flistxattr_query, flock, fstat, fstatfs, fsync, ftruncate, ioctl_ficlone, seek, statx,
     },
     io::{Errno, pread, pwrite},
 };
@@ -132,6 +132,15 @@ impl File for OsFile {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    async fn reflink(&self, from: &Self) -> io::Result<()> {
+        Ok(ioctl_ficlone(self.fd(), from.fd())?)
+    }
+
+    async fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(fallocate(self.fd(), hole, offset, len)?)
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {

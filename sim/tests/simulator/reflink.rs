@@ -1,0 +1,157 @@
+//! Partials that begin as a reflink of the final that they replace: what is equal is not written, and nothing of the final is taken for new.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use realize::{
+    digest::{CHUNK_BYTES, ChunkHash, hash_chunk},
+    fs::Fs,
+    limits::Limits,
+    model::RelPath,
+    store::{FailedSync, Partial, Store},
+};
+use realize_sim::{
+    fs::{At, Content, Disk, Fault, Kind, Machine, Op, PAGE_BYTES, Refusals, SimFs},
+    world::process,
+};
+use rustix::io::Errno;
+
+const CHUNKS: u64 = 3;
+const SIZE: u64 = CHUNKS * CHUNK_BYTES;
+
+/// A chunk that is nowhere zero.
+fn chunk(fill: u8) -> Bytes {
+    vec![fill; CHUNK_BYTES as usize].into()
+}
+
+struct Bench {
+    machine: Machine,
+    disk: Disk,
+    store: Store<SimFs>,
+}
+
+impl Bench {
+    /// A disk with a final of the chunks `old`, and `more` bytes.
+    async fn new(old: [u8; CHUNKS as usize], more: &[u8], refusals: Refusals) -> Self {
+        let machine = Machine::new(1);
+        let disk = machine.disk(1);
+        disk.refuse(refusals);
+        let old: Vec<u8> = old.into_iter().flat_map(chunk).chain(more.to_vec()).collect();
+        disk.create("f", &old).unwrap();
+        disk.settle();
+        let root = disk.fs().open_root(Path::new("/")).await.unwrap();
+        let store = Store::new(root, Limits::default(), false, disk.fs().boot(), FailedSync::default());
+        Self { machine, disk, store }
+    }
+
+    async fn open(&self) -> Partial<SimFs> {
+        let basis = self.disk.stat("f").unwrap().version;
+        let path = RelPath::new("f").unwrap();
+        self.store.open_partial(&path, SIZE, Some(&basis)).await.unwrap()
+    }
+
+    async fn compare(&self, partial: &Partial<SimFs>, new: [u8; CHUNKS as usize], shift: i64) -> Vec<bool> {
+        let hash = |(index, fill)| hash_chunk(SIZE, index, &chunk(fill));
+        let hashes: Vec<ChunkHash> = (0..).zip(new).map(hash).collect();
+        partial.compare(&self.store, 0, &hashes, shift).await.unwrap()
+    }
+
+    fn partial(&self) -> Content {
+        self.disk.content(".f.realize-part").unwrap()
+    }
+
+    fn written_bytes(&self) -> u64 {
+        self.machine.bytes(1, Op::Write)
+    }
+}
+
+fn refusing(reflink: Option<Errno>, punch: Option<Errno>) -> Refusals {
+    Refusals {
+        reflink,
+        punch,
+        ..Refusals::default()
+    }
+}
+
+#[test]
+fn what_is_equal_is_written_only_where_blocks_are_not_shared() {
+    let refusals = [None, Some(Errno::OPNOTSUPP), Some(Errno::XDEV), Some(Errno::NOTTY)];
+    for (refused, written) in refusals.map(|errno| (errno, if errno.is_some() { 2 * CHUNK_BYTES } else { 0 })) {
+        process(async move {
+            let bench = Bench::new([1, 2, 3], b"and more", refusing(refused, None)).await;
+            let partial = bench.open().await;
+            assert_eq!(bench.compare(&partial, [1, 9, 3], 0).await, [true, false, true]);
+            assert_eq!(bench.written_bytes(), written);
+            partial
+                .write_chunk(&bench.store, 1, &chunk(9), false, ())
+                .await
+                .unwrap();
+            let there = bench.partial().to_vec();
+            assert!(there[..SIZE as usize] == [chunk(1), chunk(9), chunk(3)].concat());
+            // The final is not touched.
+            assert!(bench.disk.read("f").unwrap()[..SIZE as usize] == [chunk(1), chunk(2), chunk(3)].concat());
+        });
+    }
+}
+
+#[test]
+fn what_lies_elsewhere_is_copied_over_what_is_shared() {
+    process(async {
+        let bench = Bench::new([1, 2, 3], b"", Refusals::default()).await;
+        let partial = bench.open().await;
+        let equal = bench.compare(&partial, [2, 3, 3], CHUNK_BYTES as i64).await;
+        assert_eq!(equal, [true, true, false]);
+        assert!(bench.partial().to_vec() == [chunk(2), chunk(3), chunk(3)].concat());
+    });
+}
+
+/// What the source has as a hole is one at the target, whatever the final had there.
+#[test]
+fn a_hole_is_made_where_the_final_had_bytes() {
+    for (punch, pages) in [
+        (None, 2 * CHUNK_BYTES / PAGE_BYTES + 1),
+        (Some(Errno::OPNOTSUPP), SIZE / PAGE_BYTES),
+    ] {
+        process(async move {
+            let bench = Bench::new([1, 2, 3], b"", refusing(None, punch)).await;
+            let partial = bench.open().await;
+            bench.compare(&partial, [1, 0, 3], 0).await;
+            let mut sparse = vec![0; CHUNK_BYTES as usize];
+            sparse[7 * PAGE_BYTES as usize + 5] = 9;
+            partial
+                .write_chunk(&bench.store, 1, &sparse.clone().into(), true, ())
+                .await
+                .unwrap();
+            let there = bench.partial();
+            assert!(there.to_vec() == [chunk(1), sparse.into(), chunk(3)].concat());
+            assert_eq!(there.pages(), pages);
+        });
+    }
+}
+
+/// Of a reflink that fails in the middle nothing stays: else what is left out as a hole would be what the final had.
+#[test]
+fn what_a_reflink_that_failed_has_left_does_not_count() {
+    process(async {
+        let bench = Bench::new([1, 2, 3], b"", refusing(None, Some(Errno::OPNOTSUPP))).await;
+        bench.machine.inject(Fault {
+            at: At::Call {
+                op: Op::Reflink,
+                path: None,
+                nth: 0,
+            },
+            kind: Kind::Short(CHUNK_BYTES as usize + 5000),
+        });
+        let partial = bench.open().await;
+        assert_eq!(bench.machine.struck().len(), 1);
+        assert_eq!((partial.found_len(), bench.partial().size()), (0, 0));
+        let zeros: Bytes = vec![0; CHUNK_BYTES as usize].into();
+        for index in 0..CHUNKS {
+            partial
+                .write_chunk(&bench.store, index, &zeros, true, ())
+                .await
+                .unwrap();
+        }
+        assert!(bench.partial().to_vec().iter().all(|byte| *byte == 0));
+    });
+}
