@@ -62,6 +62,8 @@ pub enum Bug {
     DeltaUnhashed,
     /// What is copied from the older final is not hashed.
     BasisUnhashed,
+    /// What is left out as a hole counts as zeros, whatever was there before.
+    HolesAssumed,
     /// Whatever is found in a directory of the target counts as left by an earlier run.
     SweepUnknown,
     /// What a process remembers of a partial is believed, whoever has written to it since.
@@ -95,7 +97,7 @@ impl Bug {
     }
 
     /// All of them.
-    pub const ALL: [Bug; 36] = [
+    pub const ALL: [Bug; 37] = [
         Bug::DeleteBeforeSync,
         Bug::NoDirectorySync,
         Bug::AcknowledgeBeforeRename,
@@ -120,6 +122,7 @@ impl Bug {
         Bug::LateWrite,
         Bug::DeltaUnhashed,
         Bug::BasisUnhashed,
+        Bug::HolesAssumed,
         Bug::SweepUnknown,
         Bug::KeptUnchecked,
         Bug::RecallUnchecked,

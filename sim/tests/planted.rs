@@ -157,7 +157,7 @@ fn seeds_to_find(bug: Bug, scenario: Scenario, by: Property) -> (u64, Vec<Proper
 }
 
 /// Bugs that plans find, and by which property.
-const BY_PLANS: [(Bug, Scenario, Property); 28] = [
+const BY_PLANS: [(Bug, Scenario, Property); 29] = [
     (Bug::DeleteBeforeSync, Scenario::TwoDisks, Property::Law),
     (Bug::NoDirectorySync, Scenario::TwoDisks, Property::Law),
     (Bug::AcknowledgeBeforeRename, Scenario::TwoDisks, Property::Law),
@@ -175,6 +175,7 @@ const BY_PLANS: [(Bug, Scenario, Property); 28] = [
     (Bug::ResumeFromCache, Scenario::TwoDisks, Property::Law),
     (Bug::ResumePastHole, Scenario::TwoDisks, Property::Law),
     (Bug::BasisUnhashed, Scenario::TwoDisks, Property::WholeFinals),
+    (Bug::HolesAssumed, Scenario::TwoDisks, Property::WholeFinals),
     (Bug::SweepUnknown, Scenario::TwoDisks, Property::NothingElse),
     (Bug::RenameByPartial, Scenario::OneDisk, Property::Survivorship),
     (Bug::DeleteBeforeSync, Scenario::Send, Property::Law),

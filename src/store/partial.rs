@@ -352,7 +352,7 @@ impl<F: Fs> Partial<F> {
             .remembered()
             .as_mut()
             .is_some_and(|remembered| remembered.begin(index));
-        let is_new = start >= self.found_len && !is_again;
+        let is_new = (start >= self.found_len && !is_again) || planted(Bug::HolesAssumed);
         let written = match sparse {
             true => self.write_around_zeros(start, data, is_new).await,
             false => write_all(&self.file, start, data).await,
