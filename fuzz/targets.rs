@@ -88,6 +88,10 @@ pub fn signatures(data: &[u8]) {
     let ops = delta::ops(&delta.bytes, new.len()).unwrap();
     assert_eq!(ops.iter().map(Op::len).sum::<usize>(), new.len());
     assert!(delta.literal_bytes <= new.len() && delta.bytes.len() <= delta::DELTA_BYTES_MAX);
+    let refined = indexed.refine(&delta, new, 0..new.len()).unwrap();
+    let ops = delta::ops(&refined.bytes, new.len()).unwrap();
+    assert_eq!(ops.iter().map(Op::len).sum::<usize>(), new.len());
+    assert!(refined.literal_bytes <= delta.literal_bytes);
 }
 
 /// The delta between any two data, in two pieces, gives the second of the first.
@@ -98,6 +102,11 @@ pub fn round_trips(data: &[u8]) {
         .add(basis.len() as u64, &Signature::sums(BLOCK, basis))
         .unwrap();
     let indexed = signature.index().unwrap();
+    let mut coarse = Signature::new(0, 4 * BLOCK, 1).unwrap();
+    coarse
+        .add(basis.len() as u64, &Signature::sums(4 * BLOCK, basis))
+        .unwrap();
+    let coarse = coarse.index().unwrap();
     for new in [[other, basis].concat(), [basis, other].concat(), other.to_vec()] {
         let cut = usize::from(data[0]) * 16 % (new.len() + 1);
         let pieces = [0..cut, cut..new.len()].map(|piece| {
@@ -105,9 +114,13 @@ pub fn round_trips(data: &[u8]) {
             if let Some(packed) = delta::compress(&delta.bytes).unwrap() {
                 assert_eq!(delta::decompress(&packed).unwrap(), delta.bytes);
             }
-            applied(basis, &delta::ops(&delta.bytes, piece.len()).unwrap()).unwrap()
+            let first = coarse.diff(&new, piece.clone()).unwrap();
+            let refined = indexed.refine(&first, &new, piece.clone()).unwrap();
+            [delta, refined].map(|delta| applied(basis, &delta::ops(&delta.bytes, piece.len()).unwrap()).unwrap())
         });
-        assert_eq!(pieces.concat(), new);
+        for way in [0, 1] {
+            assert_eq!(pieces.each_ref().map(|made| &made[way][..]).concat(), new);
+        }
     }
 }
 

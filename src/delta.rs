@@ -28,13 +28,19 @@ pub const SUM_BYTES: usize = 4 + HASH_BYTES as usize;
 /// Bytes of a block where a chunk is held against the one in its own place: a flipped bit then costs about as much as the sums.
 pub const FINE_BLOCK_BYTES: u32 = 4096;
 
+/// Bytes of a block where what one of `block_bytes` did not find is looked for once more: an eighth, within the smallest and [`FINE_BLOCK_BYTES`]. Of
+/// 1/2 to 1/32 that made least of the pairs of `docs/pairs.md`.
+pub fn finer_block_bytes(block_bytes: u32) -> u32 {
+    (block_bytes / 8).clamp(*BLOCK_BYTES.start(), FINE_BLOCK_BYTES)
+}
+
 /// Blocks of one signature at most, which is enough for a basis of 64 GiB: indexed they take up to 17 MiB, where checksums collide
 /// twice that.
 pub const BLOCKS_MAX: usize = 1 << 18;
 
 /// Operations in the delta of one chunk at most: each copy but those cut at the ends is a block at least, and between two is one
-/// literal.
-const OPS_MAX: usize = 2 * (CHUNK_BYTES as usize / *BLOCK_BYTES.start() as usize) + 3;
+/// literal. (Where those between blocks of 1 KiB or more are looked up once more there are as many.)
+const OPS_MAX: usize = 2 * (CHUNK_BYTES as usize / *BLOCK_BYTES.start() as usize) + 16;
 
 /// Bytes of the delta of one chunk at most: all of it literal, and the operations.
 pub const DELTA_BYTES_MAX: usize = CHUNK_BYTES as usize + OPS_MAX * 17 + 5;
@@ -293,6 +299,37 @@ impl Indexed {
             }
         }
         Ok(Delta::of(&ops, self.block_bytes))
+    }
+
+    /// As `delta`, which another signature gave for the `piece` of `data`; what that did not find is looked for here.
+    pub fn refine(&self, delta: &Delta, data: &[u8], piece: Range<usize>) -> Result<Delta, Malformed> {
+        let margin = self.block_bytes as usize;
+        let (mut refined, mut at) = (Vec::new(), piece.start);
+        for op in parse(&delta.bytes, piece.len(), usize::MAX)? {
+            let end = at + op.len();
+            match op {
+                Op::Copy { .. } => refined.push(op),
+                Op::Literal(_) => {
+                    let around = at.saturating_sub(margin)..data.len().min(end + margin);
+                    let within = at - around.start..end - around.start;
+                    let found = self.diff(&data[around], within)?;
+                    let mut from = at;
+                    for op in parse(&found.bytes, end - at, usize::MAX)? {
+                        refined.push(match op {
+                            Op::Copy { offset, len } => Op::Copy { offset, len },
+                            Op::Literal(_) => Op::Literal(&data[from..from + op.len()]),
+                        });
+                        from += op.len();
+                    }
+                }
+            }
+            at = end;
+        }
+        let shift = delta.shift;
+        Ok(Delta {
+            shift,
+            ..Delta::of(&refined, self.block_bytes)
+        })
     }
 
     /// What gives the `piece` of `data`, the blocks of the signature taken as if they lay side by side. `delta` is for its bytes.

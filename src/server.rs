@@ -22,7 +22,7 @@ pub use self::{
     roots::{CannotOpen, Notes, Roots},
 };
 use self::{
-    loaded::{Loaded, index_of},
+    loaded::{Loaded, finer_index_of, index_of},
     open::{Open, OpenTarget, as_file},
     session::Session,
 };
@@ -469,6 +469,7 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         handle: Handle,
         chunk: u64,
         against: Against,
+        finer: Option<Sums>,
         literal_max: Option<u64>,
     ) -> Answer<Delta> {
         let source = self.find_source(handle, Right::Read)?;
@@ -483,10 +484,12 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         };
         let diff = async move {
             let file = as_file(&source)?;
+            let finer = finer.as_ref().map(finer_index_of).transpose()?;
+            let diff = |first| file.diff(chunk, first, finer.as_ref(), literal_max);
             match (against, loaded) {
-                (Against::Sums(sums), _) => file.diff(chunk, Some(&index_of(&sums)?), literal_max).await,
-                (Against::Loaded, Some(loaded)) => file.diff(chunk, Some(loaded.index()?), literal_max).await,
-                _ => file.diff(chunk, None, literal_max).await,
+                (Against::Sums(sums), _) => diff(Some(&index_of(&sums)?)).await,
+                (Against::Loaded, Some(loaded)) => diff(Some(loaded.index()?)).await,
+                _ => diff(None).await,
             }
         };
         let _turn = self.session.turns.diffs().await;

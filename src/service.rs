@@ -460,6 +460,10 @@ pub enum Blocks {
     Coarse,
     /// For a chunk that is held against the one in its own place.
     Fine,
+    /// For what coarse ones did not find, beside what they found.
+    FinerThanCoarse,
+    /// For what fine ones did not find.
+    FinerThanFine,
     /// Some of the coarse ones, to learn whether a basis has anything of a file.
     Sampled,
 }
@@ -471,6 +475,8 @@ impl Blocks {
         match self {
             Self::Coarse => (coarse, 1),
             Self::Fine => (delta::FINE_BLOCK_BYTES, 1),
+            Self::FinerThanCoarse => (delta::finer_block_bytes(coarse), 1),
+            Self::FinerThanFine => (delta::finer_block_bytes(delta::FINE_BLOCK_BYTES), 1),
             Self::Sampled => (coarse, delta::stride(coarse)),
         }
     }
@@ -693,8 +699,15 @@ pub trait RealizeService {
     async fn load_signature(handle: Handle, sums: Sums) -> Answer<()>;
 
     /// What makes one chunk of a file open for reading of what is at the target, if no more than `literal_max` bytes of it are not found there; else,
-    /// and where there is no such number or only samples are loaded, how much is found. \[read\]
-    async fn diff(handle: Handle, chunk: u64, against: Against, literal_max: Option<u64>) -> Answer<Delta>;
+    /// and where there is no such number or only samples are loaded, how much is found. What is not found `against` the first is looked for in `finer`,
+    /// blocks of [`delta::FINE_BLOCK_BYTES`] at most. \[read\]
+    async fn diff(
+        handle: Handle,
+        chunk: u64,
+        against: Against,
+        finer: Option<Sums>,
+        literal_max: Option<u64>,
+    ) -> Answer<Delta>;
 
     /// Writes one whole chunk of a partial, made of the basis and a delta. `DigestMismatch`, and nothing written, where it does not have
     /// the hash that the delta tells. \[write; read where it copies from the basis\]

@@ -465,10 +465,11 @@ impl File for SimFile {
     async fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         self.own(Op::Punch, |tree, _, _| {
             let ino = self.writable(tree, Errno::BADF)?;
-            match tree.refusals.punch {
-                Some(errno) => Err(errno),
-                None => Ok(tree.punch(ino, offset, len)),
+            if let Some(errno) = tree.refusals.punch {
+                return Err(errno);
             }
+            tree.punch(ino, offset, len);
+            Ok(())
         })
         .await
     }

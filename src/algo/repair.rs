@@ -5,7 +5,7 @@
 //! The rest goes the way that this shows: in place; or against the whole basis, whose sums are then asked for once; or, where neither finds
 //! anything, as it is. What has been found counts for nothing until its hash is that of the chunk.
 
-use std::collections::VecDeque;
+use std::{cell::Cell, collections::VecDeque};
 
 use futures::{FutureExt, StreamExt, stream, stream::FuturesUnordered};
 use tokio::sync::{MutexGuard, Semaphore};
@@ -33,6 +33,12 @@ const PROBES_MAX: u8 = 4;
 
 /// After so many pages of which nothing was found there the samples of a basis are given up: 1.3 GiB.
 const FRUITLESS_MAX: u8 = 8;
+
+/// A chunk of which more bytes than that are not found is looked up once more, in finer blocks.
+const FINER_BYTES: u64 = 64 << 10;
+
+/// How many bytes the sums of finer blocks of one file may take at most beyond what they have saved.
+const FINER_LOSS_BYTES: i64 = 256 << 10;
 
 /// How many chunks are dealt with until it is looked at anew whether that pays.
 const BATCH: usize = 32;
@@ -89,6 +95,8 @@ pub(super) struct Repair<'a> {
     probes_left: u8,
     /// For how many pages more of which nothing was found they are looked up in.
     fruitless_left: u8,
+    /// How many bytes the sums of finer blocks may still take: less what they took, and more what they saved.
+    finer_left: i64,
 }
 
 impl Repair<'_> {
@@ -108,6 +116,7 @@ impl Repair<'_> {
             has_no_room: false,
             probes_left: PROBES_MAX,
             fruitless_left: FRUITLESS_MAX,
+            finer_left: FINER_LOSS_BYTES,
         }
     }
 
@@ -274,6 +283,11 @@ impl Ends {
     fn place(&self, index: u64) -> u64 {
         (index * CHUNK_BYTES).saturating_add_signed(self.shift) / CHUNK_BYTES
     }
+
+    /// In how many chunks of the basis a chunk of the file is.
+    fn chunks(&self) -> u64 {
+        if self.shift % CHUNK_BYTES as i64 == 0 { 1 } else { 2 }
+    }
 }
 
 impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
@@ -318,7 +332,9 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
             let is_unknown = way == Way::Packed && repair.packs.is_none();
             let count = if is_unknown { 1 } else { BATCH };
             let batch: Vec<_> = wrong.drain(..wrong.len().min(count)).collect();
-            let tally = self.repair_batch(item, reading, ends, batch, way, Aim::All).await?;
+            let tally = self
+                .repair_batch(item, reading, ends, batch, (way, Aim::All), repair)
+                .await?;
             match way {
                 Way::Packed => repair.packs = Some(tally.is_smaller()),
                 // It may be better later on; until then this page is sent.
@@ -368,7 +384,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
     ) -> Result<bool, Why> {
         let some = spread(wrong, SAMPLES);
         let in_place = self
-            .repair_batch(item, reading, ends, some.clone(), Way::InPlace, Aim::Found)
+            .repair_batch(item, reading, ends, some.clone(), (Way::InPlace, Aim::Found), repair)
             .await?;
         wrong.retain(|index| !some.contains(index) || in_place.left.contains(index));
         if repair.learn(&in_place) {
@@ -383,7 +399,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         let probed = match is_worth && self.load(item, reading, ends, repair, repair.samples()).await? {
             true => {
                 let some = spread(wrong, SAMPLES);
-                self.repair_batch(item, reading, ends, some, Way::Loaded, Aim::Told)
+                self.repair_batch(item, reading, ends, some, (Way::Loaded, Aim::Told), repair)
                     .await?
             }
             false => Tally::default(),
@@ -400,7 +416,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
             let some = spread(wrong, SAMPLES);
             wrong.retain(|index| !some.contains(index));
             let loaded = self
-                .repair_batch(item, reading, ends, some, Way::Loaded, Aim::All)
+                .repair_batch(item, reading, ends, some, (Way::Loaded, Aim::All), repair)
                 .await?;
             if loaded.price() <= in_place.price() {
                 return Ok(false);
@@ -439,7 +455,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         let middle = page.start + (page.end - page.start) / 2;
         let ends = repair.ends(reading, target);
         let probed = self
-            .repair_batch(item, reading, ends, vec![middle], Way::Loaded, Aim::Told)
+            .repair_batch(item, reading, ends, vec![middle], (Way::Loaded, Aim::Told), repair)
             .await?;
         Ok(repair.learn(&probed) || probed.found > 0)
     }
@@ -451,10 +467,11 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         reading: &mut Reading,
         ends: Ends,
         chunks: Vec<u64>,
-        way: Way,
-        aim: Aim,
+        how: (Way, Aim),
+        repair: &mut Repair<'_>,
     ) -> Result<Tally, Why> {
         let _sending = Sending::begin(&self.sending);
+        let finer_left = Cell::new(repair.finer_left);
         let own = Semaphore::new(1);
         let (mut tally, mut chunks) = (Tally::default(), chunks.into_iter().peekable());
         let mut in_flight = FuturesUnordered::new();
@@ -463,7 +480,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
                 && let Some(index) = chunks.next()
             {
                 in_flight.push(
-                    self.repair_chunk(item, ends, index, (way, aim), &own)
+                    self.repair_chunk(item, ends, index, how, &finer_left, &own)
                         .map(move |tried| (index, tried)),
                 );
             }
@@ -476,6 +493,8 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
                 tally.add(len, index, &tried);
             }
         }
+        drop(in_flight);
+        repair.finer_left = finer_left.get().min(FINER_LOSS_BYTES);
         Ok(tally)
     }
 
@@ -486,11 +505,12 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         ends: Ends,
         index: u64,
         how: (Way, Aim),
+        finer_left: &Cell<i64>,
         own: &Semaphore,
     ) -> Result<Tried, Why> {
         let len = chunk_len(ends.size, index).ok_or(Why::Source(ServiceError::Internal))? as u64;
         let room = self.room(own).await?;
-        match self.try_repair(item, ends, index, how).await {
+        match self.try_repair(item, ends, index, how, finer_left).await {
             Ok(tried) => {
                 if let Some((_, sent_bytes)) = tried.sent {
                     self.sent(sent_bytes);
@@ -520,26 +540,24 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         }
     }
 
-    async fn try_repair(&self, item: &Item, ends: Ends, index: u64, (way, aim): (Way, Aim)) -> Result<Tried, Why> {
+    async fn try_repair(
+        &self,
+        item: &Item,
+        ends: Ends,
+        index: u64,
+        (way, aim): (Way, Aim),
+        finer_left: &Cell<i64>,
+    ) -> Result<Tried, Why> {
         let len = chunk_len(ends.size, index).ok_or(Why::Source(ServiceError::Internal))?;
-        let against = match way {
-            Way::InPlace => {
-                let count = if ends.shift == 0 { 1 } else { 2 };
-                Against::Sums(self.signature(ends, ends.place(index), count, Blocks::Fine).await?)
-            }
-            Way::Loaded => Against::Loaded,
-            Way::Packed => Against::Nothing,
-        };
         let enough = len - len / 4;
         let literal_max = match aim {
             Aim::All => Some(len as u64),
             Aim::Found => Some(enough as u64),
             Aim::Told => None,
         };
-        let service = &self.sources[item.source].service;
-        let delta = flat(service.diff(calls::context(), ends.source, index, against, literal_max)).await;
-        let delta = delta.and_then(|delta| check_delta(delta, len, aim));
-        let delta = delta.map_err(Why::Source)?;
+        let delta = self
+            .delta(item, ends, (index, len), way, literal_max, finer_left)
+            .await?;
         let (shift, sent) = (delta.shift, (delta.hash, delta.data.len() as u64));
         let service = &self.target.service;
         let applied = match delta.form {
@@ -568,6 +586,56 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
             sent: Some(sent),
             shift,
         })
+    }
+
+    /// What the source makes of a chunk, in finer blocks where much is not found and that may pay.
+    async fn delta(
+        &self,
+        item: &Item,
+        ends: Ends,
+        (index, len): (u64, usize),
+        way: Way,
+        literal_max: Option<u64>,
+        finer_left: &Cell<i64>,
+    ) -> Result<Delta, Why> {
+        let (against, finer) = match way {
+            Way::InPlace => {
+                let sums = self.signature(ends, ends.place(index), ends.chunks(), Blocks::Fine);
+                (Against::Sums(sums.await?), Some(Blocks::FinerThanFine))
+            }
+            Way::Loaded => (Against::Loaded, Some(Blocks::FinerThanCoarse)),
+            Way::Packed => (Against::Nothing, None),
+        };
+        let service = &self.sources[item.source].service;
+        let diff = async |finer, literal_max| {
+            let delta = service.diff(
+                calls::context(),
+                ends.source,
+                index,
+                against.clone(),
+                finer,
+                literal_max,
+            );
+            let delta = flat(delta).await.and_then(|delta| check_delta(delta, len, literal_max));
+            delta.map_err(Why::Source)
+        };
+        let (Some(blocks), Some(max)) = (finer.filter(|_| finer_left.get() > 0), literal_max) else {
+            return diff(None, literal_max).await;
+        };
+        let first = diff(None, Some(max.min(FINER_BYTES))).await?;
+        if first.form != Form::Left || first.literal_bytes > max {
+            return Ok(first);
+        }
+        let shift = match way {
+            Way::Loaded => first.shift.unwrap_or(ends.shift),
+            _ => ends.shift,
+        };
+        let near = Ends { shift, ..ends };
+        let sums = self.signature(near, near.place(index), near.chunks(), blocks).await?;
+        finer_left.set(finer_left.get() - sums.sums.len() as i64);
+        let delta = diff(Some(sums), Some(max)).await?;
+        finer_left.set(finer_left.get() + saved(&first, &delta));
+        Ok(delta)
     }
 
     async fn signature(&self, ends: Ends, first: u64, count: u64, blocks: Blocks) -> Result<Sums, Why> {
@@ -664,10 +732,17 @@ fn sums_of(bytes: u64, block_bytes: u32, stride: u32) -> usize {
     bytes.div_ceil(u64::from(block_bytes) * u64::from(stride)) as usize
 }
 
-fn check_delta(delta: Delta, len: usize, aim: Aim) -> Answer<Delta> {
+/// About how many bytes it has saved that `finer` was made, where `coarse` was left.
+fn saved(coarse: &Delta, finer: &Delta) -> i64 {
+    let found = coarse.literal_bytes.saturating_sub(finer.literal_bytes);
+    let (sent, literal) = (finer.data.len() as u64, finer.literal_bytes.max(1));
+    (found * sent.min(literal) / literal) as i64
+}
+
+fn check_delta(delta: Delta, len: usize, literal_max: Option<u64>) -> Answer<Delta> {
     let is_sound = match delta.form {
-        Form::Left => aim != Aim::All && delta.data.is_empty(),
-        _ if aim == Aim::Told => false,
+        Form::Left => literal_max.is_none_or(|max| delta.literal_bytes > max) && delta.data.is_empty(),
+        _ if literal_max.is_none_or(|max| delta.literal_bytes > max) => false,
         Form::Whole => delta.data.len() == len,
         Form::Plain | Form::Packed => delta.data.len() <= len,
     };

@@ -69,6 +69,46 @@ fn a_signature_in_pieces_is_that_of_the_whole() {
 }
 
 #[test]
+fn what_coarse_blocks_miss_is_found_by_finer_ones() {
+    let basis = noise(2, 256 * 1024);
+    let mut new = basis.clone();
+    (0..256).for_each(|nth| new[nth * 1024 + 100] ^= 1);
+    let coarse = signature_of(&basis, 4096).index().unwrap();
+    let first = coarse.diff(&new, 1000..201_000).unwrap();
+    assert_eq!(first.literal_bytes, 200_000);
+    let finer = signature_of(&basis, finer_block_bytes(4096)).index().unwrap();
+    let refined = finer.refine(&first, &new, 1000..201_000).unwrap();
+    assert!(refined.literal_bytes <= 100_512, "{}", refined.literal_bytes);
+    // Each stretch between two changes is a copy and a literal: no more than a delta may have.
+    assert!(ops(&refined.bytes, 200_000).is_ok());
+}
+
+/// The most operations that a chunk may come to: a match of the smallest coarse block and a gap in turn, each gap cut in pieces.
+#[test]
+fn a_delta_of_two_passes_has_no_more_operations_than_are_taken() {
+    let basis = noise(3, 2 * CHUNK_BYTES as usize);
+    for (gap, kept) in [(1, 1024), (513, 512), (700, 512), (1025, 513), (1600, 512)] {
+        // Blocks of 1 KiB, whole, then a gap in which a smaller block is found, or none.
+        let mut new = Vec::new();
+        for block in basis.chunks(1024) {
+            new.extend_from_slice(block);
+            new.push(block[0] ^ 1);
+            new.extend_from_slice(&basis[512..512 + kept.min(512)]);
+            new.extend(std::iter::repeat_n(block[1] ^ 1, gap));
+        }
+        new.truncate(CHUNK_BYTES as usize);
+        let coarse = signature_of(&basis, 1024).index().unwrap();
+        let finer = signature_of(&basis, 512).index().unwrap();
+        let first = coarse.diff(&new, 0..new.len()).unwrap();
+        let refined = finer.refine(&first, &new, 0..new.len()).unwrap();
+        assert!(
+            applied(&basis, &refined.bytes, new.len()).unwrap() == new,
+            "{gap} {kept}"
+        );
+    }
+}
+
+#[test]
 fn where_the_last_of_what_was_found_lay_is_told() {
     let basis = noise(2, 64 * 1024);
     let signature = signature_of(&basis, BLOCK).index().unwrap();
@@ -273,6 +313,25 @@ proptest! {
             out.extend(ours);
         }
         prop_assert_eq!(out, new);
+    }
+
+    #[test]
+    fn what_is_looked_for_once_more_gives_the_new_data_and_never_more(
+        (basis, new) in pairs(), start in any::<prop::sample::Index>(), piece in any::<[prop::sample::Index; 2]>(),
+    ) {
+        let coarse = signature_of(&basis, 4 * BLOCK).index().unwrap();
+        // Of a part of the basis.
+        let start = start.index(basis.len() + 1);
+        let mut finer = Signature::new(start as u64, BLOCK, 1).unwrap();
+        finer.add((basis.len() - start) as u64, &Signature::sums(BLOCK, &basis[start..])).unwrap();
+        let [a, b] = piece.map(|at| at.index(new.len() + 1));
+        let piece = a.min(b)..a.max(b);
+        let first = coarse.diff(&new, piece.clone()).unwrap();
+        let refined = finer.index().unwrap().refine(&first, &new, piece.clone()).unwrap();
+        prop_assert_eq!(applied(&basis, &refined.bytes, piece.len()).unwrap(), &new[piece.clone()]);
+        prop_assert!(refined.literal_bytes <= first.literal_bytes);
+        prop_assert_eq!(refined.literal_bytes, literal_bytes(&refined.bytes, piece.len()));
+        prop_assert_eq!(refined.shift, first.shift);
     }
 
     /// Where one of the two parsers takes a delta, the other does too, and both give the same.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::{
-    delta::{Indexed, Malformed, Signature},
+    delta::{FINE_BLOCK_BYTES, Indexed, Malformed, Signature},
     digest::CHUNK_BYTES,
     service::{Answer, Handle, SIGNATURE_CHUNKS_MAX, ServiceError, Sums},
 };
@@ -47,6 +47,14 @@ impl Loaded {
 }
 
 /// What `sums` alone tell, which may be those of one call.
+pub(super) fn finer_index_of(sums: &Sums) -> Answer<Indexed> {
+    // Each stretch that was not found is looked through anew, with fast_rsync's own bound for each.
+    if sums.block_bytes > FINE_BLOCK_BYTES || sums.stride > 1 {
+        return Err(ServiceError::BadRequest("sums that are none of finer blocks".into()));
+    }
+    index_of(sums)
+}
+
 pub(super) fn index_of(sums: &Sums) -> Answer<Indexed> {
     if sums.bytes > SIGNATURE_CHUNKS_MAX * CHUNK_BYTES {
         return Err(ServiceError::BadRequest("sums of too much for one call".into()));

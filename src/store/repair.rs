@@ -145,9 +145,15 @@ impl<F: Fs> Partial<F> {
 }
 
 impl<F: Fs> SourceFile<F> {
-    /// What makes chunk `index` of a basis of which `signature` tells; where it tells nothing, or what it tells is of no use, the chunk itself. None of that
+    /// What makes chunk `index` of a basis of which `signature` tells, and of what it does not tell `finer`; where nothing tells anything, or what is told is of no use, the chunk itself. None of that
     /// where more than `literal_max` bytes were not found, where there is no such number, or only samples are known.
-    pub async fn diff(&self, index: u64, signature: Option<&Indexed>, literal_max: Option<u64>) -> Answer<Delta> {
+    pub async fn diff(
+        &self,
+        index: u64,
+        signature: Option<&Indexed>,
+        finer: Option<&Indexed>,
+        literal_max: Option<u64>,
+    ) -> Answer<Delta> {
         let size = self.size();
         let len = chunk_len(size, index).ok_or_else(|| ServiceError::BadRequest("a chunk past the end".into()))?;
         let start = index * CHUNK_BYTES;
@@ -173,6 +179,10 @@ impl<F: Fs> SourceFile<F> {
             }
             Some(signature) => signature.diff(&data, piece.clone())?,
             None => delta::Delta::literal(chunk),
+        };
+        let delta = match finer {
+            Some(finer) => finer.refine(&delta, &data, piece)?,
+            None => delta,
         };
         if literal_max.is_none_or(|most| delta.literal_bytes as u64 > most) {
             return Ok(left(delta.literal_bytes, delta.shift));

@@ -13,7 +13,8 @@ use realize::{
     model::{RelPath, Timestamp, Version},
     service::{
         Against, Answer, Blocks, Content, Delta, DirId, Expected, FileRef, Finish, Form, Handle, Meta, NewFile,
-        OpenFor, RealizeServiceRequest as Request, RealizeServiceResponse as Response, Role, RunId, Sums, Verify,
+        OpenFor, RealizeServiceRequest as Request, RealizeServiceResponse as Response, Role, RunId, ServiceError, Sums,
+        Verify,
     },
     wire::{Encoded, Outbox, ToServer, write_messages},
 };
@@ -303,10 +304,36 @@ async fn sums_and_deltas_that_cannot_be_are_refused() {
             handle: source,
             chunk: 0,
             against: Against::Sums(sums(start, bytes, block_bytes, stride, count)),
+            finer: None,
             literal_max: Some(CHUNK_BYTES),
         };
         let made = peer.call(diff).await;
         assert!(matches!(made, Response::Diff(Err(_))), "{what:?}: {made:?}");
+        let diff = Request::Diff {
+            handle: source,
+            chunk: 0,
+            against: Against::Nothing,
+            finer: Some(sums(start, bytes, block_bytes, stride, count)),
+            literal_max: Some(CHUNK_BYTES),
+        };
+        let made = peer.call(diff).await;
+        assert!(matches!(made, Response::Diff(Err(_))), "finer {what:?}: {made:?}");
+    }
+    // Blocks that are none of finer ones.
+    for (block_bytes, stride) in [(8192, 1), (262_144, 1), (4096, 2)] {
+        let bytes = u64::from(block_bytes * stride);
+        let diff = Request::Diff {
+            handle: source,
+            chunk: 0,
+            against: Against::Nothing,
+            finer: Some(sums(0, bytes, block_bytes, stride, 7)),
+            literal_max: Some(CHUNK_BYTES),
+        };
+        let made = peer.call(diff).await;
+        assert!(
+            matches!(made, Response::Diff(Err(ServiceError::BadRequest(_)))),
+            "{made:?}"
+        );
     }
     for (handle, chunk, against) in [
         (source, 0, Against::Loaded),
@@ -318,6 +345,7 @@ async fn sums_and_deltas_that_cannot_be_are_refused() {
             handle,
             chunk,
             against,
+            finer: None,
             literal_max: Some(CHUNK_BYTES),
         };
         let made = peer.call(diff).await;

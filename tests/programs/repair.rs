@@ -174,6 +174,34 @@ fn what_has_moved_within_a_file_is_found_by_its_hashes() {
     }
 }
 
+/// A byte here and there, of what is in its place and of what has moved.
+#[test]
+fn many_small_changes_cost_little_more_than_themselves() {
+    let old = noise(7, 24 * MIB);
+    let changed = |old: &[u8]| {
+        let mut new = old.to_vec();
+        (0..new.len() / 8192).for_each(|nth| new[nth * 8192 + nth % 4000] ^= 1);
+        new
+    };
+    for (what, new) in [
+        ("in place", changed(&old)),
+        ("moved", changed(&[&noise(8, 12_345), &old[..]].concat())),
+    ] {
+        let case = Case {
+            what,
+            old: Some(old.clone()),
+            partial: None,
+            bytes_max: 0,
+        };
+        for push in [true, false] {
+            let bytes = repair(&new, &case, push);
+            println!("{what}: {bytes} bytes");
+            // Of 3,072 changes each a block of 512 bytes, and sums.
+            assert!(bytes < 3_000_000, "{what}: {bytes} bytes");
+        }
+    }
+}
+
 /// More turns out to be there than the page that was hashed meanwhile was cut to.
 #[test]
 fn a_file_that_grew_in_front_arrives_whole() {
