@@ -141,6 +141,8 @@ struct Shared<'a, S, T> {
     window: Semaphore,
     /// How many large files are being sent: they share the window.
     sending: Cell<u64>,
+    /// How many bytes the sums of finer blocks may still take: less what they took, and more what they saved. None within a host, where there is nothing to save.
+    finer_left: Cell<i64>,
     /// Held by the file whose basis is loaded at its source.
     loading: Mutex<()>,
     /// Whether directories are being made at the target.
@@ -195,6 +197,7 @@ impl<'a, S, T> Shared<'a, S, T> {
             notices,
             window,
             sending: Cell::new(0),
+            finer_left: Cell::new(if ground.one_host { 0 } else { repair::FINER_LOSS_BYTES }),
             loading: Mutex::new(()),
             making: Cell::new(false),
             made: Notify::new(),

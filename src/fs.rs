@@ -169,7 +169,7 @@ pub trait Dir: Clone + Send + Sync + 'static {
     /// there is anything of that name.
     fn create(&self, name: &Name) -> impl Future<Output = io::Result<Self::File>> + Send;
 
-    /// Makes the symbolic link `name` with the text `target` (1 to 4,095 bytes, no NUL).
+    /// Makes the symbolic link `name` with the text `target` (1 to 4,095 bytes, on XFS 1,023; no NUL).
     fn symlink(&self, name: &Name, target: &[u8]) -> impl Future<Output = io::Result<()>> + Send;
 
     /// The text of the symbolic link `name`; `EINVAL` when it is none.
@@ -261,10 +261,10 @@ pub trait File: Clone + Send + Sync + 'static {
     /// the end. A file system that keeps no holes has data everywhere.
     fn next_data(&self, offset: u64) -> impl Future<Output = io::Result<Option<u64>>> + Send;
 
-    /// Makes this file, which is empty, share all that `from` holds on the device, until either is written to: a reflink, which reads and writes
-    /// no bytes. `EOPNOTSUPP`, `EXDEV`, `EINVAL` or `ENOTTY` where the file system can't, and nothing has changed then; after
-    /// any other error a part of it may be there.
-    fn reflink(&self, from: &Self) -> impl Future<Output = io::Result<()>> + Send;
+    /// Makes this file, which is empty, share the first `len` bytes that `from` has on the device, until either is written to: a reflink. `len` is a
+    /// multiple of 1 MiB, or all that `from` has. What is dirty of `from` is written first. `EOPNOTSUPP`, `ENOTTY` or `EXDEV` where the file
+    /// system can't, and nothing has changed then; after any other error, and where it says that it succeeded, this file may have less, or more.
+    fn reflink(&self, from: &Self, len: u64) -> impl Future<Output = io::Result<()>> + Send;
 
     /// Makes `len` bytes at `offset` zeros, and of the whole blocks among them a hole. Any error where the file system can't; a part may be done then.
     fn punch(&self, offset: u64, len: u64) -> impl Future<Output = io::Result<()>> + Send;

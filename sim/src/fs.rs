@@ -449,14 +449,14 @@ impl File for SimFile {
             .await
     }
 
-    async fn reflink(&self, from: &Self) -> io::Result<()> {
+    async fn reflink(&self, from: &Self, len: u64) -> io::Result<()> {
         let is_here = self.0.fs.disk.device() == from.0.fs.disk.device();
-        self.own(Op::Reflink, |tree, strike, _| {
+        self.own(Op::Reflink, |tree, strike, random| {
             let ino = self.writable(tree, Errno::BADF)?;
             match tree.refusals.reflink {
                 Some(errno) => Err(errno),
                 None if !is_here => Err(Errno::XDEV),
-                None => tree.reflink(ino, from.0.ino, strike.short),
+                None => tree.reflink(ino, from.0.ino, len, strike.short.map(|max| (max, random))),
             }
         })
         .await

@@ -5,7 +5,7 @@
 //! The rest goes the way that this shows: in place; or against the whole basis, whose sums are then asked for once; or, where neither finds
 //! anything, as it is. What has been found counts for nothing until its hash is that of the chunk.
 
-use std::{cell::Cell, collections::VecDeque};
+use std::collections::VecDeque;
 
 use futures::{FutureExt, StreamExt, stream, stream::FuturesUnordered};
 use tokio::sync::{MutexGuard, Semaphore};
@@ -37,8 +37,8 @@ const FRUITLESS_MAX: u8 = 8;
 /// A chunk of which more bytes than that are not found is looked up once more, in finer blocks.
 const FINER_BYTES: u64 = 64 << 10;
 
-/// How many bytes the sums of finer blocks of one file may take at most beyond what they have saved.
-const FINER_LOSS_BYTES: i64 = 256 << 10;
+/// How many bytes the sums of finer blocks may take in a move beyond what they have saved there: those of all chunks that are tried at once.
+pub(super) const FINER_LOSS_BYTES: i64 = 1 << 20;
 
 /// How many chunks are dealt with until it is looked at anew whether that pays.
 const BATCH: usize = 32;
@@ -95,8 +95,6 @@ pub(super) struct Repair<'a> {
     probes_left: u8,
     /// For how many pages more of which nothing was found they are looked up in.
     fruitless_left: u8,
-    /// How many bytes the sums of finer blocks may still take: less what they took, and more what they saved.
-    finer_left: i64,
 }
 
 impl Repair<'_> {
@@ -116,7 +114,6 @@ impl Repair<'_> {
             has_no_room: false,
             probes_left: PROBES_MAX,
             fruitless_left: FRUITLESS_MAX,
-            finer_left: FINER_LOSS_BYTES,
         }
     }
 
@@ -332,9 +329,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
             let is_unknown = way == Way::Packed && repair.packs.is_none();
             let count = if is_unknown { 1 } else { BATCH };
             let batch: Vec<_> = wrong.drain(..wrong.len().min(count)).collect();
-            let tally = self
-                .repair_batch(item, reading, ends, batch, (way, Aim::All), repair)
-                .await?;
+            let tally = self.repair_batch(item, reading, ends, batch, (way, Aim::All)).await?;
             match way {
                 Way::Packed => repair.packs = Some(tally.is_smaller()),
                 // It may be better later on; until then this page is sent.
@@ -384,7 +379,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
     ) -> Result<bool, Why> {
         let some = spread(wrong, SAMPLES);
         let in_place = self
-            .repair_batch(item, reading, ends, some.clone(), (Way::InPlace, Aim::Found), repair)
+            .repair_batch(item, reading, ends, some.clone(), (Way::InPlace, Aim::Found))
             .await?;
         wrong.retain(|index| !some.contains(index) || in_place.left.contains(index));
         if repair.learn(&in_place) {
@@ -399,7 +394,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         let probed = match is_worth && self.load(item, reading, ends, repair, repair.samples()).await? {
             true => {
                 let some = spread(wrong, SAMPLES);
-                self.repair_batch(item, reading, ends, some, (Way::Loaded, Aim::Told), repair)
+                self.repair_batch(item, reading, ends, some, (Way::Loaded, Aim::Told))
                     .await?
             }
             false => Tally::default(),
@@ -416,7 +411,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
             let some = spread(wrong, SAMPLES);
             wrong.retain(|index| !some.contains(index));
             let loaded = self
-                .repair_batch(item, reading, ends, some, (Way::Loaded, Aim::All), repair)
+                .repair_batch(item, reading, ends, some, (Way::Loaded, Aim::All))
                 .await?;
             if loaded.price() <= in_place.price() {
                 return Ok(false);
@@ -455,7 +450,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         let middle = page.start + (page.end - page.start) / 2;
         let ends = repair.ends(reading, target);
         let probed = self
-            .repair_batch(item, reading, ends, vec![middle], (Way::Loaded, Aim::Told), repair)
+            .repair_batch(item, reading, ends, vec![middle], (Way::Loaded, Aim::Told))
             .await?;
         Ok(repair.learn(&probed) || probed.found > 0)
     }
@@ -468,10 +463,8 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         ends: Ends,
         chunks: Vec<u64>,
         how: (Way, Aim),
-        repair: &mut Repair<'_>,
     ) -> Result<Tally, Why> {
         let _sending = Sending::begin(&self.sending);
-        let finer_left = Cell::new(repair.finer_left);
         let own = Semaphore::new(1);
         let (mut tally, mut chunks) = (Tally::default(), chunks.into_iter().peekable());
         let mut in_flight = FuturesUnordered::new();
@@ -480,7 +473,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
                 && let Some(index) = chunks.next()
             {
                 in_flight.push(
-                    self.repair_chunk(item, ends, index, how, &finer_left, &own)
+                    self.repair_chunk(item, ends, index, how, &own)
                         .map(move |tried| (index, tried)),
                 );
             }
@@ -493,8 +486,6 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
                 tally.add(len, index, &tried);
             }
         }
-        drop(in_flight);
-        repair.finer_left = finer_left.get().min(FINER_LOSS_BYTES);
         Ok(tally)
     }
 
@@ -505,12 +496,11 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         ends: Ends,
         index: u64,
         how: (Way, Aim),
-        finer_left: &Cell<i64>,
         own: &Semaphore,
     ) -> Result<Tried, Why> {
         let len = chunk_len(ends.size, index).ok_or(Why::Source(ServiceError::Internal))? as u64;
         let room = self.room(own).await?;
-        match self.try_repair(item, ends, index, how, finer_left).await {
+        match self.try_repair(item, ends, index, how).await {
             Ok(tried) => {
                 if let Some((_, sent_bytes)) = tried.sent {
                     self.sent(sent_bytes);
@@ -540,14 +530,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         }
     }
 
-    async fn try_repair(
-        &self,
-        item: &Item,
-        ends: Ends,
-        index: u64,
-        (way, aim): (Way, Aim),
-        finer_left: &Cell<i64>,
-    ) -> Result<Tried, Why> {
+    async fn try_repair(&self, item: &Item, ends: Ends, index: u64, (way, aim): (Way, Aim)) -> Result<Tried, Why> {
         let len = chunk_len(ends.size, index).ok_or(Why::Source(ServiceError::Internal))?;
         let enough = len - len / 4;
         let literal_max = match aim {
@@ -555,9 +538,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
             Aim::Found => Some(enough as u64),
             Aim::Told => None,
         };
-        let delta = self
-            .delta(item, ends, (index, len), way, literal_max, finer_left)
-            .await?;
+        let (delta, saved) = self.delta(item, ends, (index, len), way, literal_max).await?;
         let (shift, sent) = (delta.shift, (delta.hash, delta.data.len() as u64));
         let service = &self.target.service;
         let applied = match delta.form {
@@ -569,26 +550,26 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
                     shift,
                 });
             }
-            Form::Whole => flat(service.send(calls::context(), ends.target, index, delta.data, delta.sparse)).await,
+            Form::Whole => {
+                let sent = flat(service.send(calls::context(), ends.target, index, delta.data, delta.sparse)).await;
+                sent.map(|()| false)
+            }
             Form::Plain | Form::Packed => {
                 let is_found = delta.literal_bytes <= enough as u64;
                 let applied = flat(service.apply_delta(calls::context(), ends.target, index, delta)).await;
-                return applied.map_err(Why::Target).map(|()| Tried {
-                    is_found,
-                    sent: Some(sent),
-                    shift,
-                });
+                applied.map(|()| is_found)
             }
         };
-        applied.map_err(Why::Target)?;
+        let is_found = applied.map_err(Why::Target)?;
+        self.finer_left.set(self.finer_left.get() + saved);
         Ok(Tried {
-            is_found: false,
+            is_found,
             sent: Some(sent),
             shift,
         })
     }
 
-    /// What the source makes of a chunk, in finer blocks where much is not found and that may pay.
+    /// What the source makes of a chunk, in finer blocks where much is not found and that may pay; and about how many bytes these save.
     async fn delta(
         &self,
         item: &Item,
@@ -596,8 +577,7 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
         (index, len): (u64, usize),
         way: Way,
         literal_max: Option<u64>,
-        finer_left: &Cell<i64>,
-    ) -> Result<Delta, Why> {
+    ) -> Result<(Delta, i64), Why> {
         let (against, finer) = match way {
             Way::InPlace => {
                 let sums = self.signature(ends, ends.place(index), ends.chunks(), Blocks::Fine);
@@ -619,23 +599,30 @@ impl<'s, S: ServiceStub, T: ServiceStub> Shared<'s, S, T> {
             let delta = flat(delta).await.and_then(|delta| check_delta(delta, len, literal_max));
             delta.map_err(Why::Source)
         };
-        let (Some(blocks), Some(max)) = (finer.filter(|_| finer_left.get() > 0), literal_max) else {
-            return diff(None, literal_max).await;
+        let may_pay = || self.finer_left.get() > 0;
+        let (Some(blocks), Some(max)) = (finer.filter(|_| may_pay()), literal_max) else {
+            return Ok((diff(None, literal_max).await?, 0));
         };
         let first = diff(None, Some(max.min(FINER_BYTES))).await?;
         if first.form != Form::Left || first.literal_bytes > max {
-            return Ok(first);
+            return Ok((first, 0));
+        }
+        if !may_pay() {
+            return Ok((diff(None, literal_max).await?, 0));
         }
         let shift = match way {
             Way::Loaded => first.shift.unwrap_or(ends.shift),
             _ => ends.shift,
         };
         let near = Ends { shift, ..ends };
+        // Those in flight must not have it twice.
+        let (block_bytes, _) = blocks.of(ends.basis_len);
+        let cost = sums_of(near.chunks() * CHUNK_BYTES, block_bytes, 1) * SUM_BYTES;
+        self.finer_left.set(self.finer_left.get() - cost as i64);
         let sums = self.signature(near, near.place(index), near.chunks(), blocks).await?;
-        finer_left.set(finer_left.get() - sums.sums.len() as i64);
         let delta = diff(Some(sums), Some(max)).await?;
-        finer_left.set(finer_left.get() + saved(&first, &delta));
-        Ok(delta)
+        let saved = saved(&first, &delta);
+        Ok((delta, saved))
     }
 
     async fn signature(&self, ends: Ends, first: u64, count: u64, blocks: Blocks) -> Result<Sums, Why> {

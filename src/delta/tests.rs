@@ -83,29 +83,57 @@ fn what_coarse_blocks_miss_is_found_by_finer_ones() {
     assert!(ops(&refined.bytes, 200_000).is_ok());
 }
 
-/// The most operations that a chunk may come to: a match of the smallest coarse block and a gap in turn, each gap cut in pieces.
+/// The most operations that a chunk comes to: copies as short as can be, with gaps as short as can be between them, which the second pass cuts.
 #[test]
 fn a_delta_of_two_passes_has_no_more_operations_than_are_taken() {
     let basis = noise(3, 2 * CHUNK_BYTES as usize);
-    for (gap, kept) in [(1, 1024), (513, 512), (700, 512), (1025, 513), (1600, 512)] {
-        // Blocks of 1 KiB, whole, then a gap in which a smaller block is found, or none.
-        let mut new = Vec::new();
-        for block in basis.chunks(1024) {
-            new.extend_from_slice(block);
-            new.push(block[0] ^ 1);
-            new.extend_from_slice(&basis[512..512 + kept.min(512)]);
-            new.extend(std::iter::repeat_n(block[1] ^ 1, gap));
-        }
-        new.truncate(CHUNK_BYTES as usize);
-        let coarse = signature_of(&basis, 1024).index().unwrap();
-        let finer = signature_of(&basis, 512).index().unwrap();
-        let first = coarse.diff(&new, 0..new.len()).unwrap();
-        let refined = finer.refine(&first, &new, 0..new.len()).unwrap();
-        assert!(
-            applied(&basis, &refined.bytes, new.len()).unwrap() == new,
-            "{gap} {kept}"
-        );
+    // The finer blocks are those of the basis from `start` on.
+    let delta_of = |basis: &[u8], start: usize, new: &[u8]| {
+        let first = signature_of(basis, 1024).index().unwrap();
+        let first = first.diff(new, 0..new.len()).unwrap();
+        let mut finer = Signature::new(start as u64, BLOCK, 1).unwrap();
+        let rest = &basis[start..];
+        finer.add(rest.len() as u64, &Signature::sums(BLOCK, rest)).unwrap();
+        let finer = finer.index().unwrap();
+        let refined = finer.refine(&first, new, 0..new.len()).unwrap();
+        // Held against what is taken of a peer.
+        let count = ops(&refined.bytes, new.len()).unwrap().len();
+        assert!(applied(basis, &refined.bytes, new.len()).unwrap() == new);
+        (refined.literal_bytes, count)
+    };
+    let len = CHUNK_BYTES as usize;
+    // Blocks of 1 KiB and one byte in turn.
+    let mut new = Vec::new();
+    for block in basis.chunks(1024) {
+        new.extend_from_slice(block);
+        new.push(!block[0]);
     }
+    assert_eq!(delta_of(&basis, 0, &new[..len]).1, 2 * 1023);
+    // One block of 1 KiB, then blocks of 512 bytes that no coarse one has, and a byte behind each.
+    let mut new = basis[..1024].to_vec();
+    for block in basis[512..].chunks(1024).filter(|block| block.len() == 1024) {
+        new.extend_from_slice(&block[..512]);
+        new.push(!block[0]);
+    }
+    new.truncate(len);
+    let (literal_bytes, count) = delta_of(&basis, 0, &new);
+    assert!(count > 4000 && literal_bytes < 3000, "{count} {literal_bytes}");
+    // Blocks of 1 KiB and three bytes in turn: of these the first ends a smaller block, and the last begins one.
+    let (mut new, mut ending, mut beginning) = (Vec::new(), Vec::new(), Vec::new());
+    for block in basis[..len].chunks(1024) {
+        beginning.extend_from_slice(b"b");
+        beginning.extend_from_slice(&block[..511]);
+        ending.extend_from_slice(&block[513..]);
+        ending.extend_from_slice(b"e");
+        new.extend_from_slice(block);
+        new.extend_from_slice(b"e-b");
+    }
+    let basis = [&basis[..len], &ending, &beginning].concat();
+    let (literal_bytes, count) = delta_of(&basis, len, &new[..len]);
+    assert!(
+        count > 4080 && literal_bytes < 1100,
+        "{count} operations, {literal_bytes} bytes"
+    );
 }
 
 #[test]

@@ -46,7 +46,7 @@ impl Loaded {
     }
 }
 
-/// What `sums` alone tell, which may be those of one call.
+/// As [`index_of`], of blocks that are no larger than fine ones.
 pub(super) fn finer_index_of(sums: &Sums) -> Answer<Indexed> {
     // Each stretch that was not found is looked through anew, with fast_rsync's own bound for each.
     if sums.block_bytes > FINE_BLOCK_BYTES || sums.stride > 1 {
@@ -55,6 +55,7 @@ pub(super) fn finer_index_of(sums: &Sums) -> Answer<Indexed> {
     index_of(sums)
 }
 
+/// What `sums` alone tell, which may be those of one call.
 pub(super) fn index_of(sums: &Sums) -> Answer<Indexed> {
     if sums.bytes > SIGNATURE_CHUNKS_MAX * CHUNK_BYTES {
         return Err(ServiceError::BadRequest("sums of too much for one call".into()));

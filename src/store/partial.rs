@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    ops::Range,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -31,6 +32,9 @@ use crate::{
 /// How often a partial that somebody else removes or publishes meanwhile is opened again.
 const OPEN_TRIES: usize = 8;
 
+/// Blocks of zeros in a row that become a hole where something was before: fewer are written, which is faster than to make so many holes.
+const PUNCHED_BLOCKS_MIN: usize = 16;
+
 /// A large file that is arriving. Its descriptor stays open from the first write to the sync, so that no failed
 /// write-back goes unseen.
 pub struct Partial<F: Fs> {
@@ -45,6 +49,8 @@ pub struct Partial<F: Fs> {
     found_len: u64,
     /// Whether it began as a reflink of its basis.
     is_reflink: bool,
+    /// Whether what nobody has written yet is sure to be a hole.
+    is_fresh: bool,
     hashes: Hashes,
     unsynced_bytes: AtomicU64,
     /// Of those of its chunks that this process wrote or read; `None` once it is not open here any more.
@@ -352,7 +358,7 @@ impl<F: Fs> Partial<F> {
             .remembered()
             .as_mut()
             .is_some_and(|remembered| remembered.begin(index));
-        let is_new = (start >= self.found_len && !is_again) || planted(Bug::HolesAssumed);
+        let is_new = (self.is_fresh && start >= self.found_len && !is_again) || planted(Bug::HolesAssumed);
         let written = match sparse {
             true => self.write_around_zeros(start, data, is_new).await,
             false => write_all(&self.file, start, data).await,
@@ -376,21 +382,33 @@ impl<F: Fs> Partial<F> {
         Ok(())
     }
 
-    /// Writes what is not zeros. In ground that `is_new` the others are left out; elsewhere there may be something else, and a hole is made.
+    /// Writes what is not zeros. In ground that `is_new` those are left out; elsewhere there may be something else: long ones become a hole.
     async fn write_around_zeros(&self, start: u64, data: &[u8], is_new: bool) -> io::Result<()> {
-        let mut offset = start;
+        let blocks_min = if is_new { 1 } else { PUNCHED_BLOCKS_MIN };
+        let (mut holes, mut rest) = (Vec::new(), Vec::<Range<usize>>::new());
+        let mut at = 0;
         for blocks in data
             .chunks(BLOCK_BYTES)
             .collect::<Vec<_>>()
             .chunk_by(|a, b| is_zero(a) == is_zero(b))
         {
-            let len = blocks.iter().map(|block| block.len()).sum::<usize>();
-            let at = (offset - start) as usize;
-            let is_hole = is_zero(blocks[0]) && (is_new || self.file.punch(offset, len as u64).await.is_ok());
-            if !is_hole {
-                write_all(&self.file, offset, &data[at..at + len]).await?;
+            let end = at + blocks.iter().map(|block| block.len()).sum::<usize>();
+            match rest.last_mut() {
+                _ if is_zero(blocks[0]) && blocks.len() >= blocks_min => holes.push(at..end),
+                Some(last) if last.end == at => last.end = end,
+                _ => rest.push(at..end),
             }
-            offset += len as u64;
+            at = end;
+        }
+        // Holes first: to make one, what is dirty around it is written back.
+        for hole in holes {
+            let (offset, len) = (start + hole.start as u64, hole.len() as u64);
+            if !is_new && self.file.punch(offset, len).await.is_err() {
+                write_all(&self.file, offset, &data[hole]).await?;
+            }
+        }
+        for piece in rest {
+            write_all(&self.file, start + piece.start as u64, &data[piece]).await?;
         }
         Ok(())
     }
@@ -491,14 +509,18 @@ impl<F: Fs> Store<F> {
             Some(version) => self.open_basis(&dir, &name, version).await,
             None => None,
         };
-        let mut is_reflink = false;
+        let mut reflink = Reflink::No;
         let (file, found_len, remembered) = match self.take_kept(&dir, &part, size).await? {
             Some(kept) => kept,
             None => {
                 let (file, mut found_len) = self.take_found(&dir, &part, size).await?;
                 if let (0, Some(basis)) = (found_len, &basis) {
-                    is_reflink = begin_as_reflink(&file, basis).await?;
-                    found_len = if is_reflink { basis.len.min(size) } else { 0 };
+                    reflink = begin_as_reflink(&file, basis, size).await?;
+                    found_len = if reflink == Reflink::Yes {
+                        basis.len.min(size)
+                    } else {
+                        0
+                    };
                 }
                 (file, found_len, self.inner.keeping.remember(&self.inner.limits))
             }
@@ -514,7 +536,8 @@ impl<F: Fs> Store<F> {
             file,
             size,
             found_len,
-            is_reflink,
+            is_reflink: reflink == Reflink::Yes,
+            is_fresh: reflink == Reflink::No,
             hashes,
             unsynced_bytes: AtomicU64::new(0),
             remembered: Mutex::new(Some(remembered)),
@@ -623,15 +646,31 @@ impl<F: Fs> Store<F> {
     }
 }
 
-/// Has a partial that is empty share all blocks of the final that it is to replace, where the file system can: what is equal is neither copied nor takes
-/// room. Whether it does.
-async fn begin_as_reflink<F: File>(partial: &F, basis: &Basis<F>) -> Answer<bool> {
-    match partial.reflink(&basis.file).await {
-        Ok(()) => Ok(true),
-        Err(error) if is_any(&error, &[Errno::OPNOTSUPP, Errno::XDEV, Errno::INVAL, Errno::NOTTY]) => Ok(false),
+/// Whether a partial began as a reflink.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reflink {
+    Yes,
+    /// Nothing was done.
+    No,
+    /// It was tried; there should be nothing of it any more.
+    Failed,
+}
+
+/// Has a partial that is empty share the blocks of the final that it is to replace, where the file system can: what is equal is neither copied nor takes
+/// room. What is there then counts once it is compared, however much it is.
+async fn begin_as_reflink<F: File>(partial: &F, basis: &Basis<F>, size: u64) -> Answer<Reflink> {
+    let len = size
+        .checked_next_multiple_of(CHUNK_BYTES)
+        .unwrap_or(size)
+        .min(basis.len);
+    match partial.reflink(&basis.file, len).await {
+        Ok(()) => Ok(Reflink::Yes),
+        Err(error) if is_any(&error, &[Errno::OPNOTSUPP, Errno::NOTTY, Errno::XDEV]) => Ok(Reflink::No),
         Err(_) => {
             let emptied = partial.set_len(0).await;
-            emptied.map(|()| false).map_err(|e| ServiceError::io("cut", &e))
+            emptied
+                .map(|()| Reflink::Failed)
+                .map_err(|e| ServiceError::io("cut", &e))
         }
     }
 }

@@ -311,11 +311,10 @@ fn a_repair_that_is_killed_leaves_the_older_final_and_goes_on() {
     assert_eq!((names(&served).len(), names(&source).len()), (1, 0));
 }
 
-/// Where files can share blocks, a repair takes room for what differs alone: here there is none for the whole file. Who may not mount a disk
-/// image, as nobody but root may, leaves this out.
+/// Where files can share blocks, a repair takes room for what differs alone: here there is none for the whole file.
 #[test]
 fn a_repair_shares_what_is_equal_where_the_file_system_can() {
-    if !run_as_root() {
+    if !disk_images_allowed() {
         return;
     }
     let (disk, memory) = (Scratch::on_disk(), Scratch::in_memory());

@@ -53,6 +53,20 @@ pub fn name_spaces_allowed() -> bool {
     })
 }
 
+/// Whether an image of XFS can be mounted here, as nobody but root may. Says so where it can't: the caller leaves its test out.
+pub fn disk_images_allowed() -> bool {
+    let scratch = super::Scratch::in_memory();
+    let script = r#"truncate -s 300M "$1/image"; mkfs.xfs -q "$1/image"; mount -o loop "$1/image" "$1""#;
+    let mounted = Run::program("unshare")
+        .args(["-m", "sh", "-ec", script, "sh"])
+        .arg(&*scratch)
+        .run();
+    if !mounted.status.success() {
+        eprintln!("not tested: no disk image can be mounted here: {mounted}");
+    }
+    mounted.status.success()
+}
+
 /// Starts a program. One at a time: until it is another program a child has open what other tests are writing just then, and who was started in that moment would
 /// find it in use. It ignores no signal, whatever these tests were told to: shells have what they start in the background ignore SIGINT.
 pub fn spawn(command: &mut Command) -> Child {

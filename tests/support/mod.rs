@@ -16,7 +16,9 @@ mod peer;
 mod scratch;
 mod tree;
 
-pub use command::{Outcome, Run, Running, TimedOut, name_spaces_allowed, realize, realized, run_as_root};
+pub use command::{
+    Outcome, Run, Running, TimedOut, disk_images_allowed, name_spaces_allowed, realize, realized, run_as_root,
+};
 pub use fake_daemon::{Act, FakeDaemon};
 pub use hosts::{ALL, Hosts};
 pub use line::Line;

@@ -134,7 +134,7 @@ pub enum Kind {
     SyncLost(Errno, Cache),
     /// The write succeeds, then write-back of the file fails as in `SyncLost`; only the file's next sync says so.
     WriteBackLost(Errno, Cache),
-    /// The read or write does at most so many bytes; a reflink shares so many and fails.
+    /// The read or write does at most so many bytes; a reflink shares so many, and says so or not.
     Short(usize),
     /// A bit on the device turns over; the cache does not see it until it is dropped.
     BitRot {

@@ -610,13 +610,14 @@ impl Tree {
         }
     }
 
-    /// What the device has of `from`, once what is dirty has gone there, becomes this file's. Only `bytes_max` of it, and an error, where there is such
-    /// a limit. No room is saved here.
-    pub fn reflink(&mut self, ino: Ino, from: Ino, bytes_max: Option<usize>) -> Result<()> {
+    /// What the device has of the first `len` bytes of `from`, once what is dirty has gone there, becomes this file's. Where it is cut short, the caller
+    /// is told or not, as by real file systems.
+    pub fn reflink(&mut self, ino: Ino, from: Ino, len: u64, short: Option<(usize, &mut Random)>) -> Result<()> {
         let mut shared = self.file(from).replayed();
-        if let Some(max) = bytes_max {
-            shared.set_len(shared.size().min(max as u64));
+        if len > shared.size() || (len < shared.size() && !len.is_multiple_of(PAGE_BYTES)) {
+            return Err(Errno::INVAL);
         }
+        shared.set_len(short.as_ref().map_or(len, |(max, _)| len.min(*max as u64)));
         let free = self
             .capacity
             .map(|capacity| (capacity / PAGE_BYTES).saturating_sub(self.used_pages()));
@@ -627,10 +628,8 @@ impl Tree {
         for (offset, data) in shared.runs() {
             self.change(ino, Change::Write { offset, data }, true);
         }
-        match bytes_max {
-            Some(_) => Err(Errno::INTR),
-            None => Ok(()),
-        }
+        let told = [Ok(()), Err(Errno::INVAL), Err(Errno::INTR), Err(Errno::IO)];
+        short.map_or(Ok(()), |(_, random)| told[random.below(told.len() as u64) as usize])
     }
 
     pub fn set_len(&mut self, ino: Ino, len: u64) {

@@ -522,8 +522,12 @@ impl FaultPlan {
                 (At::Effect(effect), Kind::Clock(3600 * hours, hours))
             }
             Self::Short(bytes) => {
-                let op = if effect.is_multiple_of(2) { Op::Write } else { Op::Read };
-                (call(op, effect / 2 % 16), Kind::Short(usize::from(bytes)))
+                let (op, nth) = match effect % 8 {
+                    7 => (Op::Reflink, 0),
+                    rest if rest % 2 == 0 => (Op::Write, effect / 2 % 16),
+                    _ => (Op::Read, effect / 2 % 16),
+                };
+                (call(op, nth), Kind::Short(usize::from(bytes)))
             }
         };
         Fault { at, kind }

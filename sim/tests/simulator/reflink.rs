@@ -1,6 +1,6 @@
 //! Partials that begin as a reflink of the final that they replace: what is equal is not written, and nothing of the final is taken for new.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use realize::{
@@ -11,7 +11,7 @@ use realize::{
     store::{FailedSync, Partial, Store},
 };
 use realize_sim::{
-    fs::{At, Content, Disk, Fault, Kind, Machine, Op, PAGE_BYTES, Refusals, SimFs},
+    fs::{Act, At, Content, Disk, Fault, Kind, Machine, Op, PAGE_BYTES, Refusals, SimFs},
     world::process,
 };
 use rustix::io::Errno;
@@ -33,7 +33,11 @@ struct Bench {
 impl Bench {
     /// A disk with a final of the chunks `old`, and `more` bytes.
     async fn new(old: [u8; CHUNKS as usize], more: &[u8], refusals: Refusals) -> Self {
-        let machine = Machine::new(1);
+        Self::seeded(1, old, more, refusals).await
+    }
+
+    async fn seeded(seed: u64, old: [u8; CHUNKS as usize], more: &[u8], refusals: Refusals) -> Self {
+        let machine = Machine::new(seed);
         let disk = machine.disk(1);
         disk.refuse(refusals);
         let old: Vec<u8> = old.into_iter().flat_map(chunk).chain(more.to_vec()).collect();
@@ -75,7 +79,7 @@ fn refusing(reflink: Option<Errno>, punch: Option<Errno>) -> Refusals {
 
 #[test]
 fn what_is_equal_is_written_only_where_blocks_are_not_shared() {
-    let refusals = [None, Some(Errno::OPNOTSUPP), Some(Errno::XDEV), Some(Errno::NOTTY)];
+    let refusals = [None, Some(Errno::OPNOTSUPP), Some(Errno::XDEV), Some(Errno::INVAL)];
     for (refused, written) in refusals.map(|errno| (errno, if errno.is_some() { 2 * CHUNK_BYTES } else { 0 })) {
         process(async move {
             let bench = Bench::new([1, 2, 3], b"and more", refusing(refused, None)).await;
@@ -105,23 +109,26 @@ fn what_lies_elsewhere_is_copied_over_what_is_shared() {
     });
 }
 
+fn zeros() -> Bytes {
+    vec![0; CHUNK_BYTES as usize].into()
+}
+
 /// What the source has as a hole is one at the target, whatever the final had there.
 #[test]
 fn a_hole_is_made_where_the_final_had_bytes() {
-    for (punch, pages) in [
-        (None, 2 * CHUNK_BYTES / PAGE_BYTES + 1),
-        (Some(Errno::OPNOTSUPP), SIZE / PAGE_BYTES),
-    ] {
+    const PAGE: usize = PAGE_BYTES as usize;
+    let punched = SIZE / PAGE_BYTES - (CHUNK_BYTES / PAGE_BYTES - 23);
+    for (punch, pages) in [(None, punched), (Some(Errno::OPNOTSUPP), SIZE / PAGE_BYTES)] {
         process(async move {
             let bench = Bench::new([1, 2, 3], b"", refusing(None, punch)).await;
             let partial = bench.open().await;
             bench.compare(&partial, [1, 0, 3], 0).await;
-            let mut sparse = vec![0; CHUNK_BYTES as usize];
-            sparse[7 * PAGE_BYTES as usize + 5] = 9;
-            partial
-                .write_chunk(&bench.store, 1, &sparse.clone().into(), true, ())
-                .await
-                .unwrap();
+            // Of the zeros between these too few for a hole.
+            let mut sparse = zeros().to_vec();
+            (sparse[50 * PAGE + 5], sparse[60 * PAGE]) = (9, 9);
+            (sparse[80 * PAGE], sparse[91 * PAGE]) = (9, 9);
+            let data = sparse.clone().into();
+            partial.write_chunk(&bench.store, 1, &data, true, ()).await.unwrap();
             let there = bench.partial();
             assert!(there.to_vec() == [chunk(1), sparse.into(), chunk(3)].concat());
             assert_eq!(there.pages(), pages);
@@ -129,29 +136,66 @@ fn a_hole_is_made_where_the_final_had_bytes() {
     }
 }
 
-/// Of a reflink that fails in the middle nothing stays: else what is left out as a hole would be what the final had.
+/// Writes three chunks of holes.
+async fn write_holes(bench: &Bench, partial: &Partial<SimFs>) {
+    for index in 0..CHUNKS {
+        partial
+            .write_chunk(&bench.store, index, &zeros(), true, ())
+            .await
+            .unwrap();
+    }
+    partial.truncate(SIZE).await.unwrap();
+    assert!(bench.partial().to_vec() == [zeros(), zeros(), zeros()].concat());
+}
+
+/// Whatever a reflink that is cut short says of it: else what is left out as a hole would be what the final had.
 #[test]
-fn what_a_reflink_that_failed_has_left_does_not_count() {
-    process(async {
-        let bench = Bench::new([1, 2, 3], b"", refusing(None, Some(Errno::OPNOTSUPP))).await;
-        bench.machine.inject(Fault {
-            at: At::Call {
-                op: Op::Reflink,
-                path: None,
-                nth: 0,
-            },
-            kind: Kind::Short(CHUNK_BYTES as usize + 5000),
+fn what_a_reflink_that_was_cut_short_has_left_does_not_count() {
+    for seed in 0..32 {
+        process(async move {
+            let bench = Bench::seeded(seed, [1, 2, 3], b"", Refusals::default()).await;
+            bench.machine.inject(Fault {
+                at: at_reflink(),
+                kind: Kind::Short(CHUNK_BYTES as usize + 5000),
+            });
+            let partial = bench.open().await;
+            assert_eq!(bench.machine.struck().len(), 1);
+            write_holes(&bench, &partial).await;
         });
-        let partial = bench.open().await;
-        assert_eq!(bench.machine.struck().len(), 1);
-        assert_eq!((partial.found_len(), bench.partial().size()), (0, 0));
-        let zeros: Bytes = vec![0; CHUNK_BYTES as usize].into();
-        for index in 0..CHUNKS {
-            partial
-                .write_chunk(&bench.store, index, &zeros, true, ())
-                .await
-                .unwrap();
-        }
-        assert!(bench.partial().to_vec().iter().all(|byte| *byte == 0));
-    });
+    }
+}
+
+/// The final grows between being opened and shared: what it gains is not in the way of a hole.
+#[test]
+fn what_the_final_gains_meanwhile_is_not_taken_for_a_hole() {
+    for more in [&b""[..], b"and more"] {
+        process(async move {
+            let bench = Bench::new([1, 2, 3], more, Refusals::default()).await;
+            let basis = bench.disk.stat("f").unwrap().version;
+            let grow = |machine: &Machine| {
+                let writer = machine.disk(1).open_writer("f").unwrap();
+                writer.write(SIZE, &chunk(4)).unwrap();
+            };
+            bench.machine.inject(Fault {
+                at: at_reflink(),
+                kind: Kind::Act(Act(Arc::new(grow))),
+            });
+            let (path, size) = (RelPath::new("f").unwrap(), SIZE + CHUNK_BYTES);
+            let partial = bench.store.open_partial(&path, size, Some(&basis)).await.unwrap();
+            assert_eq!(bench.machine.struck().len(), 1);
+            let hole = zeros();
+            let written = partial.write_chunk(&bench.store, CHUNKS, &hole, true, ()).await;
+            assert_eq!(written, Ok(()));
+            partial.truncate(size).await.unwrap();
+            assert!(bench.partial().to_vec()[SIZE as usize..] == hole);
+        });
+    }
+}
+
+fn at_reflink() -> At {
+    At::Call {
+        op: Op::Reflink,
+        path: None,
+        nth: 0,
+    }
 }

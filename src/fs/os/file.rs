@@ -13,9 +13,10 @@ use rustix::{
     buffer::spare_capacity,
     fs::{
         Advice, AtFlags, FallocateFlags, FlockOperation, SeekFrom, StatxFlags, fadvise, fallocate, flistxattr,
-        flistxattr_query, flock, fstat, fstatfs, fsync, ftruncate, ioctl_ficlone, seek, statx,
+        flistxattr_query, flock, fstat, fstatfs, fsync, ftruncate, seek, statx,
     },
     io::{Errno, pread, pwrite},
+    ioctl::{Opcode, Setter, ioctl, opcode},
 };
 
 use super::{lease, lock_operation, metadata, set_meta};
@@ -59,6 +60,17 @@ const LEASE_MAGICS: [u32; 23] = [
 /// The `f_type` of those among them that are told of the first write to each page of a mapping, and change the ctime then: ext2 to 4, XFS, Btrfs, F2FS.
 /// (tmpfs is not.)
 const MAPPINGS_TOLD_MAGICS: [u32; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
+
+/// What `FICLONERANGE` takes (`linux/fs.h`).
+#[repr(C)]
+struct FileCloneRange {
+    src_fd: i64,
+    src_offset: u64,
+    src_length: u64,
+    dest_offset: u64,
+}
+
+const FICLONERANGE: Opcode = opcode::write::<FileCloneRange>(0x94, 13);
 
 /// A regular file of this host.
 #[derive(Debug, Clone)]
@@ -134,8 +146,16 @@ impl File for OsFile {
         }
     }
 
-    async fn reflink(&self, from: &Self) -> io::Result<()> {
-        Ok(ioctl_ficlone(self.fd(), from.fd())?)
+    #[expect(unsafe_code, reason = "no safe wrapper knows this call")]
+    async fn reflink(&self, from: &Self, len: u64) -> io::Result<()> {
+        let range = FileCloneRange {
+            src_fd: from.fd().as_raw_fd().into(),
+            src_offset: 0,
+            src_length: len,
+            dest_offset: 0,
+        };
+        // SAFETY: the call is FICLONERANGE, which reads such a structure; both descriptors are open for as long as the files are.
+        Ok(unsafe { ioctl(self.fd(), Setter::<FICLONERANGE, _>::new(range)) }?)
     }
 
     async fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
