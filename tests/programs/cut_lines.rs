@@ -135,7 +135,8 @@ fn move_through(blows: &[Blow], count: usize, push: bool) -> (usize, u64, u64) {
                 let outcome = running.wait();
                 let code = if signal == Signal::INT { 130 } else { 143 };
                 // It may have come to its end just then.
-                assert!([Some(code), Some(0)].contains(&outcome.status.code()), "{outcome}");
+                let is_told = [Some(code), Some(0)].contains(&outcome.status.code());
+                assert!(is_told, "{outcome}\n{}", hosts.log());
                 assert_whole(&truth, source, target, &format!("seed {SEED}, blow {struck}"));
                 running = begun(&hosts, options);
             }
