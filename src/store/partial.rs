@@ -48,9 +48,7 @@ pub struct Partial<F: Fs> {
     /// Bytes that an earlier process left, or that it shares with its basis, as far as they may count.
     found_len: u64,
     /// Whether it began as a reflink of its basis.
-    is_reflink: bool,
-    /// Whether what nobody has written yet is sure to be a hole.
-    is_fresh: bool,
+    reflink: Reflink,
     hashes: Hashes,
     unsynced_bytes: AtomicU64,
     /// Of those of its chunks that this process wrote or read; `None` once it is not open here any more.
@@ -274,7 +272,7 @@ impl<F: Fs> Partial<F> {
         }
         // What lies behind that was written by this handle, and its hashes are known.
         let found = self.found_len.div_ceil(CHUNK_BYTES).saturating_sub(first);
-        let found = match self.is_reflink && shift != 0 {
+        let found = match self.reflink == Reflink::Yes && shift != 0 {
             // What it shares is looked for elsewhere.
             true => 0,
             false => theirs.len().min(usize::try_from(found).unwrap_or(usize::MAX)),
@@ -284,7 +282,7 @@ impl<F: Fs> Partial<F> {
             equal.push(self.compare_chunk(index, *theirs).await?);
         }
         equal.resize(theirs.len(), false);
-        if self.is_reflink && shift == 0 {
+        if self.reflink == Reflink::Yes && shift == 0 {
             // The same bytes once more.
             return Ok(equal);
         }
@@ -358,7 +356,9 @@ impl<F: Fs> Partial<F> {
             .remembered()
             .as_mut()
             .is_some_and(|remembered| remembered.begin(index));
-        let is_new = (self.is_fresh && start >= self.found_len && !is_again) || planted(Bug::HolesAssumed);
+        // Where a reflink was so much as tried, what nobody has written yet may be no hole.
+        let is_fresh = self.reflink == Reflink::No;
+        let is_new = (is_fresh && start >= self.found_len && !is_again) || planted(Bug::HolesAssumed);
         let written = match sparse {
             true => self.write_around_zeros(start, data, is_new).await,
             false => write_all(&self.file, start, data).await,
@@ -386,15 +386,12 @@ impl<F: Fs> Partial<F> {
     async fn write_around_zeros(&self, start: u64, data: &[u8], is_new: bool) -> io::Result<()> {
         let blocks_min = if is_new { 1 } else { PUNCHED_BLOCKS_MIN };
         let (mut holes, mut rest) = (Vec::new(), Vec::<Range<usize>>::new());
+        let zeros: Vec<_> = data.chunks(BLOCK_BYTES).map(is_zero).collect();
         let mut at = 0;
-        for blocks in data
-            .chunks(BLOCK_BYTES)
-            .collect::<Vec<_>>()
-            .chunk_by(|a, b| is_zero(a) == is_zero(b))
-        {
-            let end = at + blocks.iter().map(|block| block.len()).sum::<usize>();
+        for blocks in zeros.chunk_by(|a, b| a == b) {
+            let end = data.len().min(at + blocks.len() * BLOCK_BYTES);
             match rest.last_mut() {
-                _ if is_zero(blocks[0]) && blocks.len() >= blocks_min => holes.push(at..end),
+                _ if blocks[0] && blocks.len() >= blocks_min => holes.push(at..end),
                 Some(last) if last.end == at => last.end = end,
                 _ => rest.push(at..end),
             }
@@ -516,11 +513,9 @@ impl<F: Fs> Store<F> {
                 let (file, mut found_len) = self.take_found(&dir, &part, size).await?;
                 if let (0, Some(basis)) = (found_len, &basis) {
                     reflink = begin_as_reflink(&file, basis, size).await?;
-                    found_len = if reflink == Reflink::Yes {
-                        basis.len.min(size)
-                    } else {
-                        0
-                    };
+                    if reflink == Reflink::Yes {
+                        found_len = basis.len.min(size);
+                    }
                 }
                 (file, found_len, self.inner.keeping.remember(&self.inner.limits))
             }
@@ -536,8 +531,7 @@ impl<F: Fs> Store<F> {
             file,
             size,
             found_len,
-            is_reflink: reflink == Reflink::Yes,
-            is_fresh: reflink == Reflink::No,
+            reflink,
             hashes,
             unsynced_bytes: AtomicU64::new(0),
             remembered: Mutex::new(Some(remembered)),
