@@ -53,12 +53,15 @@ impl Line {
                     // The daemon is down: whoever called sees the connection end.
                     continue;
                 };
+                // Before anything goes over it.
+                open.lock()
+                    .unwrap()
+                    .extend([&near, &far].map(|end| end.try_clone().unwrap()));
                 for ((from, to), passed) in [(&near, &far), (&far, &near)].into_iter().zip(&passed) {
                     let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
                     let (bytes, passed) = (bytes.clone(), passed.clone());
                     std::thread::spawn(move || carry(from, to, &bytes, &passed));
                 }
-                open.lock().unwrap().extend([near, far]);
             }
         });
         line
