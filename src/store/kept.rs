@@ -47,7 +47,8 @@ impl Remembered {
     /// A write to chunk `index` begins. Whether this process may have written to it before.
     pub fn begin(&mut self, index: u64) -> bool {
         let was_there = self.chunks.contains_key(&index);
-        let Some(chunk) = self.entry(index) else { return false };
+        // Not known to be there: another may have been forgotten, or never remembered.
+        let Some(chunk) = self.entry(index) else { return true };
         *chunk = match chunk {
             Chunk::Written { by, .. } => Chunk::Written {
                 by: *by + 1,

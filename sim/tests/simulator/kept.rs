@@ -387,6 +387,35 @@ fn zeros_that_come_after_other_bytes_are_written() {
     });
 }
 
+/// Of such a partial nothing is known, least of all that nobody has written to it.
+#[test]
+fn zeros_that_come_after_other_bytes_are_written_where_nothing_can_be_remembered() {
+    process(async {
+        let zeros = Bytes::from(vec![0; CHUNK_BYTES as usize]);
+        for (hashes_remembered, is_cut) in [(0, false), (2, false), (Limits::default().hashes_remembered, true)] {
+            let bench = Bench::new().await;
+            let limits = Limits {
+                hashes_remembered,
+                ..Limits::default()
+            };
+            let store = Bench::process(&bench.disk, limits).await;
+            let partial = open(&store, SIZE).await;
+            for index in 0..CHUNKS {
+                write(&store, &partial, index).await.unwrap();
+            }
+            if is_cut {
+                partial.truncate(SIZE).await.unwrap();
+            }
+            for index in 0..CHUNKS {
+                partial.write_chunk(&store, index, &zeros, true, ()).await.unwrap();
+            }
+            let there = bench.disk.read(PART).unwrap();
+            let is_there = there.iter().all(|byte| *byte == 0);
+            assert!(is_there, "{hashes_remembered} hashes, cut: {is_cut}");
+        }
+    });
+}
+
 #[test]
 fn holes_stay_holes_from_one_move_to_the_next() {
     process(async {
