@@ -11,6 +11,7 @@
 
 mod calls;
 mod claims;
+mod deltas;
 mod dirs;
 mod feed;
 mod halt;
@@ -197,7 +198,7 @@ impl<'a, S, T> Shared<'a, S, T> {
             notices,
             window,
             sending: Cell::new(0),
-            finer_left: Cell::new(if ground.one_host { 0 } else { repair::FINER_LOSS_BYTES }),
+            finer_left: Cell::new(if ground.one_host { 0 } else { deltas::FINER_LOSS_BYTES }),
             loading: Mutex::new(()),
             making: Cell::new(false),
             made: Notify::new(),

@@ -3,6 +3,7 @@
 //! Every function here awaits nothing but [`crate::fs`], so that a caller may run it as one job. What a request
 //! may contain has been checked by the types; what the disk holds is checked here.
 
+mod hashes;
 mod kept;
 mod listing;
 pub mod names;

@@ -42,6 +42,7 @@ mod content;
 mod crash;
 mod disk;
 mod disks;
+mod durable;
 mod fault;
 mod inode;
 mod machine;

@@ -2,12 +2,7 @@
 
 use rustix::io::Errno;
 
-use super::{
-    Store, is_any,
-    partial::{Hashes, compare_chunks},
-    publish::Ours,
-    source::locked_elsewhere,
-};
+use super::{Store, hashes::Hashes, is_any, publish::Ours, source::locked_elsewhere};
 use crate::{
     digest::ChunkHash,
     fs::{Dir, File, Fs, Lock},
@@ -27,7 +22,7 @@ pub struct Confirm<F: Fs> {
 impl<F: Fs> Confirm<F> {
     /// Which of the chunks from `first` on are those of the source.
     pub async fn compare(&self, first: u64, theirs: &[ChunkHash]) -> Answer<Vec<bool>> {
-        compare_chunks(&self.file, &self.hashes, first, theirs).await
+        self.hashes.compare(&self.file, first, theirs).await
     }
 
     /// Bytes of the final.

@@ -5,8 +5,9 @@ use std::io;
 use bytes::Bytes;
 
 use super::{
-    Store, ignore_missing, names,
-    partial::Hashes,
+    Store,
+    hashes::Hashes,
+    ignore_missing, names,
     publish::{Ours, remove_ours, set_meta},
 };
 use crate::{

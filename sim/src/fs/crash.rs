@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     content::{Content, SECTOR_BYTES},
+    durable::apply_torn,
     inode::{Body, Change, FileBody, Ino, Inode, Meta},
-    tree::{NameOp, ROOT, Tree, apply_torn},
+    tree::{NameOp, ROOT, Tree},
 };
 use crate::random::Random;
 

@@ -7,8 +7,9 @@ use realize::model::RelPath;
 
 use super::{
     content::Content,
+    durable::closure,
     inode::Ino,
-    tree::{Key, ROOT, Tree, closure},
+    tree::{Key, ROOT, Tree},
 };
 
 /// How many combinations of histories [`Tree::survives`] looks at before it gives up.
