@@ -289,7 +289,11 @@ impl Source<'_> {
                 .span()
                 .map(|span| self.line_at(span.start))
                 .filter(|line| !line.is_empty());
-            let what = printable(error.message());
+            let mut what = printable(error.message());
+            let is_misplaced = |field| what.starts_with(&format!("unknown field `{field}`,"));
+            if ["listen", "log_level"].into_iter().any(is_misplaced) {
+                what += " (what is not of a section stands above the first [section])";
+            }
             let why = line.map_or(what.clone(), |line| format!("{what}, in {}", Escaped(line.as_bytes())));
             self.bad(error.span(), why)
         })

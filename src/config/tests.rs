@@ -119,6 +119,19 @@ fn unknown_words_are_refused() {
         5,
         &["ro"],
     );
+    // What is below a section is the section's.
+    assert_error(
+        &error_with("path = \"/srv/media/\"", "path = \"/srv\"\nlisten = \"127.0.0.1:9771\""),
+        5,
+        &["`listen`", "above the first [section]"],
+    );
+    assert_error(
+        &daemon("key = \"k\"\n[peers.laptop]\nlog_level = \"warn\"\n")
+            .unwrap_err()
+            .to_string(),
+        3,
+        &["`log_level`", "above the first [section]"],
+    );
 }
 
 #[test]
