@@ -25,6 +25,15 @@ enum Known {
     ReadBack(FileHasher),
 }
 
+/// What came of comparing a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compared {
+    Equal,
+    Other,
+    /// The disk does not give it: to be replaced as any other that is damaged.
+    Unreadable,
+}
+
 impl Hashes {
     pub(super) fn new(size: u64, ahead_max: usize) -> Self {
         Self {
@@ -55,20 +64,20 @@ impl Hashes {
         }
     }
 
-    /// Which of the chunks of `file` from `first` on are `theirs`; these are added.
-    pub(super) async fn compare(&self, file: &impl File, first: u64, theirs: &[ChunkHash]) -> Answer<Vec<bool>> {
-        let mut equal = Vec::with_capacity(theirs.len());
-        for (index, theirs) in (first..).zip(theirs) {
-            let read = read_chunk_hash(file, self.size, index).await?;
-            let same = read == Some(*theirs)
-                || (planted(Bug::ResumeUnchecked) && read.is_some())
-                || (planted(Bug::ResumePastHole) && read.is_none());
-            if same {
-                self.add(index, *theirs)?;
-            }
-            equal.push(same);
+    /// Whether chunk `index` of `file` is `theirs`; it is added then.
+    pub(super) async fn compare(&self, file: &impl File, index: u64, theirs: ChunkHash) -> Answer<Compared> {
+        let read = match read_chunk_hash(file, self.size, index).await {
+            Err(ServiceError::Io { .. }) => return Ok(Compared::Unreadable),
+            read => read?,
+        };
+        let is_equal = read == Some(theirs)
+            || (planted(Bug::ResumeUnchecked) && read.is_some())
+            || (planted(Bug::ResumePastHole) && read.is_none());
+        if !is_equal {
+            return Ok(Compared::Other);
         }
-        Ok(equal)
+        self.add(index, theirs)?;
+        Ok(Compared::Equal)
     }
 
     /// What the file holds is not what was written and compared: all is to be read back.

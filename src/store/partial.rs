@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::{
     Store,
-    hashes::Hashes,
+    hashes::{Compared, Hashes},
     ignore_missing, is_any,
     kept::Remembered,
     names,
@@ -154,20 +154,16 @@ impl<F: Fs> Partial<F> {
         if let Some(known) = known {
             return Ok(known == theirs);
         }
-        let equal = self.hashes.compare(&self.file, index, &[theirs]).await;
-        match equal.as_deref() {
-            Ok([true]) => {
-                if let Some(remembered) = &mut *self.remembered() {
-                    remembered.read(index, theirs);
-                }
-                Ok(true)
-            }
-            Ok(_) => Ok(false),
-            Err(error) => {
-                self.forget();
-                Err(error.clone())
-            }
+        let compared = self.hashes.compare(&self.file, index, theirs).await?;
+        match compared {
+            Compared::Equal => self
+                .remembered()
+                .iter_mut()
+                .for_each(|remembered| remembered.read(index, theirs)),
+            Compared::Other => {}
+            Compared::Unreadable => self.forget(),
         }
+        Ok(compared == Compared::Equal)
     }
 
     /// Writes chunk `index`, which must be whole. Where `sparse`, blocks of zeros in new ground become holes.
@@ -226,7 +222,9 @@ impl<F: Fs> Partial<F> {
         self.remembered()
             .iter_mut()
             .for_each(|remembered| remembered.end(index, known));
-        self.hashes.add(index, hash?)?;
+        // A part of it may be there, over what counts as written.
+        let hash = hash.inspect_err(|_| self.hashes.forget())?;
+        self.hashes.add(index, hash)?;
         let unsynced_bytes = self.unsynced_bytes.fetch_add(data.len() as u64, Ordering::Relaxed) + data.len() as u64;
         if unsynced_bytes >= store.inner.limits.sync_every_bytes {
             self.unsynced_bytes.store(0, Ordering::Relaxed);
@@ -361,7 +359,8 @@ impl<F: Fs> Store<F> {
         };
         let mut reflink = Reflink::No;
         let (file, found_len, remembered) = match self.take_kept(&dir, &part, size).await? {
-            Some(kept) => kept,
+            // What was shared as whole chunks is longer than its file.
+            Some((file, len, remembered)) => (file, len.min(size), remembered),
             None => {
                 let (file, mut found_len) = self.take_found(&dir, &part, size).await?;
                 if let (0, Some(basis)) = (found_len, &basis) {

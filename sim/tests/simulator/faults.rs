@@ -9,7 +9,7 @@ use realize::{
 };
 use realize_sim::{
     check::Checker,
-    fs::{Act, At, Cache, Fault, Kind, Machine, Op, Refusals},
+    fs::{Act, At, Cache, Content, Fault, Kind, Machine, Op, Refusals},
     world::{Body, Large, SOURCE, TARGET, World, at_source, at_target, process},
 };
 use rustix::io::Errno;
@@ -127,6 +127,32 @@ fn a_lost_sync_is_never_taken_for_one_that_was_made() {
             });
             assert!(struck.unwrap() >= 5, "{kind:?}");
         }
+    }
+}
+
+/// What is equal, but for a place that the disk does not give any more, is replaced by what the source has.
+#[test]
+fn a_final_that_cannot_be_read_is_replaced() {
+    let film = || Body::File(Content::from(&vec![7; 3 << 20][..]));
+    for (name, body) in [("small", text("the same")), ("film", film())] {
+        let files = vec![(name, body.clone(), Some(body))];
+        let (world, checker) = (World::of(1, false, files), Arc::new(Checker::default()));
+        world.watch(&checker);
+        world.machine.inject(Fault {
+            at: At::Call {
+                op: Op::Read,
+                path: Some(at_target(&path(name))),
+                nth: 0,
+            },
+            kind: Kind::Error(Errno::IO),
+        });
+        let ended = world.move_all();
+        assert_eq!(world.machine.struck().len(), 1, "{name}");
+        let report = ended.result.unwrap().unwrap();
+        assert!(report.is_complete() && report.copied == 1, "{name}: {report:?}");
+        checker.check_complete(true, name);
+        checker.check_end(&world);
+        assert_eq!(checker.violations(), vec![], "{name}");
     }
 }
 

@@ -220,7 +220,8 @@ fn a_read_that_fails_forgets_all() {
             },
             kind: Kind::Error(Errno::IO),
         });
-        partial.compare(&bench.store, 0, &hashes(), 0).await.unwrap_err();
+        let equal = partial.compare(&bench.store, 0, &hashes(), 0).await.unwrap();
+        assert_eq!(equal, [true, false, false]);
         bench.store.keep(&partial).await;
         drop(partial);
         let partial = bench.open().await;
@@ -434,7 +435,7 @@ fn holes_stay_holes_from_one_move_to_the_next() {
 #[test]
 fn what_a_digest_is_told_of_is_what_is_on_the_disk() {
     type Meanwhile = for<'a> fn(&'a Bench, &'a Partial<SimFs>) -> futures::future::BoxFuture<'a, ()>;
-    let cases: [(bool, Meanwhile); 3] = [
+    let cases: [(bool, Meanwhile); 4] = [
         (true, |_, _| Box::pin(async {})),
         (false, |bench, partial| {
             Box::pin(async {
@@ -448,6 +449,21 @@ fn what_a_digest_is_told_of_is_what_is_on_the_disk() {
         }),
         (false, |_, partial| {
             Box::pin(async { partial.truncate(0).await.unwrap() })
+        }),
+        (false, |bench, partial| {
+            Box::pin(async {
+                bench.machine.inject(Fault {
+                    at: At::Call {
+                        op: Op::Write,
+                        path: Some(RelPath::new(PART).unwrap()),
+                        nth: 0,
+                    },
+                    kind: Kind::Error(Errno::NOSPC),
+                });
+                // Something of it may be there.
+                let other = partial.write_chunk(&bench.store, 2, &chunk(0), false, ()).await;
+                other.unwrap_err();
+            })
         }),
     ];
     for (counts, meanwhile) in cases {

@@ -8,6 +8,7 @@ use realize::{
     fs::Fs,
     limits::Limits,
     model::RelPath,
+    service::Blocks,
     store::{FailedSync, Partial, Store},
 };
 use realize_sim::{
@@ -132,6 +133,55 @@ fn a_hole_is_made_where_the_final_had_bytes() {
             let there = bench.partial();
             assert!(there.to_vec() == [chunk(1), sparse.into(), chunk(3)].concat());
             assert_eq!(there.pages(), pages);
+        });
+    }
+}
+
+/// The last chunk is shared whole, though the file is shorter: no more is told of than that has.
+#[test]
+fn what_is_kept_of_one_is_no_longer_than_its_file() {
+    process(async {
+        let bench = Bench::new([1, 2, 3], b"", Refusals::default()).await;
+        let basis = bench.disk.stat("f").unwrap().version;
+        let (path, size) = (RelPath::new("f").unwrap(), SIZE - 5000);
+        let partial = bench.store.open_partial(&path, size, Some(&basis)).await.unwrap();
+        partial
+            .write_chunk(&bench.store, 0, &chunk(9), false, ())
+            .await
+            .unwrap();
+        bench.store.keep(&partial).await;
+        drop(partial);
+        bench.disk.remove("f").unwrap();
+        let partial = bench.store.open_partial(&path, size, None).await.unwrap();
+        assert_eq!((partial.found_len(), partial.basis_len()), (size, 0));
+        let sums = partial.signature(CHUNKS - 1, 1, Blocks::Fine).await.unwrap();
+        assert_eq!(sums.bytes, CHUNK_BYTES - 5000);
+    });
+}
+
+/// A final that is damaged so that it can't be read is repaired as any other.
+#[test]
+fn a_block_that_cannot_be_read_is_not_equal() {
+    for refused in [None, Some(Errno::OPNOTSUPP)] {
+        process(async move {
+            let bench = Bench::new([1, 2, 3], b"", refusing(refused, None)).await;
+            let partial = bench.open().await;
+            for path in ["f", ".f.realize-part"] {
+                bench.machine.inject(Fault {
+                    at: At::Call {
+                        op: Op::Read,
+                        path: Some(RelPath::new(path).unwrap()),
+                        nth: 1,
+                    },
+                    kind: Kind::Error(Errno::IO),
+                });
+            }
+            assert_eq!(bench.compare(&partial, [1, 2, 3], 0).await, [true, false, true]);
+            partial
+                .write_chunk(&bench.store, 1, &chunk(2), false, ())
+                .await
+                .unwrap();
+            assert!(bench.partial().to_vec() == [chunk(1), chunk(2), chunk(3)].concat());
         });
     }
 }
