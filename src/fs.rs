@@ -293,10 +293,10 @@ pub trait File: Clone + Send + Sync + 'static {
     /// Gives up the lock that this handle holds, if it holds one.
     fn unlock(&self) -> impl Future<Output = io::Result<()>> + Send;
 
-    /// Takes a read lease: refused with `EAGAIN` while anybody has the file open or mapped for
-    /// writing. `EACCES` when the caller may not (neither owner nor privileged), `EINVAL` or
-    /// `EOPNOTSUPP` where the file system has none. Once somebody opens it for writing or truncates it
-    /// the lease is given up at once, so that they hardly wait. Only on a file from [`Dir::open`].
+    /// Takes a lease. On a file from [`Dir::open`] one that ends once somebody opens it for writing or truncates it: refused with `EAGAIN`
+    /// while anybody has it open or mapped for writing. On a file that is open for writing one that ends once anybody else opens or truncates
+    /// it: refused with `EAGAIN` while anybody else has it open or mapped. `EACCES` when the caller may not (neither owner nor
+    /// privileged), `EINVAL` or `EOPNOTSUPP` where the file system has none. Who is held back by a lease is let in at once.
     fn lease(&self) -> impl Future<Output = io::Result<()>> + Send;
 
     /// Whether the lease taken is still held.

@@ -64,6 +64,8 @@ pub enum Bug {
     BasisUnhashed,
     /// What is left out as a hole counts as zeros, whatever was there before.
     HolesAssumed,
+    /// Nobody asks whether somebody else has written to a partial.
+    PartialShared,
     /// Whatever is found in a directory of the target counts as left by an earlier run.
     SweepUnknown,
     /// What a process remembers of a partial is believed, whoever has written to it since.
@@ -97,7 +99,7 @@ impl Bug {
     }
 
     /// All of them.
-    pub const ALL: [Bug; 37] = [
+    pub const ALL: [Bug; 38] = [
         Bug::DeleteBeforeSync,
         Bug::NoDirectorySync,
         Bug::AcknowledgeBeforeRename,
@@ -123,6 +125,7 @@ impl Bug {
         Bug::DeltaUnhashed,
         Bug::BasisUnhashed,
         Bug::HolesAssumed,
+        Bug::PartialShared,
         Bug::SweepUnknown,
         Bug::KeptUnchecked,
         Bug::RecallUnchecked,

@@ -81,6 +81,7 @@ macro_rules! contract_suite {
             a_file_lock_ends_with_the_last_clone
             a_lease_is_refused_while_a_writer_is_open
             a_lease_ends_when_somebody_opens_for_writing
+            the_lease_of_a_writer_ends_when_anybody_opens
             reading_and_a_lease_change_no_times
             syncs_succeed_and_drop_cache_loses_nothing
             places_tell_inside_from_outside
@@ -738,6 +739,35 @@ mod promises {
         ok(file.lease().await);
         same(ok(file.lease_held().await), true);
         ok(root.rename(&n("a"), &root, &n("b"), Rename::NoReplace).await);
+        ok(root.unlink(&n("b")).await);
+        same(ok(file.lease_held().await), true);
+    }
+
+    pub async fn the_lease_of_a_writer_ends_when_anybody_opens<F: Fs>(bench: Bench<F>) {
+        let root = bench.root().await;
+        let file = make(&root, "a", b"abc").await;
+        let reader = ok(root.open(&n("a")).await);
+        refused(file.lease().await, Errno::AGAIN);
+        drop(reader);
+        ok(file.lease().await);
+        ok(write_all(&file, 0, b"more than that").await);
+        ok(file.set_len(5).await);
+        ok(file.set_meta(0o640, Timestamp { secs: 5, nanos: 0 }).await);
+        ok(file.drop_cache().await);
+        ok(file.sync().await);
+        same(ok(root.stat(&n("a")).await).version.size, 5);
+        ok(root.rename(&n("a"), &root, &n("b"), Rename::NoReplace).await);
+        same(ok(file.lease_held().await), true);
+        let reader = ok(root.open(&n("b")).await);
+        same(ok(file.lease_held().await), false);
+        drop(reader);
+        ok(file.lease().await);
+        let writer = ok(root.open_write(&n("b")).await);
+        same(ok(file.lease_held().await), false);
+        refused(file.lease().await, Errno::AGAIN);
+        refused(writer.lease().await, Errno::AGAIN);
+        drop(writer);
+        ok(file.lease().await);
         ok(root.unlink(&n("b")).await);
         same(ok(file.lease_held().await), true);
     }

@@ -190,13 +190,14 @@ const BY_PLANS: [(Bug, Scenario, Property); 29] = [
 ];
 
 /// Bugs that a world made for them shows.
-const BY_WORLDS: [(Bug, Property); 11] = [
+const BY_WORLDS: [(Bug, Property); 12] = [
     (Bug::SkipDigest, Property::WholeFinals),
     (Bug::LateWrite, Property::WholeFinals),
     (Bug::DeltaUnhashed, Property::WholeFinals),
     (Bug::UnboundedTries, Property::Answered),
     (Bug::HandlesKept, Property::Bounded),
     (Bug::KeptUnchecked, Property::WholeFinals),
+    (Bug::PartialShared, Property::WholeFinals),
     (Bug::RecallUnchecked, Property::Law),
     (Bug::RateRefilled, Property::Rate),
     (Bug::RateByWallClock, Property::Rate),
@@ -275,6 +276,35 @@ fn a_late_write_is_caught() {
         world.watch(&checker);
         world.move_through(|service| SimService::new(LateWire(service, Arc::default())));
         plant(None);
+        let is_torn = |violation: &Violation| violation.property == Property::WholeFinals;
+        assert_eq!(checker.violations().iter().any(is_torn), expected, "{bug:?}");
+    }
+}
+
+/// Somebody writes to what has arrived of a file, while the rest of it arrives.
+#[test]
+fn a_partial_that_is_shared_is_caught() {
+    for (bug, expected) in [(None, false), (Some(Bug::PartialShared), true)] {
+        let body = Body::File(FileContent::from(&[7; 3 * CHUNK_BYTES as usize][..]));
+        let (world, checker) = (
+            World::of(1, false, vec![("new", body, None)]),
+            Arc::new(Checker::default()),
+        );
+        world.watch(&checker);
+        let part = "target/.new.realize-part";
+        let write = move |machine: &Machine| machine.disk(TARGET).write_at(part, 10, b"somebody's").unwrap();
+        world.machine.inject(Fault {
+            at: At::Call {
+                op: Op::Write,
+                path: Some(path(part)),
+                nth: 2,
+            },
+            kind: Kind::Act(Act(Arc::new(write))),
+        });
+        plant(bug);
+        world.move_all();
+        plant(None);
+        assert_eq!(world.machine.struck().len(), 1);
         let is_torn = |violation: &Violation| violation.property == Property::WholeFinals;
         assert_eq!(checker.violations().iter().any(is_torn), expected, "{bug:?}");
     }
@@ -502,8 +532,8 @@ fn what_is_kept_and_believed_unseen_is_caught() {
             }
         };
         plan.daemon_faults = vec![Fault {
-            // Locked when it is made and looked at when it is left, and given up; then locked by who goes on with it.
-            at: call(Op::FileLock, path(part), 3),
+            // Leased when it is made; then by who goes on with it.
+            at: call(Op::Lease, path(part), 1),
             kind: Kind::Act(Act(Arc::new(write))),
         }];
         plant(bug);

@@ -16,7 +16,7 @@ use std::{
 
 use super::{
     Store,
-    partial::{Locked, Partial, lock_named, written_elsewhere},
+    partial::{Locked, Partial, Seclusion, lock_named, seclude, written_elsewhere},
 };
 use crate::{
     digest::ChunkHash,
@@ -257,6 +257,10 @@ impl<F: Fs> Store<F> {
         let mark = self.inner.keeping.mark(&found);
         file.set_meta(0o600, mark).await.ok()?;
         let marked = file.metadata().await.ok()?.version;
+        // Nobody else has written to it until now, whose version the mark would hide.
+        if !partial.is_secluded().await.ok()? {
+            return None;
+        }
         // Some file systems know no nanoseconds.
         (marked.mtime == mark && marked.size == found.size).then_some(marked)
     }
@@ -268,7 +272,7 @@ impl<F: Fs> Store<F> {
         dir: &F::Dir,
         part: &Name,
         size: u64,
-    ) -> Answer<Option<(F::File, u64, Remembered)>> {
+    ) -> Answer<Option<(F::File, Seclusion, u64, Remembered)>> {
         let Ok(found) = dir.stat(part).await else {
             return Ok(None);
         };
@@ -280,6 +284,8 @@ impl<F: Fs> Store<F> {
             kept.map(|kept| (kept.file.clone(), kept.version))
         };
         let Some((file, version)) = seen else { return Ok(None) };
+        // Before its version is looked at.
+        let seclusion = seclude(&file).await;
         let locked = lock_named(dir, part, &file).await;
         if matches!(locked, Ok(Locked::ByOther)) {
             return Err(written_elsewhere());
@@ -291,7 +297,7 @@ impl<F: Fs> Store<F> {
         let Ok(Locked::Yes(now)) = locked else { return Ok(None) };
         let is_it = now.links == 1 && now.version == kept.version || planted(Bug::KeptUnchecked);
         if is_it && kept.size == size {
-            return Ok(Some((kept.file, now.version.size, kept.remembered)));
+            return Ok(Some((kept.file, seclusion, now.version.size, kept.remembered)));
         }
         // Who tidies up may have it open for a moment more.
         kept.file.unlock().await.ok();

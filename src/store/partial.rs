@@ -31,6 +31,17 @@ use crate::{
     service::{Answer, Finish, ServiceError, Verify},
 };
 
+/// Whether others may have written to a partial, so that it is not what was written and compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seclusion {
+    /// Not as long as the lease is held.
+    Leased,
+    /// Somebody else has it open.
+    Shared,
+    /// The file system does not tell.
+    Unknown,
+}
+
 /// How often a partial that somebody else removes or publishes meanwhile is opened again.
 const OPEN_TRIES: usize = 8;
 
@@ -51,6 +62,9 @@ pub struct Partial<F: Fs> {
     found_len: u64,
     /// Whether it began as a reflink of its basis.
     reflink: Reflink,
+    seclusion: Mutex<Seclusion>,
+    /// Whether somebody else has had it open while it was written.
+    was_shared: AtomicBool,
     hashes: Hashes,
     unsynced_bytes: AtomicU64,
     /// Of those of its chunks that this process wrote or read; `None` once it is not open here any more.
@@ -93,6 +107,25 @@ impl<F: Fs> Partial<F> {
     fn remembered(&self) -> MutexGuard<'_, Option<Remembered>> {
         // Nothing panics while it is held.
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn seclusion(&self) -> MutexGuard<'_, Seclusion> {
+        // Nothing panics while it is held.
+        self.seclusion.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nobody else has opened it, as far as the file system tells.
+    pub(super) async fn is_secluded(&self) -> Answer<bool> {
+        let seclusion = *self.seclusion();
+        match seclusion {
+            _ if planted(Bug::PartialShared) => Ok(true),
+            Seclusion::Leased => {
+                let held = self.file.lease_held().await;
+                held.map_err(|e| ServiceError::io("ask for the lease of", &e))
+            }
+            Seclusion::Shared => Ok(false),
+            Seclusion::Unknown => Ok(true),
+        }
     }
 
     /// What is known of its chunks, for the next one that opens it: nothing can be done with this handle afterwards.
@@ -290,6 +323,13 @@ impl<F: Fs> Partial<F> {
         if finish.verify == Verify::Disk {
             self.hashes.distrust();
         }
+        if !self.is_secluded().await? {
+            // Once more, so that it stays what is read back now.
+            *self.seclusion() = seclude(&self.file).await;
+            self.was_shared.store(true, Ordering::Relaxed);
+            self.forget();
+            self.hashes.forget();
+        }
         Ok(())
     }
 
@@ -316,17 +356,25 @@ impl<F: Fs> Partial<F> {
             return store.confirm_there(&self.path, &settled).await;
         }
         self.ensure_partial()?;
+        let metadata = || async {
+            let metadata = self.file.metadata().await;
+            metadata.map_err(|e| ServiceError::io("stat", &e))
+        };
+        let finished = metadata().await?.version;
+        // One that is shared was read back as it is.
+        if *self.seclusion() == Seclusion::Leased && !self.is_secluded().await? {
+            self.forget();
+            self.hashes.forget();
+            return Err(written_to());
+        }
         if self.hashes.digest()? != finish.digest && !planted(Bug::SkipDigest) {
             self.forget();
-            return Err(ServiceError::DigestMismatch);
+            return Err(match self.was_shared.load(Ordering::Relaxed) {
+                true => written_to(),
+                false => ServiceError::DigestMismatch,
+            });
         }
-        let ours = Ours::Inode(
-            self.file
-                .metadata()
-                .await
-                .map_err(|e| ServiceError::io("stat", &e))?
-                .version,
-        );
+        let ours = Ours::Inode(finished);
         match store
             .publish(&self.dir, &self.part, &self.name, finish.expected, &ours)
             .await
@@ -341,6 +389,10 @@ impl<F: Fs> Partial<F> {
                 return store.confirm_there(&self.path, &settled).await;
             }
             Err(error) => return Err(error),
+        }
+        // Its mtime is the source's: whoever has written to it since has changed that.
+        if !metadata().await?.version.same_but_ctime(&finished) && !planted(Bug::PartialShared) {
+            return Err(written_to());
         }
         store.confirm_there(&self.path, &ours).await
     }
@@ -358,18 +410,23 @@ impl<F: Fs> Store<F> {
             None => None,
         };
         let mut reflink = Reflink::No;
-        let (file, found_len, remembered) = match self.take_kept(&dir, &part, size).await? {
+        let (file, seclusion, found_len, remembered) = match self.take_kept(&dir, &part, size).await? {
             // What was shared as whole chunks is longer than its file.
-            Some((file, len, remembered)) => (file, len.min(size), remembered),
+            Some((file, seclusion, len, remembered)) => (file, seclusion, len.min(size), remembered),
             None => {
-                let (file, mut found_len) = self.take_found(&dir, &part, size).await?;
+                let (file, seclusion, mut found_len) = self.take_found(&dir, &part, size).await?;
                 if let (0, Some(basis)) = (found_len, &basis) {
                     reflink = begin_as_reflink(&file, basis, size).await?;
                     if reflink == Reflink::Yes {
                         found_len = basis.len.min(size);
                     }
                 }
-                (file, found_len, self.inner.keeping.remember(&self.inner.limits))
+                (
+                    file,
+                    seclusion,
+                    found_len,
+                    self.inner.keeping.remember(&self.inner.limits),
+                )
             }
         };
         let hashes = Hashes::new(size, self.inner.limits.hashes_ahead);
@@ -384,6 +441,8 @@ impl<F: Fs> Store<F> {
             size,
             found_len,
             reflink,
+            seclusion: Mutex::new(seclusion),
+            was_shared: AtomicBool::new(false),
             hashes,
             unsynced_bytes: AtomicU64::new(0),
             remembered: Mutex::new(Some(remembered)),
@@ -392,8 +451,10 @@ impl<F: Fs> Store<F> {
     }
 
     /// The partial of a file of `size` bytes, made new, or as an earlier process left it; its length.
-    async fn take_found(&self, dir: &F::Dir, part: &Name, size: u64) -> Answer<(F::File, u64)> {
+    async fn take_found(&self, dir: &F::Dir, part: &Name, size: u64) -> Answer<(F::File, Seclusion, u64)> {
         let (file, found) = self.take_partial(dir, part, true).await?;
+        // Before anything of it is read or written.
+        let seclusion = seclude(&file).await;
         if self.is_kept(&found) {
             // Since it was looked for among those.
             return Err(written_elsewhere());
@@ -409,7 +470,7 @@ impl<F: Fs> Store<F> {
                 .await
                 .map_err(|e| ServiceError::io("drop the cache of", &e))?;
         }
-        Ok((file, found_len))
+        Ok((file, seclusion, found_len))
     }
 
     /// Removes the partial of a file that arrived in another way, unless somebody is writing to it. It may be a second name of
@@ -492,6 +553,15 @@ impl<F: Fs> Store<F> {
     }
 }
 
+/// Has whoever else opens `file` from now on seen.
+pub(super) async fn seclude(file: &impl File) -> Seclusion {
+    match file.lease().await {
+        Ok(()) => Seclusion::Leased,
+        Err(error) if is_any(&error, &[Errno::AGAIN]) => Seclusion::Shared,
+        Err(_) => Seclusion::Unknown,
+    }
+}
+
 /// Whether a partial began as a reflink.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reflink {
@@ -571,6 +641,10 @@ async fn make_writable<D: Dir>(dir: &D, part: &Name) -> Answer<()> {
 
 pub(super) fn written_elsewhere() -> ServiceError {
     ServiceError::Busy("another run is writing this file".into())
+}
+
+fn written_to() -> ServiceError {
+    ServiceError::Busy("another program has written to it while it arrived; it stays for the next run".into())
 }
 
 pub(super) fn somebody_else() -> ServiceError {

@@ -1,6 +1,6 @@
 //! What earlier runs left in a directory of the target.
 
-use std::{io, time::Duration};
+use std::io;
 
 use rustix::io::Errno;
 
@@ -141,7 +141,14 @@ impl<F: Fs> Store<F> {
             if names::classify(&name) != NameKind::Partial {
                 continue;
             }
-            if is_old_link(&dir, &name, self.inner.limits.orphan_age, wall).await {
+            // The ctime: the mtime may be the source's already.
+            let is_old = |found: &Metadata| is_older(found.version.ctime, self.inner.limits.orphan_age, wall);
+            // One that is being written is not opened: who writes it would see somebody else.
+            let Ok(found) = dir.stat(&name).await else { continue };
+            if !is_old(&found) {
+                continue;
+            }
+            if found.kind == Kind::Symlink {
                 ignore_missing(dir.unlink(&name).await).map_err(|e| ServiceError::io("remove", &e))?;
                 removed += 1;
                 continue;
@@ -149,9 +156,7 @@ impl<F: Fs> Store<F> {
             // What can't be opened or is in use is no orphan to be judged here.
             let Ok(file) = dir.open(&name).await else { continue };
             let Ok(metadata) = file.metadata().await else { continue };
-            // The ctime: the mtime may be the source's already.
-            let is_old = is_older(metadata.version.ctime, self.inner.limits.orphan_age, wall);
-            if is_old && matches!(lock_named(&dir, &name, &file).await?, Locked::Yes(_)) {
+            if is_old(&metadata) && matches!(lock_named(&dir, &name, &file).await?, Locked::Yes(_)) {
                 self.let_go(&metadata.version);
                 ignore_missing(dir.unlink(&name).await).map_err(|e| ServiceError::io("remove", &e))?;
                 removed += 1;
@@ -159,11 +164,6 @@ impl<F: Fs> Store<F> {
         }
         Ok(removed)
     }
-}
-
-async fn is_old_link<D: Dir>(dir: &D, name: &Name, age: Duration, wall: Timestamp) -> bool {
-    let found = dir.stat(name).await;
-    found.is_ok_and(|found| found.kind == Kind::Symlink && is_older(found.version.ctime, age, wall))
 }
 
 /// What tells what was `found` under `name`, if anything was.

@@ -16,6 +16,7 @@ mod hostile_peers;
 mod kill;
 mod law_order;
 mod move_trees;
+mod partials_of_others;
 mod regressions;
 mod reload;
 mod remembered;

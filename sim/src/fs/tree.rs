@@ -180,15 +180,20 @@ impl Tree {
         let ino = self.handles[&id].ino;
         match self.refusals.lease {
             Some(errno) => return Err(errno),
-            None if self.handles.values().any(|h| h.ino == ino && h.write) => return Err(Errno::AGAIN),
-            None => self.handle(id).lease = true,
+            None => {}
         }
+        let is_writer = self.handles[&id].write;
+        let mut others = self.handles.iter().filter(|(other, h)| h.ino == ino && **other != id);
+        if others.any(|(_, h)| h.write || is_writer) {
+            return Err(Errno::AGAIN);
+        }
+        self.handle(id).lease = true;
         Ok(())
     }
 
-    /// Somebody is about to open for writing or to truncate.
-    pub fn break_leases(&mut self, ino: Ino) {
-        for handle in self.handles.values_mut().filter(|h| h.ino == ino) {
+    /// Somebody is about to open it, to `write` or truncate it perhaps.
+    pub fn break_leases(&mut self, ino: Ino, write: bool) {
+        for handle in self.handles.values_mut().filter(|h| h.ino == ino && (write || h.write)) {
             handle.lease = false;
         }
     }
@@ -356,9 +361,7 @@ impl Tree {
             Kind::Symlink => return Err(Errno::LOOP),
             Kind::Special => return Err(Errno::INVAL),
         }
-        if write {
-            self.break_leases(ino);
-        }
+        self.break_leases(ino, write);
         Ok((self.open_handle(ino, write, foreign), ino))
     }
 

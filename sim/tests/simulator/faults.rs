@@ -1,14 +1,17 @@
 //! One thing goes wrong at every effect and read of a small move in turn. Whatever it is, the law holds at every moment, and once
 //! nothing fails any more a further run moves what is left.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use realize::{
     model::{RelPath, Timestamp},
     service::Verify,
 };
 use realize_sim::{
-    check::Checker,
+    check::{Checker, Property, Violation},
     fs::{Act, At, Cache, Content, Fault, Kind, Machine, Op, Refusals},
     world::{Body, Large, SOURCE, TARGET, World, at_source, at_target, process},
 };
@@ -127,6 +130,51 @@ fn a_lost_sync_is_never_taken_for_one_that_was_made() {
             });
             assert!(struck.unwrap() >= 5, "{kind:?}");
         }
+    }
+}
+
+/// Somebody writes to a partial, or frees its room, before every effect in turn: no source goes for what is not there.
+#[test]
+fn what_somebody_else_does_to_a_partial_is_seen() {
+    let part = path("target/.new.realize-part");
+    let harms: [fn(&Machine, &RelPath); 2] = [
+        |machine, part| machine.disk(2).write_at(part.as_bytes(), 7, b"other").unwrap(),
+        |machine, part| machine.disk(2).truncate(part.as_bytes(), 0).unwrap(),
+    ];
+    let bytes: Vec<u8> = (0..3 << 20).map(|at: u32| (at >> 12) as u8).collect();
+    for harm in harms {
+        let mut done = 0;
+        for effect in 0.. {
+            let body = Body::File(Content::from(&bytes[..]));
+            let (world, checker) = (
+                World::of(1, false, vec![("new", body, None)]),
+                Arc::new(Checker::default()),
+            );
+            world.watch(&checker);
+            let (harmed, part) = (Arc::new(AtomicBool::new(false)), part.clone());
+            let is_harmed = harmed.clone();
+            world.machine.inject(act(At::Effect(effect), move |machine| {
+                if machine.disk(2).stat(part.as_bytes()).is_ok() {
+                    harm(machine, &part);
+                    is_harmed.store(true, Ordering::Relaxed);
+                }
+            }));
+            let first = world.move_all();
+            if !world.machine.heal().is_empty() {
+                break;
+            }
+            done += u32::from(harmed.load(Ordering::Relaxed));
+            let law = |violation: &Violation| violation.property == Property::Law;
+            assert!(!checker.violations().iter().any(law), "effect {effect}: {first:?}");
+            world.move_all();
+            assert_eq!(
+                world.target.read("target/new").unwrap(),
+                bytes,
+                "effect {effect}: {first:?}"
+            );
+            assert!(world.source.read("source/new").is_err(), "effect {effect}: {first:?}");
+        }
+        assert!(done > 3, "{done}");
     }
 }
 

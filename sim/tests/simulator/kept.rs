@@ -169,6 +169,36 @@ fn in_doubt_all_is_read() {
     }
 }
 
+/// Between the last write and the moment when it is given up, which may be long after: its writer waits for the run to come back.
+#[test]
+fn what_somebody_else_has_opened_before_it_is_given_up_is_read() {
+    type Meanwhile = fn(&Disk);
+    let others: [(&str, bool, Meanwhile); 3] = [
+        ("written to", false, |disk| disk.write_at(PART, 7, b"other").unwrap()),
+        ("the mtime set back afterwards", false, |disk| {
+            let before = disk.stat(PART).unwrap().version.mtime;
+            disk.write_at(PART, 7, b"other").unwrap();
+            disk.set_meta(PART, 0o600, before).unwrap();
+        }),
+        ("written to as it was", true, |disk| {
+            disk.write_at(PART, 7, b"aaaaa").unwrap();
+        }),
+    ];
+    for (what, is_right, meanwhile) in others {
+        process(async {
+            let bench = Bench::new().await;
+            let partial = bench.begun().await;
+            meanwhile(&bench.disk);
+            bench.store.keep(&partial).await;
+            drop(partial);
+            let partial = bench.open().await;
+            let (equal, read) = bench.compared(&partial).await;
+            assert_eq!(equal, [is_right, true, false], "{what}");
+            assert!(read >= ALL_READ, "{what}: {read} bytes were read");
+        });
+    }
+}
+
 #[test]
 fn a_file_of_another_size_is_compared_anew() {
     process(async {

@@ -22,7 +22,7 @@ use rustix::{
 use super::{
     OPEN, OsFile,
     file::{leases_mean_something, uncarried_xattrs},
-    holder, lock_operation, metadata, mode_bits, place, set_meta, times,
+    holder, lease, lock_operation, metadata, mode_bits, place, set_meta, times,
 };
 use crate::{
     fs::{Dir, Lock, Metadata, Place, Rename},
@@ -89,7 +89,16 @@ impl OsDir {
         expect_regular(&stat)?;
         // A file may be mounted there from elsewhere.
         let leases = self.leases().filter(|(device, _)| *device == stat.st_dev);
-        Ok(OsFile::new(fd, metadata(&stat), leases.map(|(_, leases)| leases)))
+        let lease = match access {
+            OFlags::RDONLY => lease::Kind::Read,
+            _ => lease::Kind::Write,
+        };
+        Ok(OsFile::new(
+            fd,
+            metadata(&stat),
+            leases.map(|(_, leases)| leases),
+            lease,
+        ))
     }
 
     /// See the field; `None` when it can't be told.
@@ -189,7 +198,7 @@ impl Dir for OsDir {
             unless_dictated(fchmod(&fd, mode_bits(0o600)))?;
             stat = fstat(&fd)?;
         }
-        Ok(OsFile::new(fd, metadata(&stat), None))
+        Ok(OsFile::new(fd, metadata(&stat), None, lease::Kind::Write))
     }
 
     async fn symlink(&self, name: &Name, target: &[u8]) -> io::Result<()> {

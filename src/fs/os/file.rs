@@ -82,6 +82,8 @@ struct Open {
     opened: Metadata,
     /// Whether a lease on it would mean something, where its directory knows.
     leases: Option<bool>,
+    /// What a lease keeps others from.
+    lease: lease::Kind,
     /// Whether a lease was ever taken, so that the descriptor is known to the watcher.
     leased: AtomicBool,
 }
@@ -97,11 +99,12 @@ impl Drop for Open {
 
 impl OsFile {
     /// The file open as `fd`, with its metadata and what the directory knows of [`leases_mean_something`] there.
-    pub(super) fn new(fd: OwnedFd, opened: Metadata, leases: Option<bool>) -> Self {
+    pub(super) fn new(fd: OwnedFd, opened: Metadata, leases: Option<bool>, lease: lease::Kind) -> Self {
         Self(Arc::new(Open {
             fd,
             opened,
             leases,
+            lease,
             leased: AtomicBool::new(false),
         }))
     }
@@ -212,12 +215,12 @@ impl File for OsFile {
         }
         // Said before it is so: a drop can't come between, for `self` is borrowed.
         self.0.leased.store(true, Ordering::Relaxed);
-        lease::take(self.fd())
+        lease::take(self.fd(), self.0.lease)
     }
 
     async fn lease_held(&self) -> io::Result<bool> {
         if self.0.leased.load(Ordering::Relaxed) {
-            lease::is_held(self.fd())
+            lease::is_held(self.fd(), self.0.lease)
         } else {
             Ok(false)
         }

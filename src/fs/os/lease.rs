@@ -1,13 +1,13 @@
-//! Read leases, given up the moment somebody wants to write.
+//! Leases, given up the moment somebody wants to write, or to open what is written here.
 //!
-//! The kernel holds a writer back until the lease is given up (45 s at most), and tells the holder by
+//! The kernel holds whoever that is back until the lease is given up (45 s at most), and tells the holder by
 //! a signal. Here that is SIGURG: ignored by whoever does not wait for it, never queued twice, never replaced by the
 //! deadly SIGIO. One thread waits for it and gives up every lease that is being broken.
 
 #![expect(unsafe_code, reason = "no safe wrapper knows these commands of fcntl")]
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     io, mem,
     os::fd::{AsRawFd, BorrowedFd, RawFd},
     ptr,
@@ -15,11 +15,11 @@ use std::{
     thread,
 };
 
-use libc::{F_GETLEASE, F_RDLCK, F_SETLEASE, F_SETOWN, F_UNLCK, SIGURG, c_int};
+use libc::{F_GETLEASE, F_RDLCK, F_SETLEASE, F_SETOWN, F_UNLCK, F_WRLCK, SIGURG, c_int};
 use signal_hook::iterator::Signals;
 
 static LEASES: Mutex<Leases> = Mutex::new(Leases {
-    held: BTreeSet::new(),
+    held: BTreeMap::new(),
     watched: false,
 });
 
@@ -30,14 +30,32 @@ static PROCESS: LazyLock<c_int> = LazyLock::new(|| rustix::process::getpid().as_
 const F_SETSIG: c_int = 10;
 
 struct Leases {
-    /// Descriptors with a lease. None of them closes while its number is in here, so each number is the file's.
-    held: BTreeSet<RawFd>,
+    /// Descriptors with a lease, and of which kind. None of them closes while its number is in here, so each number is the file's.
+    held: BTreeMap<RawFd, Kind>,
     /// Whether the thread runs.
     watched: bool,
 }
 
-/// Takes a read lease on the file and has it watched until [`forget`].
-pub(super) fn take(fd: BorrowedFd<'_>) -> io::Result<()> {
+/// What a lease keeps others from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// To write: the descriptor is open for reading.
+    Read,
+    /// To open it at all: the descriptor is open for writing.
+    Write,
+}
+
+impl Kind {
+    fn code(self) -> c_int {
+        match self {
+            Self::Read => F_RDLCK,
+            Self::Write => F_WRLCK,
+        }
+    }
+}
+
+/// Takes a lease on the file and has it watched until [`forget`].
+pub(super) fn take(fd: BorrowedFd<'_>, kind: Kind) -> io::Result<()> {
     let fd = fd.as_raw_fd();
     fcntl(fd, F_SETSIG, SIGURG)?;
     // The process: by itself the kernel would pick the calling thread, which may be gone when the writer comes.
@@ -45,14 +63,14 @@ pub(super) fn take(fd: BorrowedFd<'_>) -> io::Result<()> {
     let mut leases = leases();
     leases.watch()?;
     // Under the lock, so that the watcher can't look between the lease and its registration.
-    fcntl(fd, F_SETLEASE, F_RDLCK)?;
-    leases.held.insert(fd);
+    fcntl(fd, F_SETLEASE, kind.code())?;
+    leases.held.insert(fd, kind);
     Ok(())
 }
 
 /// Whether the lease is held and nobody waits for its end.
-pub(super) fn is_held(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    holds(fd.as_raw_fd())
+pub(super) fn is_held(fd: BorrowedFd<'_>, kind: Kind) -> io::Result<bool> {
+    holds(fd.as_raw_fd(), kind)
 }
 
 /// Must be called before a descriptor with a lease closes, which ends the lease.
@@ -83,8 +101,8 @@ impl Leases {
     }
 
     fn give_up_broken(&mut self) {
-        self.held.retain(|&fd| {
-            let held = holds(fd).unwrap_or(false);
+        self.held.retain(|&fd, kind| {
+            let held = holds(fd, *kind).unwrap_or(false);
             if !held {
                 // There is no lease left to give up when the kernel's own limit was faster.
                 fcntl(fd, F_SETLEASE, F_UNLCK).ok();
@@ -94,9 +112,9 @@ impl Leases {
     }
 }
 
-/// A lease that is being broken counts as what it is being broken to: none.
-fn holds(fd: RawFd) -> io::Result<bool> {
-    Ok(fcntl(fd, F_GETLEASE, 0)? == F_RDLCK)
+/// A lease that is being broken counts as what it is being broken to: none, or a lesser one.
+fn holds(fd: RawFd, kind: Kind) -> io::Result<bool> {
+    Ok(fcntl(fd, F_GETLEASE, 0)? == kind.code())
 }
 
 fn fcntl(fd: RawFd, command: c_int, argument: c_int) -> io::Result<c_int> {
@@ -140,10 +158,10 @@ mod tests {
         let fd = rustix::io::fcntl_dupfd_cloexec(read_only.as_fd(), number).unwrap();
         drop(read_only);
         let opened = metadata(&rustix::fs::fstat(&fd).unwrap());
-        let file = OsFile::new(fd, opened, None);
+        let file = OsFile::new(fd, opened, None, Kind::Read);
         file.lease().now_or_never().unwrap().unwrap();
-        assert!(leases().held.contains(&number));
+        assert!(leases().held.contains_key(&number));
         drop(file);
-        assert!(!leases().held.contains(&number));
+        assert!(!leases().held.contains_key(&number));
     }
 }
