@@ -178,9 +178,8 @@ impl Tree {
 
     pub fn lease(&mut self, id: HandleId) -> Result<()> {
         let ino = self.handles[&id].ino;
-        match self.refusals.lease {
-            Some(errno) => return Err(errno),
-            None => {}
+        if let Some(errno) = self.refusals.lease {
+            return Err(errno);
         }
         let is_writer = self.handles[&id].write;
         let mut others = self.handles.iter().filter(|(other, h)| h.ino == ino && **other != id);
