@@ -1,12 +1,7 @@
 //! Somebody else writes to what has arrived of a file, or frees its room, while the rest arrives or is still to be gone on with: its source does
 //! not go for what is not there.
 
-use std::{
-    fs::{self, OpenOptions},
-    os::unix::fs::FileExt,
-    path::Path,
-    time::Duration,
-};
+use std::{fs, os::unix::fs::FileExt, path::Path, time::Duration};
 
 use crate::support::*;
 use rustix::process::Signal;
@@ -31,7 +26,7 @@ const HARMS: [(&str, Harm); 4] = [
 ];
 
 fn write(partial: &Path) -> fs::File {
-    OpenOptions::new().write(true).open(partial).unwrap()
+    fs::File::options().write(true).open(partial).unwrap()
 }
 
 /// Waits until 8 MiB of the 24 are there.
