@@ -296,7 +296,7 @@ fn a_partial_that_is_shared_is_caught() {
         world.machine.inject(Fault {
             at: At::Call {
                 op: Op::Write,
-                path: Some(path(part)),
+                path: Some(RelPath::new(part).unwrap()),
                 nth: 2,
             },
             kind: Kind::Act(Act(Arc::new(write))),

@@ -20,7 +20,7 @@ use crate::{
     planted::{Bug, planted},
 };
 
-/// How many versions are remembered at most, in memory and on the disk each.
+/// How many versions are remembered at most: in memory; and on the disk, by a process beside as many that it has found there.
 const VERSIONS_MAX: usize = 32;
 
 /// How many hashes are written at a time: what a killed process forgets.
@@ -120,18 +120,23 @@ impl<F: Fs> Recall<F> {
         // Where it can't be told, all runs of the kernel count as one.
         let dir = self.dir.get().filter(|_| *boot != BootId::default()).cloned();
         let hashes = Arc::new(self.load(key, dir).await);
-        let mut all = self.lock();
-        if let Some(other) = find(&all) {
-            return other;
-        }
-        let is_full = self.total.load(Ordering::Relaxed) >= self.total_max;
-        let _oldest = match is_full || all.len() >= VERSIONS_MAX {
-            true => all.pop_front(),
-            false => None,
+        let oldest = {
+            let mut all = self.lock();
+            if let Some(other) = find(&all) {
+                return other;
+            }
+            let is_full = self.total.load(Ordering::Relaxed) >= self.total_max;
+            let oldest = match is_full || all.len() >= VERSIONS_MAX {
+                // What is being read is not given up.
+                true => all.iter().position(|known| Arc::strong_count(known) == 1),
+                false => None,
+            };
+            all.push_back(hashes.clone());
+            oldest.and_then(|at| all.remove(at))
         };
-        all.push_back(hashes.clone());
-        // Before what it held is closed.
-        drop(all);
+        if let Some(oldest) = oldest {
+            oldest.forget().await;
+        }
         hashes
     }
 

@@ -338,6 +338,8 @@ impl<F: Fs> Store<F> {
         let is_settled = is_older(version.ctime, SETTLED, wall) && version.ctime.nanos != 0;
         let is_large = chunk_count(version.size) >= self.inner.limits.recalled_chunks;
         let may_recall = is_large && leased && is_settled && file.sight().await.ok() == Some(Sight::AllByCtime);
+        // What is not read shows nothing: under the lease it has to be the version that is remembered.
+        let may_recall = may_recall && file.metadata().await.is_ok_and(|now| now.version == version);
         // A device that was taken away may have lost times of a file whose data it has: what is remembered ends with the mount.
         let mount = file.mount().await.unwrap_or(None).filter(|_| may_recall);
         let hashes = match mount {

@@ -1,9 +1,9 @@
 //! What was read of a source is not read again, by a later process either; in the least doubt all of it is.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use realize::{
-    digest::{CHUNK_BYTES, ChunkHash},
+    digest::{CHUNK_BYTES, ChunkHash, hash_chunk},
     fs::{Dir, Fs},
     limits::Limits,
     model::{RelPath, Timestamp},
@@ -297,6 +297,64 @@ fn what_can_not_be_written_down_is_in_nobodys_way() {
         for _ in 0..2 {
             assert_eq!(bench.hashes_of_process().await.1, CHUNKS);
         }
+    });
+}
+
+/// Between being opened and leased, with its mtime set back.
+#[test]
+fn what_somebody_writes_just_before_the_lease_is_read() {
+    process(async {
+        let bench = Bench::new();
+        bench.hashes_of_process().await;
+        let write = |machine: &Machine| {
+            let disk = machine.disk(1);
+            let before = disk.stat("film").unwrap().version.mtime;
+            disk.write_at("film", 5, b"newer").unwrap();
+            disk.set_meta("film", 0o644, before).unwrap();
+        };
+        bench.machine.inject(Fault {
+            at: At::Call {
+                op: Op::Lease,
+                path: None,
+                nth: 0,
+            },
+            kind: Kind::Act(Act(Arc::new(write))),
+        });
+        let store = bench.process().await;
+        let Source::File(file) = bench.open(&store).await else {
+            panic!("a file")
+        };
+        assert_eq!(bench.machine.struck().len(), 1);
+        let is = bench.disk.read("film").unwrap();
+        let is = hash_chunk(is.len() as u64, 0, &is[..CHUNK_BYTES as usize]);
+        // To be refused for what has changed would do as well.
+        assert!(file.hash_chunk(0).await.is_ok_and(|hash| hash == is));
+    });
+}
+
+#[test]
+fn one_process_remembers_no_more_versions_than_are_kept() {
+    process(async {
+        let bench = Bench::new();
+        let store = bench.process().await;
+        let first = bench.open(&store).await;
+        bench.hashes(&first).await;
+        for number in 0..40 {
+            let name = format!("film {number}");
+            bench.disk.create(&name, bench.disk.read("film").unwrap()).unwrap();
+            let file = FileRef {
+                path: RelPath::new(&*name).unwrap(),
+                version: bench.disk.stat(&name).unwrap().version,
+            };
+            let source = store.open_source(&file, LATER).await.unwrap();
+            bench.hashes(&source).await;
+            bench.disk.remove(&name).unwrap();
+        }
+        assert_eq!(bench.files(), 32);
+        drop(store);
+        // One that is in use is not given up for others.
+        let (_, read) = bench.hashes_of_process().await;
+        assert_eq!(read, CHUNKS - WRITTEN);
     });
 }
 
