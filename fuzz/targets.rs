@@ -4,7 +4,7 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
 use futures::FutureExt;
 use realize::{
-    delta::{self, BLOCK_BYTES, Op, SUM_BYTES, Signature},
+    delta::{self, BLOCK_BYTES, Indexed, Op, SUM_BYTES, Signature},
     location::Location,
     model::{Escaped, Name, RelPath},
     store::names::{self, NameKind},
@@ -88,10 +88,21 @@ pub fn signatures(data: &[u8]) {
     let ops = delta::ops(&delta.bytes, new.len()).unwrap();
     assert_eq!(ops.iter().map(Op::len).sum::<usize>(), new.len());
     assert!(delta.literal_bytes <= new.len() && delta.bytes.len() <= delta::DELTA_BYTES_MAX);
-    let refined = indexed.refine(&delta, new, 0..new.len()).unwrap();
-    let ops = delta::ops(&refined.bytes, new.len()).unwrap();
-    assert_eq!(ops.iter().map(Op::len).sum::<usize>(), new.len());
-    assert!(refined.literal_bytes <= delta.literal_bytes);
+    for finer in [Some(indexed), finer(new, *shift)].into_iter().flatten() {
+        let refined = finer.refine(&delta, new, 0..new.len()).unwrap();
+        let ops = delta::ops(&refined.bytes, new.len()).unwrap();
+        assert_eq!(ops.iter().map(Op::len).sum::<usize>(), new.len());
+        assert!(refined.literal_bytes <= delta.literal_bytes);
+    }
+}
+
+/// Other sums, of blocks of their own and of another place: what begins `data`.
+fn finer(data: &[u8], shift: u8) -> Option<Indexed> {
+    let sums = &data[..data.len() / 2 / SUM_BYTES * SUM_BYTES];
+    let mut signature = Signature::new(u64::from(shift) << 33, BLOCK << (shift % 3), 1).ok()?;
+    let bytes = (sums.len() / SUM_BYTES) as u64 * u64::from(signature.block_bytes());
+    signature.add(bytes, sums).ok()?;
+    signature.index().ok()
 }
 
 /// The delta between any two data, in two pieces, gives the second of the first.

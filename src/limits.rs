@@ -47,7 +47,7 @@ pub struct Limits {
     pub quiet_without_lease: Duration,
     /// How long a `finish` works before it answers that it is still at it.
     pub finish_answer: Duration,
-    /// How often in a row a `finish` may make no progress before the mover gives up.
+    /// How often in a row a `finish` may answer that it has read back no more before the mover gives up.
     pub finish_answers: usize,
     /// Of sources of fewer chunks no hashes are remembered: they are soon read again.
     pub recalled_chunks: u64,

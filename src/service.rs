@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// The version of this service. Both sides must have the same.
-pub const SERVICE_VERSION: u32 = 7;
+pub const SERVICE_VERSION: u32 = 8;
 
 /// A configured directory, or one below it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -544,7 +544,10 @@ pub enum Finished {
     /// The file is durable under its final name.
     Done,
     /// Still at it: ask again.
-    Working,
+    Working {
+        /// How many chunks have been read back for it by now.
+        read_back: u64,
+    },
 }
 
 /// What makes a partial final.

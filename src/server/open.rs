@@ -3,7 +3,10 @@
 use std::{
     future::Future,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -56,6 +59,8 @@ pub(super) struct OpenTarget<F: Fs, T> {
     /// One chunk is written at a time: the kernel locks the inode, and threads that wait for it spin. Hashing goes on beside.
     pub turns: Arc<tokio::sync::Mutex<()>>,
     finishing: Mutex<Option<Shared<BoxFuture<'static, Answer<()>>>>>,
+    /// How many chunks have been read back to finish it.
+    read_back: AtomicU64,
 }
 
 impl<F: Fs, T> OpenTarget<F, T> {
@@ -67,6 +72,7 @@ impl<F: Fs, T> OpenTarget<F, T> {
             jobs: Arc::default(),
             turns: Arc::default(),
             finishing: Mutex::new(None),
+            read_back: AtomicU64::new(0),
         })
     }
 
@@ -215,7 +221,9 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
             finishing.get_or_insert_with(begin).clone()
         };
         match timeout(self.clock(), self.limits().finish_answer, running).await {
-            None => Ok(Finished::Working),
+            None => Ok(Finished::Working {
+                read_back: target.read_back.load(Ordering::Relaxed),
+            }),
             Some(result) => {
                 // A call after this one begins anew, and finds what it wants.
                 *target.finishing.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -246,6 +254,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
                 let is_done = server.job(async move {
                     let _alone = alone;
                     let is_read = target.file.read_back(CHUNKS_PER_JOB as u64).await?;
+                    target.read_back.fetch_add(CHUNKS_PER_JOB as u64, Ordering::Relaxed);
                     if is_read {
                         target.file.finish(&target.store, &finish).await?;
                     }

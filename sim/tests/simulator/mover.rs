@@ -13,13 +13,15 @@ use realize::{
     limits::Limits,
     plan::Nesting,
     server::{RealizeServer, Roots},
-    service::{DirId, Handle, OpenFor, RealizeServiceRequest as Request, RealizeServiceResponse as Response, RunId},
+    service::{
+        DirId, Finished, Handle, OpenFor, RealizeServiceRequest as Request, RealizeServiceResponse as Response, RunId,
+    },
 };
 use realize_sim::{
     clock::SimClock,
-    fs::{Disk, Disks, Machine},
+    fs::{Content, Disk, Disks, Machine},
     service::SimService,
-    world::process,
+    world::{Body, World, process},
 };
 use tarpc::{
     RequestName,
@@ -254,4 +256,52 @@ fn two_large_files_share_the_window() {
     let of_other = first_ends.unwrap() + 1 - CHUNKS;
     // The first may be ahead by the window, which it had for itself.
     assert!(of_other >= CHUNKS - 34, "{of_other} chunks of the other");
+}
+
+/// A wire on which what finishes is long at it, and tells how much it has read back.
+#[derive(Clone)]
+struct LongWire(SimService, Arc<Mutex<u64>>, fn(u64) -> u64);
+
+/// So many answers say that the end is still to come.
+const LONG: u64 = 1000;
+
+impl Stub for LongWire {
+    type Req = Request;
+    type Resp = Response;
+
+    async fn call(&self, context: tarpc::context::Context, request: Request) -> Result<Response, RpcError> {
+        if let Request::Finish { .. } = &request {
+            let mut answers = self.1.lock().unwrap();
+            *answers += 1;
+            if *answers < LONG {
+                let read_back = self.2(*answers);
+                return Ok(Response::Finish(Ok(Finished::Working { read_back })));
+            }
+        }
+        self.0.call(context, request).await
+    }
+}
+
+/// A file of 300 GB is read back for half an hour.
+#[test]
+fn what_finishes_may_take_as_long_as_it_gets_on() {
+    const CHUNKS: u64 = 30;
+    let patience = Limits::default().finish_answers as u64;
+    let told: [(fn(u64) -> u64, bool, u64); 4] = [
+        // A chunk in every forty answers.
+        (|answers| answers / 40, true, LONG),
+        (|_| 0, false, patience),
+        (|_| 5, false, patience + 1),
+        // More than there are.
+        (|answers| answers, false, CHUNKS + patience),
+    ];
+    for (read_back, is_waited_for, asked) in told {
+        let body = Body::File(Content::from(&vec![7; (CHUNKS as usize) << 20][..]));
+        let world = World::of(1, false, vec![("film", body, None)]);
+        let answers = Arc::new(Mutex::new(0));
+        let ended = world.move_through(|service| SimService::new(LongWire(service, answers.clone(), read_back)));
+        let report = ended.result.unwrap().unwrap();
+        assert_eq!((report.is_complete(), *answers.lock().unwrap()), (is_waited_for, asked));
+        assert_eq!(world.source.read("source/film").is_ok(), !is_waited_for);
+    }
 }
