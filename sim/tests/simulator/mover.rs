@@ -260,7 +260,10 @@ fn two_large_files_share_the_window() {
 
 /// A wire on which what finishes is long at it, and tells how much it has read back.
 #[derive(Clone)]
-struct LongWire(SimService, Arc<Mutex<u64>>, fn(u64) -> u64);
+struct LongWire(SimService, Arc<Mutex<u64>>, Tells);
+
+/// How many chunks were read back, as the answer of this number tells.
+type Tells = fn(u64) -> u64;
 
 /// So many answers say that the end is still to come.
 const LONG: u64 = 1000;
@@ -287,7 +290,7 @@ impl Stub for LongWire {
 fn what_finishes_may_take_as_long_as_it_gets_on() {
     const CHUNKS: u64 = 30;
     let patience = Limits::default().finish_answers as u64;
-    let told: [(fn(u64) -> u64, bool, u64); 4] = [
+    let told: [(Tells, bool, u64); 4] = [
         // A chunk in every forty answers.
         (|answers| answers / 40, true, LONG),
         (|_| 0, false, patience),
