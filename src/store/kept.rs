@@ -284,8 +284,6 @@ impl<F: Fs> Store<F> {
             kept.map(|kept| (kept.file.clone(), kept.version))
         };
         let Some((file, version)) = seen else { return Ok(None) };
-        // Before its version is looked at.
-        let seclusion = seclude(&file).await;
         let locked = lock_named(dir, part, &file).await;
         if matches!(locked, Ok(Locked::ByOther)) {
             return Err(written_elsewhere());
@@ -294,7 +292,12 @@ impl<F: Fs> Store<F> {
             // Taken by another call meanwhile, which has this descriptor, and so the lock too.
             return Err(written_elsewhere());
         };
-        let Ok(Locked::Yes(now)) = locked else { return Ok(None) };
+        let Ok(Locked::Yes(_)) = locked else { return Ok(None) };
+        // Before its version is looked at.
+        let seclusion = seclude(&kept.file).await;
+        let Ok(now) = kept.file.metadata().await else {
+            return Ok(None);
+        };
         let is_it = now.links == 1 && now.version == kept.version || planted(Bug::KeptUnchecked);
         if is_it && kept.size == size {
             return Ok(Some((kept.file, seclusion, now.version.size, kept.remembered)));

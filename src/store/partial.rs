@@ -62,7 +62,9 @@ pub struct Partial<F: Fs> {
     found_len: u64,
     /// Whether it began as a reflink of its basis.
     reflink: Reflink,
-    seclusion: Mutex<Seclusion>,
+    seclusion: Seclusion,
+    /// As it was once all was written, with the times that it shall have.
+    prepared: Mutex<Option<Version>>,
     /// Whether somebody else has had it open while it was written.
     was_shared: AtomicBool,
     hashes: Hashes,
@@ -109,15 +111,19 @@ impl<F: Fs> Partial<F> {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn seclusion(&self) -> MutexGuard<'_, Seclusion> {
+    fn prepared(&self) -> MutexGuard<'_, Option<Version>> {
         // Nothing panics while it is held.
-        self.seclusion.lock().unwrap_or_else(PoisonError::into_inner)
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn version(&self) -> Answer<Version> {
+        let metadata = self.file.metadata().await;
+        Ok(metadata.map_err(|e| ServiceError::io("stat", &e))?.version)
     }
 
     /// Whether nobody else has opened it, as far as the file system tells.
     pub(super) async fn is_secluded(&self) -> Answer<bool> {
-        let seclusion = *self.seclusion();
-        match seclusion {
+        match self.seclusion {
             _ if planted(Bug::PartialShared) => Ok(true),
             Seclusion::Leased => {
                 let held = self.file.lease_held().await;
@@ -323,13 +329,7 @@ impl<F: Fs> Partial<F> {
         if finish.verify == Verify::Disk {
             self.hashes.distrust();
         }
-        if !self.is_secluded().await? {
-            // Once more, so that it stays what is read back now.
-            *self.seclusion() = seclude(&self.file).await;
-            self.was_shared.store(true, Ordering::Relaxed);
-            self.forget();
-            self.hashes.forget();
-        }
+        *self.prepared() = Some(self.version().await?);
         Ok(())
     }
 
@@ -337,6 +337,11 @@ impl<F: Fs> Partial<F> {
     pub async fn read_back(&self, chunks_max: u64) -> Answer<bool> {
         if self.is_final.load(Ordering::Relaxed) {
             return Ok(true);
+        }
+        if !self.is_secluded().await? {
+            self.was_shared.store(true, Ordering::Relaxed);
+            self.forget();
+            self.hashes.forget_written();
         }
         let read = self.hashes.read_back(&self.file, chunks_max).await;
         if read.is_err() {
@@ -356,13 +361,13 @@ impl<F: Fs> Partial<F> {
             return store.confirm_there(&self.path, &settled).await;
         }
         self.ensure_partial()?;
-        let metadata = || async {
-            let metadata = self.file.metadata().await;
-            metadata.map_err(|e| ServiceError::io("stat", &e))
+        let is_as_prepared = async || {
+            let now = self.version().await?;
+            let is_so = self.prepared().is_some_and(|prepared| now.same_but_ctime(&prepared));
+            Answer::Ok(is_so || planted(Bug::PartialShared))
         };
-        let finished = metadata().await?.version;
-        // One that is shared was read back as it is.
-        if *self.seclusion() == Seclusion::Leased && !self.is_secluded().await? {
+        // Whoever has written to it since has changed its mtime, which is the source's.
+        if !is_as_prepared().await? {
             self.forget();
             self.hashes.forget();
             return Err(written_to());
@@ -374,7 +379,7 @@ impl<F: Fs> Partial<F> {
                 false => ServiceError::DigestMismatch,
             });
         }
-        let ours = Ours::Inode(finished);
+        let ours = Ours::Inode(self.version().await?);
         match store
             .publish(&self.dir, &self.part, &self.name, finish.expected, &ours)
             .await
@@ -390,8 +395,7 @@ impl<F: Fs> Partial<F> {
             }
             Err(error) => return Err(error),
         }
-        // Its mtime is the source's: whoever has written to it since has changed that.
-        if !metadata().await?.version.same_but_ctime(&finished) && !planted(Bug::PartialShared) {
+        if !is_as_prepared().await? {
             return Err(written_to());
         }
         store.confirm_there(&self.path, &ours).await
@@ -441,7 +445,8 @@ impl<F: Fs> Store<F> {
             size,
             found_len,
             reflink,
-            seclusion: Mutex::new(seclusion),
+            seclusion,
+            prepared: Mutex::new(None),
             was_shared: AtomicBool::new(false),
             hashes,
             unsynced_bytes: AtomicU64::new(0),
@@ -520,6 +525,8 @@ impl<F: Fs> Store<F> {
                         make_writable(dir, part).await?;
                         continue;
                     }
+                    // Leased.
+                    Err(error) if is_any(&error, &[Errno::AGAIN]) => return Err(written_elsewhere()),
                     Err(error) if is_any(&error, &[Errno::LOOP, Errno::INVAL, Errno::ISDIR]) => {
                         return Err(ServiceError::Leftover(part.clone()));
                     }
@@ -626,8 +633,10 @@ async fn lock(file: &impl File) -> Answer<bool> {
 /// Makes a partial writable again that got its final mode just before a crash. One that a live run holds stays as it is, and
 /// one that can't even be looked at: it may be.
 async fn make_writable<D: Dir>(dir: &D, part: &Name) -> Answer<()> {
-    let Ok(file) = dir.open(part).await else {
-        return Err(ServiceError::Leftover(part.clone()));
+    let file = match dir.open(part).await {
+        Ok(file) => file,
+        Err(error) if is_any(&error, &[Errno::AGAIN]) => return Err(written_elsewhere()),
+        Err(_) => return Err(ServiceError::Leftover(part.clone())),
     };
     match lock_named(dir, part, &file).await? {
         Locked::Yes(found) => file
@@ -644,7 +653,10 @@ pub(super) fn written_elsewhere() -> ServiceError {
 }
 
 fn written_to() -> ServiceError {
-    ServiceError::Busy("another program has written to it while it arrived; it stays for the next run".into())
+    ServiceError::Busy(
+        "another program has had it open while it arrived, and it is not what was sent; it stays for the next run"
+            .into(),
+    )
 }
 
 pub(super) fn somebody_else() -> ServiceError {

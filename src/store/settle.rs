@@ -139,7 +139,13 @@ impl<F: Fs> Store<F> {
     /// A final open for reading, its content on the device and out of the cache; `Busy` while a run may delete it: of two runs
     /// in opposite directions each would take the other's source for its own safe copy.
     pub(super) async fn open_to_confirm(&self, dir: &F::Dir, name: &Name, version: &Version) -> Answer<F::File> {
-        let file = dir.open(name).await.map_err(|e| ServiceError::io("open", &e))?;
+        let file = dir
+            .open(name)
+            .await
+            .map_err(|error| match is_any(&error, &[Errno::AGAIN]) {
+                true => locked_elsewhere(),
+                false => ServiceError::io("open", &error),
+            })?;
         if let Err(error) = file.try_lock(Lock::Exclusive).await
             && is_any(&error, &[Errno::AGAIN])
         {

@@ -4,11 +4,11 @@ use std::{path::Path, time::Duration};
 
 use bytes::Bytes;
 use realize::{
-    digest::{CHUNK_BYTES, ChunkHash, hash_chunk},
+    digest::{CHUNK_BYTES, ChunkHash, FileHasher, hash_chunk},
     fs::{Dir, File, Fs, Lock},
     limits::Limits,
     model::{Name, RelPath, Timestamp},
-    service::ServiceError,
+    service::{Expected, Finish, Meta, ServiceError, Verify},
     store::{FailedSync, Partial, Store},
 };
 use realize_sim::{fs::*, world::process};
@@ -510,4 +510,59 @@ fn what_a_digest_is_told_of_is_what_is_on_the_disk() {
             assert_eq!(bench.machine.bytes(1, Op::Read) == before, counts);
         });
     }
+}
+
+/// What makes a partial of all chunks final.
+fn finish() -> Finish {
+    let mut hasher = FileHasher::new(SIZE, 1);
+    for (index, hash) in (0..).zip(hashes()) {
+        hasher.add(index, hash).unwrap();
+    }
+    Finish {
+        digest: hasher.digest().unwrap(),
+        meta: Meta {
+            mode: 0o644,
+            mtime: Timestamp { secs: 5, nanos: 0 },
+        },
+        expected: Expected::Absent,
+        verify: Verify::Written,
+    }
+}
+
+/// Finishes a partial that `somebody` has opened, who does something once the first chunk has been read back.
+async fn finish_shared(bench: &Bench, somebody: impl Future<Output = ()>) -> Result<(), ServiceError> {
+    let partial = bench.begun().await;
+    write(&bench.store, &partial, 2).await.unwrap();
+    drop(bench.disk.open_writer(PART).unwrap());
+    partial.prepare_finish(&bench.store, &finish()).await.unwrap();
+    assert_eq!(partial.read_back(1).await, Ok(false));
+    somebody.await;
+    while !partial.read_back(1).await? {}
+    partial.finish(&bench.store, &finish()).await
+}
+
+#[test]
+fn what_is_written_while_all_is_read_back_is_not_published() {
+    process(async {
+        let bench = Bench::new().await;
+        let writer = async { bench.disk.write_at(PART, 5, b"other").unwrap() };
+        let finished = finish_shared(&bench, writer).await;
+        assert!(matches!(finished, Err(ServiceError::Busy(_))), "{finished:?}");
+        assert!(bench.disk.read("new").is_err());
+    });
+}
+
+/// A file that is looked at by whoever looks at all files is published all the same.
+#[test]
+fn who_only_reads_is_in_nobodys_way() {
+    process(async {
+        let bench = Bench::new().await;
+        let root = bench.disk.fs().open_root(Path::new("/")).await.unwrap();
+        let before = bench.machine.bytes(1, Op::Read);
+        let reader = async { drop(root.open(&Name::new(PART).unwrap()).await.unwrap()) };
+        assert_eq!(finish_shared(&bench, reader).await, Ok(()));
+        assert_eq!(bench.machine.bytes(1, Op::Read) - before, SIZE, "read once");
+        let all: Vec<u8> = (0..CHUNKS).flat_map(chunk).collect();
+        assert!(bench.disk.read("new").unwrap() == all);
+    });
 }

@@ -57,12 +57,14 @@ impl Kind {
 /// Takes a lease on the file and has it watched until [`forget`].
 pub(super) fn take(fd: BorrowedFd<'_>, kind: Kind) -> io::Result<()> {
     let fd = fd.as_raw_fd();
+    // The watcher may give up an earlier lease of this descriptor, and with it whom to signal and how, only before or after all of this;
+    // nor may it look between the lease and its registration.
+    let mut leases = leases();
+    leases.watch()?;
+    leases.give_up_if_broken(fd);
     fcntl(fd, F_SETSIG, SIGURG)?;
     // The process: by itself the kernel would pick the calling thread, which may be gone when the writer comes.
     fcntl(fd, F_SETOWN, *PROCESS)?;
-    let mut leases = leases();
-    leases.watch()?;
-    // Under the lock, so that the watcher can't look between the lease and its registration.
     fcntl(fd, F_SETLEASE, kind.code())?;
     leases.held.insert(fd, kind);
     Ok(())
@@ -101,15 +103,24 @@ impl Leases {
     }
 
     fn give_up_broken(&mut self) {
-        self.held.retain(|&fd, kind| {
-            let held = holds(fd, *kind).unwrap_or(false);
-            if !held {
-                // There is no lease left to give up when the kernel's own limit was faster.
-                fcntl(fd, F_SETLEASE, F_UNLCK).ok();
-            }
-            held
-        });
+        self.held.retain(|&fd, kind| stays(fd, *kind));
     }
+
+    fn give_up_if_broken(&mut self, fd: RawFd) {
+        if self.held.get(&fd).is_some_and(|kind| !stays(fd, *kind)) {
+            self.held.remove(&fd);
+        }
+    }
+}
+
+/// Whether the lease is held still; one that is being broken is given up.
+fn stays(fd: RawFd, kind: Kind) -> bool {
+    let is_held = holds(fd, kind).unwrap_or(false);
+    if !is_held {
+        // There is no lease left to give up when the kernel's own limit was faster.
+        fcntl(fd, F_SETLEASE, F_UNLCK).ok();
+    }
+    is_held
 }
 
 /// A lease that is being broken counts as what it is being broken to: none, or a lesser one.
