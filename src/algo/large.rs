@@ -572,17 +572,17 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
             meta: plan::meta(&item.entry),
             expected: item.expected,
         };
-        let (mut chunks_left, mut known, mut in_vain) = (chunk_count(item.entry.version.size), 0, 0);
+        let (mut known, mut in_vain) = (0, 0);
         while in_vain < self.options.limits.finish_answers {
             let finished = flat(self.target.service.finish(calls::context(), target, finish.clone())).await;
             match finished {
                 Ok(Finished::Done) => return Ok(()),
-                // Whatever it says, there are no more chunks than those.
-                Ok(Finished::Working { read_back }) if read_back > known && chunks_left > 0 => {
-                    chunks_left = chunks_left.saturating_sub(read_back - known);
-                    (known, in_vain) = (read_back, 0);
+                Ok(Finished::Working { read_back }) => {
+                    // Whatever it says, there are no more chunks than those.
+                    let read_back = read_back.min(chunk_count(item.entry.version.size));
+                    in_vain = if read_back > known { 0 } else { in_vain + 1 };
+                    known = known.max(read_back);
                 }
-                Ok(Finished::Working { .. }) => in_vain += 1,
                 Err(error) => return Err(Why::Target(error)),
             }
         }

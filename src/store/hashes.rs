@@ -85,14 +85,6 @@ impl Hashes {
         *self.lock() = Known::Nothing;
     }
 
-    /// What was written and compared may not be there: all is to be read back, if it is not being read back already.
-    pub(super) fn forget_written(&self) {
-        let mut state = self.lock();
-        if matches!(&*state, Known::Chunks(_)) {
-            *state = Known::Nothing;
-        }
-    }
-
     /// What was written and compared does not count: all is to be read back.
     pub(super) fn distrust(&self) {
         let mut state = self.lock();

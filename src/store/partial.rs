@@ -65,8 +65,6 @@ pub struct Partial<F: Fs> {
     seclusion: Seclusion,
     /// As it was once all was written, with the times that it shall have.
     prepared: Mutex<Option<Version>>,
-    /// Whether somebody else has had it open while it was written.
-    was_shared: AtomicBool,
     hashes: Hashes,
     unsynced_bytes: AtomicU64,
     /// Of those of its chunks that this process wrote or read; `None` once it is not open here any more.
@@ -339,9 +337,8 @@ impl<F: Fs> Partial<F> {
             return Ok(true);
         }
         if !self.is_secluded().await? {
-            self.was_shared.store(true, Ordering::Relaxed);
             self.forget();
-            self.hashes.forget_written();
+            self.hashes.distrust();
         }
         let read = self.hashes.read_back(&self.file, chunks_max).await;
         if read.is_err() {
@@ -374,9 +371,9 @@ impl<F: Fs> Partial<F> {
         }
         if self.hashes.digest()? != finish.digest && !planted(Bug::SkipDigest) {
             self.forget();
-            return Err(match self.was_shared.load(Ordering::Relaxed) {
-                true => written_to(),
-                false => ServiceError::DigestMismatch,
+            return Err(match self.is_secluded().await? {
+                true => ServiceError::DigestMismatch,
+                false => written_to(),
             });
         }
         let ours = Ours::Inode(self.version().await?);
@@ -447,7 +444,6 @@ impl<F: Fs> Store<F> {
             reflink,
             seclusion,
             prepared: Mutex::new(None),
-            was_shared: AtomicBool::new(false),
             hashes,
             unsynced_bytes: AtomicU64::new(0),
             remembered: Mutex::new(Some(remembered)),
