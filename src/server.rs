@@ -516,16 +516,6 @@ impl<F: Fs, C: Clock> RealizeService for RealizeServer<F, C> {
         .await
     }
 
-    async fn truncate(self, _: Context, handle: Handle, len: u64) -> Answer<()> {
-        let target = self.find_partial(handle)?;
-        let with_others = target.jobs.clone().read_owned().await;
-        self.job(async move {
-            let _with_others = with_others;
-            target.file.truncate(len).await
-        })
-        .await
-    }
-
     async fn finish(self, _: Context, handle: Handle, finish: Finish) -> Answer<Finished> {
         let right = match finish.expected {
             Expected::Absent => Right::Write,

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// The version of this service. Both sides must have the same.
-pub const SERVICE_VERSION: u32 = 8;
+pub const SERVICE_VERSION: u32 = 9;
 
 /// A configured directory, or one below it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -685,9 +685,6 @@ pub trait RealizeService {
 
     /// Writes one whole chunk of a partial. `sparse`: blocks of zeros may become holes. \[write\]
     async fn send(handle: Handle, chunk: u64, data: Bytes, sparse: bool) -> Answer<()>;
-
-    /// Cuts or extends a partial. \[write\]
-    async fn truncate(handle: Handle, len: u64) -> Answer<()>;
 
     /// Makes a partial final, or confirms a final: synced, its digest compared, renamed, its directories
     /// synced; then it is closed. `Working` after a while: ask again with the same arguments. \[write; replace\]

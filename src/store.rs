@@ -749,6 +749,21 @@ fn is_unsupported(error: &io::Error) -> bool {
     is_any(error, &[Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP])
 }
 
+/// Whether it is the file system, not the file, that has no leases for this process.
+fn has_no_leases(error: &io::Error) -> bool {
+    is_any(
+        error,
+        &[
+            Errno::ACCESS,
+            Errno::PERM,
+            Errno::INVAL,
+            Errno::OPNOTSUPP,
+            Errno::NOSYS,
+            Errno::NOLCK,
+        ],
+    )
+}
+
 fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -40,7 +40,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use crate::keys::{PublicKey, SecretKey};
 
 /// What both sides must speak inside (ALPN); its number changes when they could not understand each other.
-pub const PROTOCOL: &[u8] = b"realize/4";
+pub const PROTOCOL: &[u8] = b"realize/5";
 
 /// The most a connection holds of what is still to be sent. The library's own 64 KiB cut a frame of 1 MiB into sixteen turns
 /// of encrypting and writing; one frame at a time is enough, and bounds the memory of a slow peer's connection.

@@ -271,7 +271,6 @@ pub fn answers(name: &str, response: &RealizeServiceResponse) -> bool {
         Put(_) => "put",
         Settle(_) => "settle",
         Send(_) => "send",
-        Truncate(_) => "truncate",
         CalculateSignature(_) => "calculate_signature",
         LoadSignature(_) => "load_signature",
         Diff(_) => "diff",

@@ -294,11 +294,7 @@ fn a_partial_that_is_shared_is_caught() {
         let part = "target/.new.realize-part";
         let write = move |machine: &Machine| machine.disk(TARGET).write_at(part, 10, b"somebody's").unwrap();
         world.machine.inject(Fault {
-            at: At::Call {
-                op: Op::Write,
-                path: Some(RelPath::new(part).unwrap()),
-                nth: 2,
-            },
+            at: At::call_on(part, Op::Write, 2),
             kind: Kind::Act(Act(Arc::new(write))),
         });
         plant(bug);
@@ -430,11 +426,7 @@ fn a_success_that_comes_too_late_is_caught() {
         let mut plan = TwoHosts::new(World::on_two_machines(1, files), Direction::Send, 1);
         (plan.limits.finish_answer, plan.limits.finish_answers) = (Duration::from_millis(500), 2);
         plan.daemon_faults = vec![Fault {
-            at: At::Call {
-                op: Op::FileSync,
-                path: None,
-                nth: 0,
-            },
+            at: At::call(Op::FileSync, 0),
             kind: Kind::Stall(Duration::from_secs(4)),
         }];
         plant(bug);

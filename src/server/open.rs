@@ -254,9 +254,9 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
                 let is_done = server.job(async move {
                     let _alone = alone;
                     let is_read = target.file.read_back(CHUNKS_PER_JOB as u64).await?;
-                    target.read_back.fetch_add(CHUNKS_PER_JOB as u64, Ordering::Relaxed);
-                    if is_read {
-                        target.file.finish(&target.store, &finish).await?;
+                    match is_read {
+                        true => target.file.finish(&target.store, &finish).await?,
+                        false => drop(target.read_back.fetch_add(CHUNKS_PER_JOB as u64, Ordering::Relaxed)),
                     }
                     Ok(is_read)
                 });

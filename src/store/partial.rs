@@ -13,7 +13,7 @@ use bytes::Bytes;
 use rustix::io::Errno;
 
 use super::{
-    Store,
+    Store, has_no_leases,
     hashes::{Compared, Hashes},
     ignore_missing, is_any,
     kept::Remembered,
@@ -36,7 +36,7 @@ use crate::{
 pub(super) enum Seclusion {
     /// Not as long as the lease is held.
     Leased,
-    /// Somebody else has it open.
+    /// Somebody else has it open, or may.
     Shared,
     /// The file system does not tell.
     Unknown,
@@ -298,17 +298,6 @@ impl<F: Fs> Partial<F> {
         Ok(())
     }
 
-    /// Cuts or extends it to `len` bytes.
-    pub async fn truncate(&self, len: u64) -> Answer<()> {
-        self.ensure_partial()?;
-        if len > self.size {
-            return Err(ServiceError::BadRequest("past the end of the file".into()));
-        }
-        self.forget();
-        self.hashes.forget();
-        self.file.set_len(len).await.map_err(|e| ServiceError::io("cut", &e))
-    }
-
     /// The first step of finishing: length, mode and times as `finish` says, and all of it durable.
     pub async fn prepare_finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
         store.ensure_safe()?;
@@ -560,8 +549,8 @@ impl<F: Fs> Store<F> {
 pub(super) async fn seclude(file: &impl File) -> Seclusion {
     match file.lease().await {
         Ok(()) => Seclusion::Leased,
-        Err(error) if is_any(&error, &[Errno::AGAIN]) => Seclusion::Shared,
-        Err(_) => Seclusion::Unknown,
+        Err(error) if has_no_leases(&error) => Seclusion::Unknown,
+        Err(_) => Seclusion::Shared,
     }
 }
 

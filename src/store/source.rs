@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use super::{Store, ignore_missing, is_any, is_unsupported, names, recall::SourceHashes};
+use super::{Store, has_no_leases, ignore_missing, is_any, is_unsupported, names, recall::SourceHashes};
 use crate::{
     digest::{CHUNK_BYTES, ChunkHash, FileHasher, chunk_count, chunk_len, digest, hash_chunk},
     fs::{Dir, File, Fs, Lock, Metadata, Rename, Sight, read_full},
@@ -302,21 +302,7 @@ impl<F: Fs> Store<F> {
         let leased = match file.lease().await {
             Ok(()) => true,
             Err(error) if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) => return Err(being_written()),
-            Err(error)
-                if is_any(
-                    &error,
-                    &[
-                        Errno::ACCESS,
-                        Errno::PERM,
-                        Errno::INVAL,
-                        Errno::OPNOTSUPP,
-                        Errno::NOSYS,
-                        Errno::NOLCK,
-                    ],
-                ) =>
-            {
-                false
-            }
+            Err(error) if has_no_leases(&error) => false,
             Err(error) => return Err(ServiceError::io("take a lease on", &error)),
         };
         // Older than the lock and the lease: what came in between shows once the file is read.

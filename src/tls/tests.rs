@@ -378,12 +378,12 @@ async fn peer_without_our_protocol_is_refused() {
         let mut config = client_config(&Identity::new(&pair.client));
         config.alpn_protocols = protocols.clone();
         let (_client, server) = pair.accept_rogue(config).await;
-        assert_eq!(message(server.unwrap_err()), "the other side does not speak realize/4");
+        assert_eq!(message(server.unwrap_err()), "the other side does not speak realize/5");
 
         let mut config = server_config(&Identity::new(&pair.server));
         config.alpn_protocols = protocols;
         let (client, _server) = pair.connect_rogue(config).await;
-        assert_eq!(message(client.unwrap_err()), "the other side does not speak realize/4");
+        assert_eq!(message(client.unwrap_err()), "the other side does not speak realize/5");
     }
 }
 

@@ -37,11 +37,16 @@ fn has_begun(running: &Running, partial: &Path) {
     }
 }
 
+/// 24 MiB, none of it zero.
+fn content() -> Vec<u8> {
+    (0..24 * MIB).map(|at| ((at * 2_654_435_761) >> 7) as u8 | 1).collect()
+}
+
 /// Moves a file into `target`, whose partial comes to `harm` once a third is there, with the mover killed before that or not.
 fn move_with(hosts: &Hosts, local: bool, target: &Path, (what, harm): (&str, Harm), is_killed: bool) {
     let scratch = Scratch::on_disk();
     let source = scratch.dir("source");
-    let bytes: Vec<u8> = (0..24 * MIB).map(|at| ((at * 2_654_435_761) >> 7) as u8 | 1).collect();
+    let bytes = content();
     fs::write(source.join("film"), &bytes).unwrap();
     let (partial, film) = (target.join(".film.realize-part"), target.join("film"));
     let to = if local { target.to_str().unwrap() } else { "nas::a" };
@@ -98,11 +103,18 @@ fn a_partial_may_be_read() {
     let scratch = Scratch::on_disk();
     let (source, target) = (scratch.dir("source"), scratch.dir("target"));
     let hosts = Hosts::serving(&[("a", &target, ALL)]);
-    let bytes = vec![7; 24 * MIB];
+    let line = Line::to(hosts.port());
+    hosts.know("nas", &hosts.public("daemon"), &format!("127.0.0.1:{}", line.port));
+    let bytes = content();
     fs::write(source.join("film"), &bytes).unwrap();
     let running = hosts.realize().arg("--throttle=12M").arg(&source).arg("nas::a").start();
     has_begun(&running, &target.join(".film.realize-part"));
     assert!(fs::read(target.join(".film.realize-part")).unwrap().len() >= 8 * MIB);
     running.wait().expect_code(0);
     assert!(fs::read(target.join("film")).unwrap() == bytes);
+    assert!(
+        line.bytes() < 25 * MIB as u64,
+        "{} bytes crossed the line",
+        line.bytes()
+    );
 }

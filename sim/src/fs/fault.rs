@@ -101,6 +101,22 @@ pub enum At {
     },
 }
 
+impl At {
+    /// The `nth` (from 0) call of kind `op`, on whatever.
+    pub fn call(op: Op, nth: u64) -> Self {
+        Self::Call { op, path: None, nth }
+    }
+
+    /// The `nth` (from 0) call of kind `op` on `path`, or to it.
+    ///
+    /// # Panics
+    /// Where that is no relative path.
+    pub fn call_on(path: &str, op: Op, nth: u64) -> Self {
+        let path = Some(RelPath::new(path).unwrap());
+        Self::Call { op, path, nth }
+    }
+}
+
 /// How calls behave on a machine that is off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Off {

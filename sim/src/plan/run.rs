@@ -488,7 +488,7 @@ fn write_mapped(disk: &Disk, path: &RelPath, text: &[u8]) -> std::io::Result<()>
 
 impl FaultPlan {
     fn fault(self, effect: u64) -> Fault {
-        let call = |op, nth| At::Call { op, path: None, nth };
+        let call = At::call;
         let io = rustix::io::Errno::IO;
         let (at, kind) = match self {
             Self::PowerCut(off) => (At::Effect(effect), Kind::PowerCut(off)),

@@ -87,7 +87,7 @@ impl Stub for Remote {
 /// Whether a call that has this answer had no right to it.
 fn is_wrong(other: OtherConfig, answer: &Result<RealizeServiceResponse, tarpc::client::RpcError>) -> bool {
     use RealizeServiceResponse::{
-        ApplyDelta, Delete, Finish, FinishDirs, MakeDirs, Put, RemoveDirs, Rename, Send, Settle, Truncate,
+        ApplyDelta, Delete, Finish, FinishDirs, MakeDirs, Put, RemoveDirs, Rename, Send, Settle,
     };
     let any = |results: &[Result<(), ServiceError>]| results.iter().any(Result::is_ok);
     match (other, answer) {
@@ -100,7 +100,7 @@ fn is_wrong(other: OtherConfig, answer: &Result<RealizeServiceResponse, tarpc::c
             | Delete(Ok(results))
             | RemoveDirs(Ok(results))
             | FinishDirs(Ok(results)) => any(results),
-            Send(done) | ApplyDelta(done) | Truncate(done) => done.is_ok(),
+            Send(done) | ApplyDelta(done) => done.is_ok(),
             Finish(finished) => finished.is_ok(),
             Rename(renamed) => renamed.iter().flatten().any(Result::is_ok),
             _ => false,

@@ -96,7 +96,7 @@ fn short_and_interrupted_calls_are_gone_on_with() {
         for op in [Op::Read, Op::Write] {
             for nth in 0..6 {
                 let fault = Fault {
-                    at: At::Call { op, path: None, nth },
+                    at: At::call(op, nth),
                     kind: kind.clone(),
                 };
                 assert!(survive(false, fault), "{op:?} {nth}");
@@ -119,11 +119,7 @@ fn a_lost_sync_is_never_taken_for_one_that_was_made() {
                 !survive(
                     false,
                     Fault {
-                        at: At::Call {
-                            op,
-                            path: None,
-                            nth: *nth,
-                        },
+                        at: At::call(op, *nth),
                         kind: kind.clone(),
                     },
                 )
@@ -207,11 +203,7 @@ fn a_final_that_cannot_be_read_is_replaced() {
 #[test]
 fn after_a_failed_sync_nothing_more_is_confirmed() {
     let world = World::small(1, false, Large::OneChunk);
-    let at = At::Call {
-        op: Op::FileSync,
-        path: None,
-        nth: 0,
-    };
+    let at = At::call(Op::FileSync, 0);
     world.machine.inject(Fault {
         at,
         kind: Kind::Error(Errno::IO),

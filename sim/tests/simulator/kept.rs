@@ -219,11 +219,7 @@ fn what_was_not_written_whole_is_not_known() {
         let bench = Bench::new().await;
         let partial = bench.begun().await;
         bench.machine.inject(Fault {
-            at: At::Call {
-                op: Op::Write,
-                path: Some(RelPath::new(PART).unwrap()),
-                nth: 0,
-            },
+            at: At::call_on(PART, Op::Write, 0),
             kind: Kind::Error(Errno::NOSPC),
         });
         partial
@@ -243,11 +239,7 @@ fn a_read_that_fails_forgets_all() {
         drop(bench.begun().await);
         let partial = bench.open().await;
         bench.machine.inject(Fault {
-            at: At::Call {
-                op: Op::Read,
-                path: Some(RelPath::new(PART).unwrap()),
-                nth: 1,
-            },
+            at: At::call_on(PART, Op::Read, 1),
             kind: Kind::Error(Errno::IO),
         });
         let equal = partial.compare(&bench.store, 0, &hashes(), 0).await.unwrap();
@@ -270,11 +262,7 @@ fn after_a_failed_sync_nothing_is_kept() {
         let store = Bench::process(&bench.disk, limits).await;
         let partial = open(&store, SIZE).await;
         bench.machine.inject(Fault {
-            at: At::Call {
-                op: Op::FileSync,
-                path: Some(RelPath::new(PART).unwrap()),
-                nth: 0,
-            },
+            at: At::call_on(PART, Op::FileSync, 0),
             kind: Kind::SyncLost(Errno::IO, Cache::Kept),
         });
         write(&store, &partial, 0).await.unwrap_err();
@@ -334,7 +322,6 @@ fn nothing_is_done_with_a_handle_that_was_left() {
             late.compare(&bench.store, 0, &hashes(), 0).await,
             Err(ServiceError::BadHandle)
         );
-        assert_eq!(late.truncate(0).await, Err(ServiceError::BadHandle));
     });
 }
 
@@ -423,7 +410,7 @@ fn zeros_that_come_after_other_bytes_are_written() {
 fn zeros_that_come_after_other_bytes_are_written_where_nothing_can_be_remembered() {
     process(async {
         let zeros = Bytes::from(vec![0; CHUNK_BYTES as usize]);
-        for (hashes_remembered, is_cut) in [(0, false), (2, false), (Limits::default().hashes_remembered, true)] {
+        for (hashes_remembered, is_forgotten) in [(0, false), (2, false), (Limits::default().hashes_remembered, true)] {
             let bench = Bench::new().await;
             let limits = Limits {
                 hashes_remembered,
@@ -434,15 +421,24 @@ fn zeros_that_come_after_other_bytes_are_written_where_nothing_can_be_remembered
             for index in 0..CHUNKS {
                 write(&store, &partial, index).await.unwrap();
             }
-            if is_cut {
-                partial.truncate(SIZE).await.unwrap();
+            if is_forgotten {
+                bench.machine.inject(Fault {
+                    at: At::call_on(PART, Op::Read, 0),
+                    kind: Kind::Error(Errno::IO),
+                });
+                let finish = Finish {
+                    verify: Verify::Disk,
+                    ..finish()
+                };
+                partial.prepare_finish(&store, &finish).await.unwrap();
+                partial.read_back(1).await.unwrap_err();
             }
             for index in 0..CHUNKS {
                 partial.write_chunk(&store, index, &zeros, true, ()).await.unwrap();
             }
             let there = bench.disk.read(PART).unwrap();
             let is_there = there.iter().all(|byte| *byte == 0);
-            assert!(is_there, "{hashes_remembered} hashes, cut: {is_cut}");
+            assert!(is_there, "{hashes_remembered} hashes, forgotten: {is_forgotten}");
         }
     });
 }
@@ -461,11 +457,11 @@ fn holes_stay_holes_from_one_move_to_the_next() {
     });
 }
 
-/// What came twice, or was cut meanwhile, is read back before it counts.
+/// What came twice, or in part, is read back before it counts.
 #[test]
 fn what_a_digest_is_told_of_is_what_is_on_the_disk() {
     type Meanwhile = for<'a> fn(&'a Bench, &'a Partial<SimFs>) -> futures::future::BoxFuture<'a, ()>;
-    let cases: [(bool, Meanwhile); 4] = [
+    let cases: [(bool, Meanwhile); 3] = [
         (true, |_, _| Box::pin(async {})),
         (false, |bench, partial| {
             Box::pin(async {
@@ -477,17 +473,10 @@ fn what_a_digest_is_told_of_is_what_is_on_the_disk() {
                 write(&bench.store, partial, 2).await.unwrap();
             })
         }),
-        (false, |_, partial| {
-            Box::pin(async { partial.truncate(0).await.unwrap() })
-        }),
         (false, |bench, partial| {
             Box::pin(async {
                 bench.machine.inject(Fault {
-                    at: At::Call {
-                        op: Op::Write,
-                        path: Some(RelPath::new(PART).unwrap()),
-                        nth: 0,
-                    },
+                    at: At::call_on(PART, Op::Write, 0),
                     kind: Kind::Error(Errno::NOSPC),
                 });
                 // Something of it may be there.
@@ -565,4 +554,26 @@ fn who_only_reads_is_in_nobodys_way() {
         let all: Vec<u8> = (0..CHUNKS).flat_map(chunk).collect();
         assert!(bench.disk.read("new").unwrap() == all);
     });
+}
+
+/// A lease that is refused for want of memory, say, does not tell that nobody has the partial open; one that no file of the file system
+/// can have tells nothing of it.
+#[test]
+fn without_a_lease_all_is_read_back_unless_there_are_none() {
+    for (errno, read) in [(Errno::NOMEM, SIZE), (Errno::OPNOTSUPP, 0)] {
+        process(async move {
+            let bench = Bench::new().await;
+            bench.machine.inject(Fault {
+                at: At::call_on(PART, Op::Lease, 0),
+                kind: Kind::Error(errno),
+            });
+            let partial = bench.begun().await;
+            assert_eq!(bench.machine.struck().len(), 1);
+            write(&bench.store, &partial, 2).await.unwrap();
+            partial.prepare_finish(&bench.store, &finish()).await.unwrap();
+            let before = bench.machine.bytes(1, Op::Read);
+            while !partial.read_back(1).await.unwrap() {}
+            assert_eq!(bench.machine.bytes(1, Op::Read) - before, read);
+        });
+    }
 }

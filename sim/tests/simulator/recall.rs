@@ -221,11 +221,7 @@ fn what_is_gone_or_can_not_be_read_is_forgotten() {
         let store = bench.process().await;
         let source = bench.open(&store).await;
         bench.machine.inject(Fault {
-            at: At::Call {
-                op: Op::Read,
-                path: Some(RelPath::new("film").unwrap()),
-                nth: 0,
-            },
+            at: At::call_on("film", Op::Read, 0),
             kind: Kind::Error(Errno::IO),
         });
         let Source::File(file) = &source else { panic!("a file") };
@@ -313,11 +309,7 @@ fn what_somebody_writes_just_before_the_lease_is_read() {
             disk.set_meta("film", 0o644, before).unwrap();
         };
         bench.machine.inject(Fault {
-            at: At::Call {
-                op: Op::Lease,
-                path: None,
-                nth: 0,
-            },
+            at: At::call(Op::Lease, 0),
             kind: Kind::Act(Act(Arc::new(write))),
         });
         let store = bench.process().await;

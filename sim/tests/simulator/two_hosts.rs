@@ -427,11 +427,7 @@ fn a_move_that_begins_again_remembers_a_failed_sync() {
                 ..limits()
             };
             plan.mover_faults = vec![Fault {
-                at: At::Call {
-                    op: Op::DirSync,
-                    path: None,
-                    nth,
-                },
+                at: At::call(Op::DirSync, nth),
                 kind: Kind::SyncLost(Errno::IO, Cache::Kept),
             }];
             plan.lines = vec![
