@@ -254,11 +254,11 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
                 let is_done = server.job(async move {
                     let _alone = alone;
                     let is_read = target.file.read_back(CHUNKS_PER_JOB as u64).await?;
-                    match is_read {
-                        true => target.file.finish(&target.store, &finish).await?,
-                        false => drop(target.read_back.fetch_add(CHUNKS_PER_JOB as u64, Ordering::Relaxed)),
+                    let is_done = is_read && target.file.finish(&target.store, &finish).await?;
+                    if !is_done {
+                        target.read_back.fetch_add(CHUNKS_PER_JOB as u64, Ordering::Relaxed);
                     }
-                    Ok(is_read)
+                    Ok(is_done)
                 });
                 if is_done.await? {
                     return Ok(());
@@ -277,8 +277,8 @@ pub(super) trait Finishable<F: Fs>: Send + Sync + 'static {
     /// Reads up to `chunks_max` chunks back; whether no more has to be.
     fn read_back(&self, chunks_max: u64) -> impl Future<Output = Answer<bool>> + Send;
 
-    /// Verifies and publishes.
-    fn finish(&self, store: &Store<F>, finish: &Finish) -> impl Future<Output = Answer<()>> + Send;
+    /// Verifies and publishes. `false` when it has to be read back once more: once at most.
+    fn finish(&self, store: &Store<F>, finish: &Finish) -> impl Future<Output = Answer<bool>> + Send;
 }
 
 impl<F: Fs> Finishable<F> for Partial<F> {
@@ -290,7 +290,7 @@ impl<F: Fs> Finishable<F> for Partial<F> {
         Partial::read_back(self, chunks_max).await
     }
 
-    async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
+    async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<bool> {
         Partial::finish(self, store, finish).await
     }
 }
@@ -305,8 +305,8 @@ impl<F: Fs> Finishable<F> for Confirm<F> {
         Confirm::read_back(self, chunks_max).await
     }
 
-    async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
-        Confirm::finish(self, store, finish).await
+    async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<bool> {
+        Confirm::finish(self, store, finish).await.map(|()| true)
     }
 }
 

@@ -293,12 +293,15 @@ impl<F: Fs> Store<F> {
             return Err(written_elsewhere());
         };
         let Ok(Locked::Yes(_)) = locked else { return Ok(None) };
+        // Nobody has opened it since it was left, or else its times tell of all that they did.
+        let is_told = kept.file.lease_held().await.unwrap_or(false)
+            || kept.file.sight().await.is_ok_and(|sight| sight == Sight::AllByCtime);
         // Before its version is looked at.
         let seclusion = seclude(&kept.file).await;
         let Ok(now) = kept.file.metadata().await else {
             return Ok(None);
         };
-        let is_it = now.links == 1 && now.version == kept.version || planted(Bug::KeptUnchecked);
+        let is_it = is_told && now.links == 1 && now.version == kept.version || planted(Bug::KeptUnchecked);
         if is_it && kept.size == size {
             return Ok(Some((kept.file, seclusion, now.version.size, kept.remembered)));
         }

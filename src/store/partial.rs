@@ -63,6 +63,8 @@ pub struct Partial<F: Fs> {
     /// Whether it began as a reflink of its basis.
     reflink: Reflink,
     seclusion: Seclusion,
+    /// Whether it is known that somebody else has opened it.
+    was_shared: AtomicBool,
     /// As it was once all was written, with the times that it shall have.
     prepared: Mutex<Option<Version>>,
     hashes: Hashes,
@@ -327,7 +329,11 @@ impl<F: Fs> Partial<F> {
         }
         if !self.is_secluded().await? {
             self.forget();
-            self.hashes.distrust();
+            match self.was_shared.swap(true, Ordering::Relaxed) {
+                // Nor does what was read back until now.
+                false => self.hashes.forget(),
+                true => self.hashes.distrust(),
+            }
         }
         let read = self.hashes.read_back(&self.file, chunks_max).await;
         if read.is_err() {
@@ -336,28 +342,17 @@ impl<F: Fs> Partial<F> {
         read
     }
 
-    /// The last step: makes it final, verified and under its name.
-    pub async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
+    /// The last step: makes it final, verified and under its name. `false` when somebody has opened it since it was read back, or since that was not
+    /// needed: it is to be read back once more.
+    pub async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<bool> {
         store.ensure_safe()?;
         if self.is_final.load(Ordering::Relaxed) {
             // Asked again after the answer to the first time was lost.
-            let settled = store
-                .settle_if_equal(&self.dir, &self.path, &self.name, finish.digest, finish.meta)
-                .await?;
-            return store.confirm_there(&self.path, &settled).await;
+            self.confirm_finished(store, finish).await?;
+            return Ok(true);
         }
         self.ensure_partial()?;
-        let is_as_prepared = async || {
-            let now = self.version().await?;
-            let is_so = self.prepared().is_some_and(|prepared| now.same_but_ctime(&prepared));
-            Answer::Ok(is_so || planted(Bug::PartialShared))
-        };
-        // Whoever has written to it since has changed its mtime, which is the source's.
-        if !is_as_prepared().await? {
-            self.forget();
-            self.hashes.forget();
-            return Err(written_to());
-        }
+        self.prove_prepared().await?;
         if self.hashes.digest()? != finish.digest && !planted(Bug::SkipDigest) {
             self.forget();
             return Err(match self.is_secluded().await? {
@@ -365,26 +360,55 @@ impl<F: Fs> Partial<F> {
                 false => written_to(),
             });
         }
-        let ours = Ours::Inode(self.version().await?);
-        match store
-            .publish(&self.dir, &self.part, &self.name, finish.expected, &ours)
-            .await
-        {
-            Ok(()) => self.is_final.store(true, Ordering::Relaxed),
+        let older = store.older(&self.dir, &self.name, finish.expected).await;
+        // Right before it gets its name: to make the older one durable may have taken long.
+        if !self.is_secluded().await? && !self.was_shared.swap(true, Ordering::Relaxed) {
+            self.forget();
+            return Ok(false);
+        }
+        let ours = Ours::Written(self.prove_prepared().await?);
+        let published = match older {
+            Ok(older) => {
+                store
+                    .publish_over(&self.dir, &self.part, &self.name, older, &ours)
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        if published.is_ok() {
+            self.is_final.store(true, Ordering::Relaxed);
+        }
+        self.prove_prepared().await?;
+        match published {
+            Ok(()) => store.confirm_there(&self.path, &ours).await?,
             Err(ServiceError::Changed) => {
                 // Finished by an earlier connection, whose answer was lost?
-                let settled = store
-                    .settle_if_equal(&self.dir, &self.path, &self.name, finish.digest, finish.meta)
-                    .await?;
+                self.confirm_finished(store, finish).await?;
                 remove_ours(&self.dir, &self.part, &ours).await;
-                return store.confirm_there(&self.path, &settled).await;
             }
             Err(error) => return Err(error),
         }
-        if !is_as_prepared().await? {
-            return Err(written_to());
+        Ok(true)
+    }
+
+    /// As it is now. Fails when it is not as it was once all was written: whoever has written to it since has changed its mtime, which is the source's.
+    async fn prove_prepared(&self) -> Answer<Version> {
+        let now = self.version().await?;
+        let is_so = self.prepared().is_some_and(|prepared| now.same_but_ctime(&prepared));
+        if is_so || planted(Bug::PartialShared) {
+            return Ok(now);
         }
-        store.confirm_there(&self.path, &ours).await
+        self.forget();
+        self.hashes.forget();
+        Err(written_to())
+    }
+
+    /// Proves that what is under its final name is the file that was to be there.
+    async fn confirm_finished(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
+        let settled = store
+            .settle_if_equal(&self.dir, &self.path, &self.name, finish.digest, finish.meta)
+            .await?;
+        store.confirm_there(&self.path, &settled).await
     }
 }
 
@@ -432,6 +456,7 @@ impl<F: Fs> Store<F> {
             found_len,
             reflink,
             seclusion,
+            was_shared: AtomicBool::new(false),
             prepared: Mutex::new(None),
             hashes,
             unsynced_bytes: AtomicU64::new(0),
@@ -449,6 +474,8 @@ impl<F: Fs> Store<F> {
             // Since it was looked for among those.
             return Err(written_elsewhere());
         }
+        // What somebody wrote until then counts as found.
+        let found = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?.version;
         if found.size > size {
             file.set_len(size).await.map_err(|e| ServiceError::io("cut", &e))?;
         }

@@ -24,8 +24,28 @@ pub enum Ours {
     Inode(Version),
     /// A file as it was read: its inode, with nothing changed.
     Unchanged(Version),
+    /// A file as it was once all of it was written: its inode, with nothing changed but by its new name.
+    Written(Version),
     /// A link: its text. (Nobody can hold a link open or lock it.)
     Link(Bytes),
+}
+
+impl Ours {
+    /// The same, whatever was done to it since.
+    fn by_inode(&self) -> Self {
+        match self {
+            Self::Inode(version) | Self::Unchanged(version) | Self::Written(version) => Self::Inode(*version),
+            Self::Link(text) => Self::Link(text.clone()),
+        }
+    }
+}
+
+/// A final that is to be replaced: durable, as is its name.
+pub(super) struct Older<F: Fs> {
+    version: Version,
+    found: Metadata,
+    /// Under a lease, where that can be had: who is writing to it would lose it without a word.
+    leased: Option<F::File>,
 }
 
 impl<F: Fs> Store<F> {
@@ -38,23 +58,62 @@ impl<F: Fs> Store<F> {
         expected: Expected,
         ours: &Ours,
     ) -> Answer<()> {
+        let older = self.older(dir, name, expected).await?;
+        self.publish_over(dir, part, name, older, ours).await
+    }
+
+    /// What has to be done, and may take its time, before what is `expected` under `name` is replaced.
+    pub(super) async fn older(&self, dir: &F::Dir, name: &Name, expected: Expected) -> Answer<Option<Older<F>>> {
+        let Expected::Version(version) = expected else {
+            return Ok(None);
+        };
+        let found = self.ensure_final_is(dir, name, &version).await?;
+        // Were its name lost by a crash, what should have replaced it would be beside nothing, and nobody could tell whose that is.
+        self.make_name_durable(dir, &found.version).await?;
+        self.let_go(&found.version);
+        let leased = match dir.open(name).await {
+            Ok(old) => {
+                let leased = match old.lease().await {
+                    Err(error) if is_any(&error, &[Errno::AGAIN]) => return Err(being_written()),
+                    leased => leased.is_ok(),
+                };
+                // After a crash the old one is known by its version, so that must be on the disk.
+                old.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
+                leased.then_some(old)
+            }
+            Err(error) if is_any(&error, &[Errno::AGAIN]) => return Err(being_written()),
+            // A link, or one that may not be read.
+            Err(_) => None,
+        };
+        Ok(Some(Older { version, found, leased }))
+    }
+
+    /// As [`publish`](Self::publish), in the place of `older`, or of nothing: a few calls that wait for no disk.
+    pub(super) async fn publish_over(
+        &self,
+        dir: &F::Dir,
+        part: &Name,
+        name: &Name,
+        older: Option<Older<F>>,
+        ours: &Ours,
+    ) -> Answer<()> {
         // Looked at before and never after: what is under the final name once it was ours is whoever's put it there.
         if !is_ours(dir, part, ours).await? {
             return Err(somebody_else());
         }
-        match expected {
-            Expected::Absent if planted(Bug::OverwriteAppeared) => dir
+        match older {
+            None if planted(Bug::OverwriteAppeared) => dir
                 .rename(part, dir, name, Rename::Replace)
                 .await
                 .map_err(|e| ServiceError::io("rename", &e)),
-            Expected::Absent => self
+            None => self
                 .move_unless_there(dir, part, dir, name, Care::Ours)
                 .await
                 .map_err(|error| match error.kind() {
                     io::ErrorKind::AlreadyExists => ServiceError::Changed,
                     _ => ServiceError::io("rename", &error),
                 }),
-            Expected::Version(version) => self.replace(dir, part, name, &version, ours).await,
+            Some(older) => self.replace(dir, part, name, older, ours).await,
         }
     }
 
@@ -74,27 +133,9 @@ impl<F: Fs> Store<F> {
         }
     }
 
-    /// Puts `part` in the place of `version`, by way of a name that tells a crash what was going on.
-    async fn replace(&self, dir: &F::Dir, part: &Name, name: &Name, version: &Version, ours: &Ours) -> Answer<()> {
-        let found = self.ensure_final_is(dir, name, version).await?;
-        // Were its name lost by a crash, what should have replaced it would be beside nothing, and nobody could tell whose that is.
-        self.make_name_durable(dir, &found.version).await?;
-        self.let_go(&found.version);
-        // Who is writing to the old one would lose it without a word.
-        let old = match dir.open(name).await {
-            Ok(old) => {
-                let leased = match old.lease().await {
-                    Err(error) if is_any(&error, &[Errno::AGAIN]) => return Err(being_written()),
-                    leased => leased.is_ok(),
-                };
-                // After a crash the old one is known by its version, so that must be on the disk.
-                old.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
-                leased.then_some(old)
-            }
-            Err(error) if is_any(&error, &[Errno::AGAIN]) => return Err(being_written()),
-            // A link, or one that may not be read.
-            Err(_) => None,
-        };
+    /// Puts `part` in the place of `older`, by way of a name that tells a crash what was going on.
+    async fn replace(&self, dir: &F::Dir, part: &Name, name: &Name, older: Older<F>, ours: &Ours) -> Answer<()> {
+        let Older { version, found, leased } = older;
         let swap = names::swap(name, &tag(dir, name, &found).await?);
         self.move_unless_there(dir, part, dir, &swap, Care::Ours)
             .await
@@ -119,7 +160,7 @@ impl<F: Fs> Store<F> {
             }
             Err(error) if is_unsupported(&error) => {
                 // Who writes a new file between the look and the rename loses it: documented for such file systems.
-                if let Err(error) = self.ensure_final_is(dir, name, version).await {
+                if let Err(error) = self.ensure_final_is(dir, name, &version).await {
                     back_to_partial.await?;
                     return Err(error);
                 }
@@ -131,7 +172,7 @@ impl<F: Fs> Store<F> {
                 return Err(ServiceError::io("rename", &error));
             }
         }
-        let is_untouched = match &old {
+        let is_untouched = match &leased {
             Some(old) => old
                 .lease_held()
                 .await
@@ -139,16 +180,23 @@ impl<F: Fs> Store<F> {
             None => true,
         };
         let out = dir.stat(&swap).await.map_err(|e| ServiceError::io("stat", &e))?;
-        if is_untouched && out.version.same_but_ctime(version) {
+        // Until it had the name ours may have been written to; another that is there by now is whoever's put it there.
+        let is_whole = match (ours, dir.stat(name).await) {
+            (Ours::Written(version), Ok(now)) => {
+                !now.version.is_same_inode(version) || now.version.same_but_ctime(version)
+            }
+            _ => true,
+        };
+        if is_untouched && is_whole && out.version.same_but_ctime(&version) {
             return ignore_missing(dir.unlink(&swap).await).map_err(|e| ServiceError::io("remove the old", &e));
         }
-        // Somebody put another there in between, or is writing to it: it gets its name back.
+        // Somebody put another there in between, or is writing to it, or to ours: it gets its name back.
         dir.rename(&swap, dir, name, Rename::Exchange)
             .await
             .map_err(|_| ServiceError::Leftover(swap.clone()))?;
         // Before ours is written to again: a crash could leave the first exchange alone.
         self.sync_one(dir).await?;
-        if !is_ours(dir, &swap, ours).await? {
+        if !is_ours(dir, &swap, &ours.by_inode()).await? {
             // Somebody was quicker once more. Which of theirs is the newer only they know: both stay.
             return Err(ServiceError::Leftover(swap.clone()));
         }
@@ -189,6 +237,7 @@ pub(super) async fn is_ours<D: Dir>(dir: &D, name: &Name, ours: &Ours) -> Answer
     match (dir.stat(name).await, ours) {
         (Ok(found), Ours::Inode(version)) => Ok(found.version.is_same_inode(version)),
         (Ok(found), Ours::Unchanged(version)) => Ok(found.version == *version),
+        (Ok(found), Ours::Written(version)) => Ok(found.version.same_but_ctime(version)),
         (Ok(_), Ours::Link(_)) => Ok(false),
         (Err(error), _) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         (Err(error), _) => Err(ServiceError::io("stat", &error)),

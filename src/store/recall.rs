@@ -126,15 +126,18 @@ impl<F: Fs> Recall<F> {
                 return other;
             }
             let is_full = self.total.load(Ordering::Relaxed) >= self.total_max;
-            let oldest = match is_full || all.len() >= VERSIONS_MAX {
+            let mut oldest = Vec::new();
+            while all.len() >= VERSIONS_MAX || (is_full && oldest.is_empty()) {
                 // What is being read is not given up.
-                true => all.iter().position(|known| Arc::strong_count(known) == 1),
-                false => None,
-            };
+                let Some(at) = all.iter().position(|known| Arc::strong_count(known) == 1) else {
+                    break;
+                };
+                oldest.extend(all.remove(at));
+            }
             all.push_back(hashes.clone());
-            oldest.and_then(|at| all.remove(at))
+            oldest
         };
-        if let Some(oldest) = oldest {
+        for oldest in oldest {
             oldest.forget().await;
         }
         hashes

@@ -295,13 +295,21 @@ fn a_repair_that_is_killed_leaves_the_older_final_and_goes_on() {
     fs::write(source.join("file"), &new).unwrap();
     fs::write(served.join("file"), &old).unwrap();
     let hosts = Hosts::serving(&[("a", &served, ALL)]);
-    for millis in [30, 60, 90, 120] {
+    let partial = served.join(".file.realize-part");
+    for millis in [0, 30, 60, 90] {
         let running = hosts.realize().arg(&source).arg("nas::a").start();
+        while !partial.exists() && running.is_running() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         std::thread::sleep(std::time::Duration::from_millis(millis));
         running.signal(rustix::process::Signal::KILL);
         drop(running.wait_or_kill());
         let there = fs::read(served.join("file")).unwrap();
         assert!(there == old || there == new, "after {millis} ms");
+        assert!(
+            millis > 0 || (there == old && partial.exists()),
+            "it was killed before or after"
+        );
         assert!(there == new || source.join("file").exists(), "after {millis} ms");
     }
     if source.join("file").exists() {

@@ -1,6 +1,6 @@
 //! A partial that a move has left is kept open, and what is known of it is not read again; in the least doubt all of it is.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use realize::{
@@ -62,6 +62,13 @@ impl Bench {
         partial
     }
 
+    /// A partial of which all chunks were written.
+    async fn whole(&self) -> Partial<SimFs> {
+        let partial = self.begun().await;
+        write(&self.store, &partial, 2).await.unwrap();
+        partial
+    }
+
     /// Leaves a partial of which two chunks were written.
     async fn leave(&self) {
         self.store.keep(&self.begun().await).await;
@@ -73,6 +80,19 @@ impl Bench {
         let equal = partial.compare(&self.store, 0, &hashes(), 0).await.unwrap();
         (equal, self.machine.bytes(1, Op::Read) - before)
     }
+}
+
+/// Somebody writes a byte of the partial, and sets its mtime back.
+fn write_unseen(machine: &Machine) {
+    let disk = machine.disk(1);
+    let mtime = disk.stat(PART).unwrap().version.mtime;
+    disk.write_at(PART, 5, b"x").unwrap();
+    disk.set_meta(PART, 0o644, mtime).unwrap();
+}
+
+fn act(at: At, act: impl Fn(&Machine) + Send + Sync + 'static) -> Fault {
+    let kind = Kind::Act(Act(Arc::new(act)));
+    Fault { at, kind }
 }
 
 async fn open(store: &Store<SimFs>, size: u64) -> Partial<SimFs> {
@@ -276,6 +296,11 @@ fn after_a_failed_sync_nothing_is_kept() {
 fn another_process_may_go_on_with_it() {
     process(async {
         let bench = Bench::new().await;
+        // Else they might have stored through a mapping.
+        bench.disk.refuse(Refusals {
+            maps_tell: true,
+            ..Refusals::default()
+        });
         bench.leave().await;
         let other = Bench::process(&bench.disk, Limits::default()).await;
         let theirs = open(&other, SIZE).await;
@@ -299,6 +324,11 @@ fn another_process_may_go_on_with_it() {
 fn who_tidies_up_does_not_make_it_forgotten() {
     process(async {
         let bench = Bench::new().await;
+        // Else they might have stored through a mapping.
+        bench.disk.refuse(Refusals {
+            maps_tell: true,
+            ..Refusals::default()
+        });
         bench.leave().await;
         let other = Bench::process(&bench.disk, Limits::default()).await;
         let theirs = open(&other, SIZE).await;
@@ -519,9 +549,8 @@ fn finish() -> Finish {
 }
 
 /// Finishes a partial that `somebody` has opened, who does something once the first chunk has been read back.
-async fn finish_shared(bench: &Bench, somebody: impl Future<Output = ()>) -> Result<(), ServiceError> {
-    let partial = bench.begun().await;
-    write(&bench.store, &partial, 2).await.unwrap();
+async fn finish_shared(bench: &Bench, somebody: impl Future<Output = ()>) -> Result<bool, ServiceError> {
+    let partial = bench.whole().await;
     drop(bench.disk.open_writer(PART).unwrap());
     partial.prepare_finish(&bench.store, &finish()).await.unwrap();
     assert_eq!(partial.read_back(1).await, Ok(false));
@@ -549,7 +578,7 @@ fn who_only_reads_is_in_nobodys_way() {
         let root = bench.disk.fs().open_root(Path::new("/")).await.unwrap();
         let before = bench.machine.bytes(1, Op::Read);
         let reader = async { drop(root.open(&Name::new(PART).unwrap()).await.unwrap()) };
-        assert_eq!(finish_shared(&bench, reader).await, Ok(()));
+        assert_eq!(finish_shared(&bench, reader).await, Ok(true));
         assert_eq!(bench.machine.bytes(1, Op::Read) - before, SIZE, "read once");
         let all: Vec<u8> = (0..CHUNKS).flat_map(chunk).collect();
         assert!(bench.disk.read("new").unwrap() == all);
@@ -567,13 +596,117 @@ fn without_a_lease_all_is_read_back_unless_there_are_none() {
                 at: At::call_on(PART, Op::Lease, 0),
                 kind: Kind::Error(errno),
             });
-            let partial = bench.begun().await;
+            let partial = bench.whole().await;
             assert_eq!(bench.machine.struck().len(), 1);
-            write(&bench.store, &partial, 2).await.unwrap();
             partial.prepare_finish(&bench.store, &finish()).await.unwrap();
             let before = bench.machine.bytes(1, Op::Read);
             while !partial.read_back(1).await.unwrap() {}
             assert_eq!(bench.machine.bytes(1, Op::Read) - before, read);
+        });
+    }
+}
+
+/// Not every file system has such stores change a file's times: who opened it is seen by the lease.
+#[test]
+fn what_is_stored_through_a_mapping_of_a_kept_partial_is_seen() {
+    for maps_tell in [false, true] {
+        process(async move {
+            let bench = Bench::new().await;
+            bench.disk.refuse(Refusals {
+                maps_tell,
+                ..Refusals::default()
+            });
+            bench.leave().await;
+            let map = bench.disk.open_writer(PART).unwrap().map();
+            map.write(7, b"other").unwrap();
+            drop(map);
+            let partial = bench.open().await;
+            assert_eq!(bench.compared(&partial).await, (vec![false, true, false], ALL_READ));
+        });
+    }
+}
+
+/// A chunk of zeros that the source has as a hole is left out in new ground alone: what lies there is looked at under the lease.
+#[test]
+fn what_somebody_writes_just_before_the_lease_is_no_hole() {
+    process(async {
+        let bench = Bench::new().await;
+        let write = |machine: &Machine| machine.disk(1).write_at(PART, CHUNK_BYTES + 5, b"other").unwrap();
+        bench.machine.inject(act(At::call_on(PART, Op::Lease, 0), write));
+        let partial = bench.open().await;
+        assert_eq!(bench.machine.struck().len(), 1);
+        let zeros = Bytes::from(vec![0; CHUNK_BYTES as usize]);
+        for index in 0..CHUNKS {
+            partial
+                .write_chunk(&bench.store, index, &zeros, true, ())
+                .await
+                .unwrap();
+        }
+        assert!(bench.disk.read(PART).unwrap().iter().all(|byte| *byte == 0));
+    });
+}
+
+#[test]
+fn what_was_read_back_before_somebody_opened_it_is_read_again() {
+    process(async {
+        let bench = Bench::new().await;
+        let partial = bench.whole().await;
+        let finish = Finish {
+            verify: Verify::Disk,
+            ..finish()
+        };
+        partial.prepare_finish(&bench.store, &finish).await.unwrap();
+        assert_eq!(partial.read_back(1).await, Ok(false));
+        write_unseen(&bench.machine);
+        while !partial.read_back(1).await.unwrap() {}
+        let finished = partial.finish(&bench.store, &finish).await;
+        assert!(matches!(finished, Err(ServiceError::Busy(_))), "{finished:?}");
+        assert!(bench.disk.read("new").is_err());
+    });
+}
+
+/// An older final, whose sync takes its time, is replaced by nothing that anybody wrote to meanwhile.
+#[test]
+fn what_is_written_while_the_older_final_is_synced_is_not_published() {
+    type Harm = fn(&Machine);
+    let harms: [(&str, Op, Harm); 4] = [
+        ("new", Op::FileSync, |machine| {
+            machine.disk(1).write_at(PART, 5, b"x").unwrap()
+        }),
+        ("new", Op::FileSync, write_unseen),
+        // Once the last look is over, as it gets the name by which it is put in the place of the older one, and as it is put there.
+        (PART, Op::Rename, |machine| {
+            machine.disk(1).write_at(PART, 5, b"x").unwrap()
+        }),
+        ("new", Op::Rename, |machine| {
+            let disk = machine.disk(1);
+            let nodes = disk.nodes();
+            let swap = nodes
+                .keys()
+                .find(|path| path.as_bytes().starts_with(b".new.realize-swap"));
+            disk.write_at(swap.unwrap().as_bytes(), 5, b"x").unwrap();
+        }),
+    ];
+    for (path, at, harm) in harms {
+        process(async move {
+            let bench = Bench::new().await;
+            bench.disk.create("new", b"older").unwrap();
+            bench.disk.settle();
+            let partial = bench.whole().await;
+            let finish = Finish {
+                expected: Expected::Version(bench.disk.stat("new").unwrap().version),
+                ..finish()
+            };
+            partial.prepare_finish(&bench.store, &finish).await.unwrap();
+            bench.machine.inject(act(At::call_on(path, at, 0), harm));
+            let mut finished = Ok(false);
+            while finished == Ok(false) {
+                while !partial.read_back(1).await.unwrap() {}
+                finished = partial.finish(&bench.store, &finish).await;
+            }
+            assert_eq!(bench.machine.struck().len(), 1);
+            assert!(matches!(finished, Err(ServiceError::Busy(_))), "{finished:?}");
+            assert!(bench.disk.read("new").unwrap() == b"older", "{path} {at:?}");
         });
     }
 }
