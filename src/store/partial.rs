@@ -378,9 +378,13 @@ impl<F: Fs> Partial<F> {
         if published.is_ok() {
             self.is_final.store(true, Ordering::Relaxed);
         }
-        self.prove_prepared().await?;
+        // What is in the way has to be told whatever else there is to tell.
+        if !matches!(published, Err(ServiceError::Leftover(_))) {
+            self.prove_prepared().await?;
+        }
         match published {
-            Ok(()) => store.confirm_there(&self.path, &ours).await?,
+            // It was what it should be when it had its name: who changes it from now on changes their own file.
+            Ok(()) => store.confirm_there(&self.path, &ours.by_inode()).await?,
             Err(ServiceError::Changed) => {
                 // Finished by an earlier connection, whose answer was lost?
                 self.confirm_finished(store, finish).await?;
@@ -661,7 +665,7 @@ async fn make_writable<D: Dir>(dir: &D, part: &Name) -> Answer<()> {
 }
 
 pub(super) fn written_elsewhere() -> ServiceError {
-    ServiceError::Busy("another run is writing this file".into())
+    ServiceError::Busy("another run is writing this file; it stays for the next run".into())
 }
 
 fn written_to() -> ServiceError {

@@ -32,7 +32,7 @@ pub enum Ours {
 
 impl Ours {
     /// The same, whatever was done to it since.
-    fn by_inode(&self) -> Self {
+    pub(super) fn by_inode(&self) -> Self {
         match self {
             Self::Inode(version) | Self::Unchanged(version) | Self::Written(version) => Self::Inode(*version),
             Self::Link(text) => Self::Link(text.clone()),

@@ -310,7 +310,9 @@ fn another_process_may_go_on_with_it() {
                 .open_partial(&RelPath::new("new").unwrap(), SIZE, None)
                 .await
                 .err(),
-            Some(ServiceError::Busy("another run is writing this file".into())),
+            Some(ServiceError::Busy(
+                "another run is writing this file; it stays for the next run".into()
+            )),
         );
         write(&other, &theirs, 2).await.unwrap();
         drop(theirs);
