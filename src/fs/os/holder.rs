@@ -9,15 +9,16 @@ use rustix::fs::{fstat, makedev};
 use super::place;
 use crate::model::Escaped;
 
+/// How often the list is read. The kernel gives it a page at a time and goes on by a count of locks, so that it leaves out one for each that goes meanwhile.
+const READS_MAX: usize = 16;
+
 /// `process 4711 (realize)`, or `None` when nobody holds a lock or it can't be told.
 pub(super) fn of(fd: BorrowedFd<'_>) -> Option<String> {
     let stat = fstat(fd).ok()?;
     // They differ where one file system shows several devices, as btrfs does.
     let devices = [Some(stat.st_dev), place::mount_device(fd).ok()];
-    let locks = std::fs::read("/proc/locks").ok()?;
-    let pid = find(&locks, |device, inode| {
-        devices.contains(&Some(device)) && inode == stat.st_ino
-    })?;
+    let is_it = |device, inode| devices.contains(&Some(device)) && inode == stat.st_ino;
+    let pid = (0..READS_MAX).find_map(|_| find(&std::fs::read("/proc/locks").ok()?, is_it))?;
     // It may be over already, or hidden.
     let command = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
     Some(describe(pid, command.trim_ascii_end()))
@@ -52,6 +53,12 @@ fn describe(pid: u32, command: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        os::fd::AsFd,
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+    };
+
     use super::*;
 
     const LOCKS: &[u8] = b"\
@@ -69,6 +76,27 @@ mod tests {
         assert_eq!(find((makedev(0x08, 0x12), 77)), Some(4));
         assert_eq!(find((makedev(0x103, 0x1f), 77)), Some(4711));
         assert_eq!(find((makedev(0x103, 0x1f), 78)), None);
+    }
+
+    #[test]
+    fn a_holder_is_found_while_other_locks_come_and_go() {
+        let lock = || {
+            let file = tempfile::tempfile().unwrap();
+            file.lock().unwrap();
+            file
+        };
+        let held = lock();
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    drop((0..200).map(|_| lock()).collect::<Vec<_>>());
+                }
+            });
+            let found = (0..200).filter(|_| of(held.as_fd()).is_some()).count();
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(found, 200);
+        });
     }
 
     #[test]
