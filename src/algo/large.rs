@@ -578,8 +578,8 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
             match finished {
                 Ok(Finished::Done) => return Ok(()),
                 Ok(Finished::Working { read_back }) => {
-                    // Whatever it says, there are no more chunks than those.
-                    let read_back = read_back.min(chunk_count(item.entry.version.size));
+                    // Whatever it says, there are no more chunks than those, and they are read twice at most.
+                    let read_back = read_back.min(2 * chunk_count(item.entry.version.size));
                     in_vain = if read_back > known { 0 } else { in_vain + 1 };
                     known = known.max(read_back);
                 }

@@ -253,7 +253,7 @@ impl<F: Fs, C: Clock> RealizeServer<F, C> {
                 let (target, finish, alone) = (target.clone(), finish.clone(), alone.clone());
                 let is_done = server.job(async move {
                     let _alone = alone;
-                    let is_read = target.file.read_back(CHUNKS_PER_JOB as u64).await?;
+                    let is_read = target.file.read_back(&target.store, CHUNKS_PER_JOB as u64).await?;
                     let is_done = is_read && target.file.finish(&target.store, &finish).await?;
                     if !is_done {
                         target.read_back.fetch_add(CHUNKS_PER_JOB as u64, Ordering::Relaxed);
@@ -275,7 +275,7 @@ pub(super) trait Finishable<F: Fs>: Send + Sync + 'static {
     fn prepare_finish(&self, store: &Store<F>, finish: &Finish) -> impl Future<Output = Answer<()>> + Send;
 
     /// Reads up to `chunks_max` chunks back; whether no more has to be.
-    fn read_back(&self, chunks_max: u64) -> impl Future<Output = Answer<bool>> + Send;
+    fn read_back(&self, store: &Store<F>, chunks_max: u64) -> impl Future<Output = Answer<bool>> + Send;
 
     /// Verifies and publishes. `false` when it has to be read back once more: once at most.
     fn finish(&self, store: &Store<F>, finish: &Finish) -> impl Future<Output = Answer<bool>> + Send;
@@ -286,8 +286,8 @@ impl<F: Fs> Finishable<F> for Partial<F> {
         Partial::prepare_finish(self, store, finish).await
     }
 
-    async fn read_back(&self, chunks_max: u64) -> Answer<bool> {
-        Partial::read_back(self, chunks_max).await
+    async fn read_back(&self, store: &Store<F>, chunks_max: u64) -> Answer<bool> {
+        Partial::read_back(self, store, chunks_max).await
     }
 
     async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<bool> {
@@ -301,7 +301,7 @@ impl<F: Fs> Finishable<F> for Confirm<F> {
         Ok(())
     }
 
-    async fn read_back(&self, chunks_max: u64) -> Answer<bool> {
+    async fn read_back(&self, _: &Store<F>, chunks_max: u64) -> Answer<bool> {
         Confirm::read_back(self, chunks_max).await
     }
 

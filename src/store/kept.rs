@@ -293,11 +293,15 @@ impl<F: Fs> Store<F> {
             return Err(written_elsewhere());
         };
         let Ok(Locked::Yes(_)) = locked else { return Ok(None) };
-        // Nobody has opened it since it was left, or else its times tell of all that they did.
-        let is_told = kept.file.lease_held().await.unwrap_or(false)
-            || kept.file.sight().await.is_ok_and(|sight| sight == Sight::AllByCtime);
+        // Nobody has opened it since it was left, or else its times tell of all that they did. A lease that is held is not taken anew: who opens it
+        // just now would not be seen.
+        let is_held = kept.file.lease_held().await.unwrap_or(false);
+        let is_told = is_held || kept.file.sight().await.is_ok_and(|sight| sight == Sight::AllByCtime);
         // Before its version is looked at.
-        let seclusion = seclude(&kept.file).await;
+        let seclusion = match is_held {
+            true => Seclusion::Leased,
+            false => seclude(&kept.file).await,
+        };
         let Ok(now) = kept.file.metadata().await else {
             return Ok(None);
         };

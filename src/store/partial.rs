@@ -323,15 +323,18 @@ impl<F: Fs> Partial<F> {
     }
 
     /// The second step: up to `chunks_max` chunks are read back, where that must be. Whether it is done.
-    pub async fn read_back(&self, chunks_max: u64) -> Answer<bool> {
+    pub async fn read_back(&self, store: &Store<F>, chunks_max: u64) -> Answer<bool> {
         if self.is_final.load(Ordering::Relaxed) {
             return Ok(true);
         }
         if !self.is_secluded().await? {
             self.forget();
             match self.was_shared.swap(true, Ordering::Relaxed) {
-                // Nor does what was read back until now.
-                false => self.hashes.forget(),
+                false => {
+                    // Nor does what was read back until now.
+                    self.hashes.forget();
+                    self.sync_shared(store).await?;
+                }
                 true => self.hashes.distrust(),
             }
         }
@@ -362,8 +365,9 @@ impl<F: Fs> Partial<F> {
         }
         let older = store.older(&self.dir, &self.name, finish.expected).await;
         // Right before it gets its name: to make the older one durable may have taken long.
-        if !self.is_secluded().await? && !self.was_shared.swap(true, Ordering::Relaxed) {
+        if older.is_ok() && !self.is_secluded().await? && !self.was_shared.swap(true, Ordering::Relaxed) {
             self.forget();
+            self.sync_shared(store).await?;
             return Ok(false);
         }
         let ours = Ours::Written(self.prove_prepared().await?);
@@ -393,6 +397,11 @@ impl<F: Fs> Partial<F> {
             Err(error) => return Err(error),
         }
         Ok(true)
+    }
+
+    /// What somebody else has written to it is durable before it is read back: it may be what should be there.
+    async fn sync_shared(&self, store: &Store<F>) -> Answer<()> {
+        self.file.sync().await.map_err(|e| store.sync_failed("sync", &e))
     }
 
     /// As it is now. Fails when it is not as it was once all was written: whoever has written to it since has changed its mtime, which is the source's.

@@ -185,7 +185,8 @@ impl<F: Fs> Store<F> {
             (Ours::Written(version), Ok(now)) => {
                 !now.version.is_same_inode(version) || now.version.same_but_ctime(version)
             }
-            _ => true,
+            (_, Ok(_)) => true,
+            (_, Err(error)) => error.kind() == io::ErrorKind::NotFound,
         };
         if is_untouched && is_whole && out.version.same_but_ctime(&version) {
             return ignore_missing(dir.unlink(&swap).await).map_err(|e| ServiceError::io("remove the old", &e));

@@ -463,7 +463,7 @@ fn zeros_that_come_after_other_bytes_are_written_where_nothing_can_be_remembered
                     ..finish()
                 };
                 partial.prepare_finish(&store, &finish).await.unwrap();
-                partial.read_back(1).await.unwrap_err();
+                partial.read_back(&bench.store, 1).await.unwrap_err();
             }
             for index in 0..CHUNKS {
                 partial.write_chunk(&store, index, &zeros, true, ()).await.unwrap();
@@ -527,7 +527,7 @@ fn what_a_digest_is_told_of_is_what_is_on_the_disk() {
             meanwhile(&bench, &partial).await;
             write(&bench.store, &partial, 0).await.unwrap();
             let before = bench.machine.bytes(1, Op::Read);
-            while !partial.read_back(1).await.unwrap_or(true) {}
+            while !partial.read_back(&bench.store, 1).await.unwrap_or(true) {}
             assert_eq!(bench.machine.bytes(1, Op::Read) == before, counts);
         });
     }
@@ -555,9 +555,9 @@ async fn finish_shared(bench: &Bench, somebody: impl Future<Output = ()>) -> Res
     let partial = bench.whole().await;
     drop(bench.disk.open_writer(PART).unwrap());
     partial.prepare_finish(&bench.store, &finish()).await.unwrap();
-    assert_eq!(partial.read_back(1).await, Ok(false));
+    assert_eq!(partial.read_back(&bench.store, 1).await, Ok(false));
     somebody.await;
-    while !partial.read_back(1).await? {}
+    while !partial.read_back(&bench.store, 1).await? {}
     partial.finish(&bench.store, &finish()).await
 }
 
@@ -602,7 +602,7 @@ fn without_a_lease_all_is_read_back_unless_there_are_none() {
             assert_eq!(bench.machine.struck().len(), 1);
             partial.prepare_finish(&bench.store, &finish()).await.unwrap();
             let before = bench.machine.bytes(1, Op::Read);
-            while !partial.read_back(1).await.unwrap() {}
+            while !partial.read_back(&bench.store, 1).await.unwrap() {}
             assert_eq!(bench.machine.bytes(1, Op::Read) - before, read);
         });
     }
@@ -658,9 +658,9 @@ fn what_was_read_back_before_somebody_opened_it_is_read_again() {
             ..finish()
         };
         partial.prepare_finish(&bench.store, &finish).await.unwrap();
-        assert_eq!(partial.read_back(1).await, Ok(false));
+        assert_eq!(partial.read_back(&bench.store, 1).await, Ok(false));
         write_unseen(&bench.machine);
-        while !partial.read_back(1).await.unwrap() {}
+        while !partial.read_back(&bench.store, 1).await.unwrap() {}
         let finished = partial.finish(&bench.store, &finish).await;
         assert!(matches!(finished, Err(ServiceError::Busy(_))), "{finished:?}");
         assert!(bench.disk.read("new").is_err());
@@ -703,7 +703,7 @@ fn what_is_written_while_the_older_final_is_synced_is_not_published() {
             bench.machine.inject(act(At::call_on(path, at, 0), harm));
             let mut finished = Ok(false);
             while finished == Ok(false) {
-                while !partial.read_back(1).await.unwrap() {}
+                while !partial.read_back(&bench.store, 1).await.unwrap() {}
                 finished = partial.finish(&bench.store, &finish).await;
             }
             assert_eq!(bench.machine.struck().len(), 1);
@@ -711,4 +711,40 @@ fn what_is_written_while_the_older_final_is_synced_is_not_published() {
             assert!(bench.disk.read("new").unwrap() == b"older", "{path} {at:?}");
         });
     }
+}
+
+/// Who opens it while it is taken is seen by the lease that has held until then: one that is taken anew would hide that.
+#[test]
+fn the_lease_of_a_kept_partial_is_not_taken_anew() {
+    process(async {
+        let bench = Bench::new().await;
+        bench.leave().await;
+        let store = |machine: &Machine| {
+            let map = machine.disk(1).open_writer(PART).unwrap().map();
+            map.write(7, b"other").unwrap();
+        };
+        bench.machine.inject(act(At::call_on(PART, Op::Lease, 0), store));
+        let partial = bench.open().await;
+        assert_eq!(bench.compared(&partial).await, (vec![true, true, false], 0));
+        assert_eq!(bench.machine.heal().len(), 1, "it was taken anew");
+    });
+}
+
+/// Somebody writes what is there already: as long as that is not durable, it is not there.
+#[test]
+fn what_somebody_else_has_written_is_durable_before_it_counts() {
+    process(async {
+        let bench = Bench::new().await;
+        let partial = bench.whole().await;
+        partial.prepare_finish(&bench.store, &finish()).await.unwrap();
+        let mtime = bench.disk.stat(PART).unwrap().version.mtime;
+        bench.disk.truncate(PART, 5).unwrap();
+        let all: Vec<u8> = (0..CHUNKS).flat_map(chunk).collect();
+        bench.disk.write_at(PART, 5, &all[5..]).unwrap();
+        bench.disk.set_meta(PART, 0o644, mtime).unwrap();
+        while !partial.read_back(&bench.store, 1).await.unwrap() {}
+        assert_eq!(partial.finish(&bench.store, &finish()).await, Ok(true));
+        let new = RelPath::new("new").unwrap();
+        assert!(bench.disk.always_holds(&new, &Content::from(&all[..])));
+    });
 }

@@ -295,8 +295,8 @@ fn what_finishes_may_take_as_long_as_it_gets_on() {
         (|answers| answers / 40, true, LONG),
         (|_| 0, false, patience),
         (|_| 5, false, patience + 1),
-        // More than there are.
-        (|answers| answers, false, CHUNKS + patience),
+        // More than there are, twice over.
+        (|answers| answers, false, 2 * CHUNKS + patience),
     ];
     for (read_back, is_waited_for, asked) in told {
         let body = Body::File(Content::from(&vec![7; (CHUNKS as usize) << 20][..]));
