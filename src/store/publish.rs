@@ -181,12 +181,12 @@ impl<F: Fs> Store<F> {
         };
         let out = dir.stat(&swap).await.map_err(|e| ServiceError::io("stat", &e))?;
         // Until it had the name ours may have been written to; another that is there by now is whoever's put it there.
-        let is_whole = match (ours, dir.stat(name).await) {
-            (Ours::Written(version), Ok(now)) => {
-                !now.version.is_same_inode(version) || now.version.same_but_ctime(version)
-            }
-            (_, Ok(_)) => true,
-            (_, Err(error)) => error.kind() == io::ErrorKind::NotFound,
+        let is_whole = match ours {
+            Ours::Written(version) => match dir.stat(name).await {
+                Ok(now) => !now.version.is_same_inode(version) || now.version.same_but_ctime(version),
+                Err(error) => error.kind() == io::ErrorKind::NotFound,
+            },
+            _ => true,
         };
         if is_untouched && is_whole && out.version.same_but_ctime(&version) {
             return ignore_missing(dir.unlink(&swap).await).map_err(|e| ServiceError::io("remove the old", &e));
