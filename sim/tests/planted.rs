@@ -524,8 +524,8 @@ fn what_is_kept_and_believed_unseen_is_caught() {
             }
         };
         plan.daemon_faults = vec![Fault {
-            // Leased when it is made; then by who goes on with it.
-            at: call(Op::Lease, path(part), 1),
+            // Asked for twice when it is kept; then by who goes on with it.
+            at: call(Op::LeaseHeld, path(part), 2),
             kind: Kind::Act(Act(Arc::new(write))),
         }];
         plant(bug);
