@@ -42,6 +42,11 @@ impl Hashes {
         }
     }
 
+    /// Fails unless the file has `count` chunks from `first` on.
+    pub(super) fn ensure_has(&self, first: u64, count: usize) -> Answer<()> {
+        len_of_chunk(self.size, first.saturating_add(count.saturating_sub(1) as u64)).map(drop)
+    }
+
     pub(super) fn add(&self, index: u64, hash: ChunkHash) -> Answer<()> {
         let mut state = self.lock();
         let Known::Chunks(hasher) = &mut *state else {
@@ -152,11 +157,14 @@ impl Hashes {
     }
 }
 
+/// How many bytes chunk `index`, which a peer has named, has of a file of `size` bytes.
+pub(super) fn len_of_chunk(size: u64, index: u64) -> Answer<usize> {
+    chunk_len(size, index).ok_or_else(|| ServiceError::BadRequest("a chunk past the end".into()))
+}
+
 /// The hash of chunk `index` of a file that shall have `size` bytes; `None` when it ends before.
 async fn read_chunk_hash(file: &impl File, size: u64, index: u64) -> Answer<Option<ChunkHash>> {
-    let Some(len) = chunk_len(size, index) else {
-        return Err(ServiceError::BadRequest("a chunk past the end".into()));
-    };
+    let len = len_of_chunk(size, index)?;
     let mut buf = vec![0; len];
     let read = read_full(file, index * CHUNK_BYTES, &mut buf)
         .await

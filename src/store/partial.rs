@@ -159,9 +159,7 @@ impl<F: Fs> Partial<F> {
     /// is copied.
     pub async fn compare(&self, store: &Store<F>, first: u64, theirs: &[ChunkHash], shift: i64) -> Answer<Vec<bool>> {
         self.ensure_partial()?;
-        if chunk_len(self.size, first.saturating_add(theirs.len().saturating_sub(1) as u64)).is_none() {
-            return Err(ServiceError::BadRequest("a chunk past the end".into()));
-        }
+        self.hashes.ensure_has(first, theirs.len())?;
         // What lies behind that was written by this handle, and its hashes are known.
         let found = self.found_len.div_ceil(CHUNK_BYTES).saturating_sub(first);
         let found = match self.reflink == Reflink::Yes && shift != 0 {
@@ -303,9 +301,6 @@ impl<F: Fs> Partial<F> {
     /// The first step of finishing: length, mode and times as `finish` says, and all of it durable.
     pub async fn prepare_finish(&self, store: &Store<F>, finish: &Finish) -> Answer<()> {
         store.ensure_safe()?;
-        if self.is_final.load(Ordering::Relaxed) {
-            return Ok(());
-        }
         self.ensure_partial()?;
         self.file
             .set_len(self.size)
@@ -324,9 +319,7 @@ impl<F: Fs> Partial<F> {
 
     /// The second step: up to `chunks_max` chunks are read back, where that must be. Whether it is done.
     pub async fn read_back(&self, store: &Store<F>, chunks_max: u64) -> Answer<bool> {
-        if self.is_final.load(Ordering::Relaxed) {
-            return Ok(true);
-        }
+        self.ensure_partial()?;
         if !self.is_secluded().await? {
             self.forget();
             match self.was_shared.swap(true, Ordering::Relaxed) {
@@ -349,11 +342,6 @@ impl<F: Fs> Partial<F> {
     /// needed: it is to be read back once more.
     pub async fn finish(&self, store: &Store<F>, finish: &Finish) -> Answer<bool> {
         store.ensure_safe()?;
-        if self.is_final.load(Ordering::Relaxed) {
-            // Asked again after the answer to the first time was lost.
-            self.confirm_finished(store, finish).await?;
-            return Ok(true);
-        }
         self.ensure_partial()?;
         self.prove_prepared().await?;
         if self.hashes.digest()? != finish.digest && !planted(Bug::SkipDigest) {

@@ -172,26 +172,16 @@ impl<F: Fs> Store<F> {
                 return Err(ServiceError::io("rename", &error));
             }
         }
-        let is_untouched = match &leased {
-            Some(old) => old
-                .lease_held()
-                .await
-                .map_err(|e| ServiceError::io("ask for the lease of", &e))?,
-            None => true,
-        };
-        let out = dir.stat(&swap).await.map_err(|e| ServiceError::io("stat", &e))?;
-        // Until it had the name ours may have been written to; another that is there by now is whoever's put it there.
-        let is_whole = match ours {
-            Ours::Written(version) => match dir.stat(name).await {
-                Ok(now) => !now.version.is_same_inode(version) || now.version.same_but_ctime(version),
-                Err(error) => error.kind() == io::ErrorKind::NotFound,
-            },
-            _ => true,
-        };
-        if is_untouched && is_whole && out.version.same_but_ctime(&version) {
-            return ignore_missing(dir.unlink(&swap).await).map_err(|e| ServiceError::io("remove the old", &e));
+        let looked = self.was_right(dir, &swap, name, &version, leased.as_ref(), ours).await;
+        match looked {
+            Ok(true) => {
+                return ignore_missing(dir.unlink(&swap).await).map_err(|e| ServiceError::io("remove the old", &e));
+            }
+            // Somebody removed it: there is nothing to give back.
+            Err(ServiceError::NotFound) => return Err(ServiceError::Changed),
+            Ok(false) | Err(_) => {}
         }
-        // Somebody put another there in between, or is writing to it, or to ours: it gets its name back.
+        // Somebody put another there in between, or is writing to it, or to ours, or may be: it gets its name back.
         dir.rename(&swap, dir, name, Rename::Exchange)
             .await
             .map_err(|_| ServiceError::Leftover(swap.clone()))?;
@@ -202,7 +192,39 @@ impl<F: Fs> Store<F> {
             return Err(ServiceError::Leftover(swap.clone()));
         }
         back_to_partial.await?;
-        Err(ServiceError::Changed)
+        looked.and(Err(ServiceError::Changed))
+    }
+
+    /// Whether what is out of the way under the name `swap` is the final `version`, which nobody is writing to, and nobody has written to `ours` until
+    /// it had its `name`.
+    async fn was_right(
+        &self,
+        dir: &F::Dir,
+        swap: &Name,
+        name: &Name,
+        version: &Version,
+        leased: Option<&F::File>,
+        ours: &Ours,
+    ) -> Answer<bool> {
+        if let Some(old) = leased
+            && !old
+                .lease_held()
+                .await
+                .map_err(|e| ServiceError::io("ask for the lease of", &e))?
+        {
+            return Ok(false);
+        }
+        let out = dir.stat(swap).await.map_err(|e| ServiceError::io("stat", &e))?;
+        if !out.version.same_but_ctime(version) {
+            return Ok(false);
+        }
+        let Ours::Written(written) = ours else { return Ok(true) };
+        match dir.stat(name).await {
+            // Another that is there by now is whoever's put it there.
+            Ok(now) => Ok(!now.version.is_same_inode(written) || now.version.same_but_ctime(written)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(ServiceError::io("stat", &error)),
+        }
     }
 
     async fn ensure_final_is(&self, dir: &F::Dir, name: &Name, version: &Version) -> Answer<Metadata> {

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::{
     Partial, Store,
+    hashes::len_of_chunk,
     source::{SourceFile, has_hole},
 };
 use crate::{
@@ -75,9 +76,7 @@ impl<F: Fs> Partial<F> {
 
     /// Chunk `index`, made of `delta` and, where the caller may read that, of the basis. `DigestMismatch` where it is not what it should be.
     pub async fn rebuild(&self, index: u64, delta: &Delta, may_read: Answer<()>) -> Answer<Bytes> {
-        let Some(len) = chunk_len(self.size(), index) else {
-            return Err(ServiceError::BadRequest("a chunk past the end".into()));
-        };
+        let len = len_of_chunk(self.size(), index)?;
         let data = match delta.form {
             Form::Whole => delta.data.clone(),
             Form::Plain => self.rebuild_plain(&delta.data, len, may_read).await?,
@@ -155,7 +154,7 @@ impl<F: Fs> SourceFile<F> {
         literal_max: Option<u64>,
     ) -> Answer<Delta> {
         let size = self.size();
-        let len = chunk_len(size, index).ok_or_else(|| ServiceError::BadRequest("a chunk past the end".into()))?;
+        let len = len_of_chunk(size, index)?;
         let start = index * CHUNK_BYTES;
         let margin = signature.map_or(0, |signature| signature.block_bytes().into());
         let (from, to) = (start.saturating_sub(margin), (start + len as u64 + margin).min(size));

@@ -10,7 +10,7 @@ use super::{
     source::locked_elsewhere,
 };
 use crate::{
-    digest::{ChunkHash, chunk_len},
+    digest::ChunkHash,
     fs::{Dir, File, Fs, Lock},
     model::{Digest, Kind, Name, RelPath, Version},
     planted::{Bug, planted},
@@ -28,14 +28,7 @@ pub struct Confirm<F: Fs> {
 impl<F: Fs> Confirm<F> {
     /// Which of the chunks from `first` on are those of the source.
     pub async fn compare(&self, first: u64, theirs: &[ChunkHash]) -> Answer<Vec<bool>> {
-        if chunk_len(
-            self.version.size,
-            first.saturating_add(theirs.len().saturating_sub(1) as u64),
-        )
-        .is_none()
-        {
-            return Err(ServiceError::BadRequest("a chunk past the end".into()));
-        }
+        self.hashes.ensure_has(first, theirs.len())?;
         let mut equal = Vec::with_capacity(theirs.len());
         for (index, theirs) in (first..).zip(theirs) {
             equal.push(self.hashes.compare(&self.file, index, *theirs).await? == Compared::Equal);

@@ -12,9 +12,11 @@ use std::{
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use super::{Store, has_no_leases, ignore_missing, is_any, is_unsupported, names, recall::SourceHashes};
+use super::{
+    Store, has_no_leases, hashes::len_of_chunk, ignore_missing, is_any, is_unsupported, names, recall::SourceHashes,
+};
 use crate::{
-    digest::{CHUNK_BYTES, ChunkHash, FileHasher, chunk_count, chunk_len, digest, hash_chunk},
+    digest::{CHUNK_BYTES, ChunkHash, FileHasher, chunk_count, digest, hash_chunk},
     fs::{Dir, File, Fs, Lock, Metadata, Rename, Sight, read_full},
     model::{Digest, Name, RelPath, Timestamp, Uncarried, Version},
     planted::{Bug, planted},
@@ -64,9 +66,7 @@ impl<F: Fs> SourceFile<F> {
     /// Reads chunk `index`. `Changed` when the file ends before the chunk does.
     pub async fn read_chunk(&self, index: u64) -> Answer<Chunk> {
         let size = self.version.size;
-        let Some(len) = chunk_len(size, index) else {
-            return Err(ServiceError::BadRequest("a chunk past the end".into()));
-        };
+        let len = len_of_chunk(size, index)?;
         let start = index * CHUNK_BYTES;
         let data = self.read_range(start, len).await?;
         let hash = hash_chunk(size, index, &data);

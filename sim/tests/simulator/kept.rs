@@ -84,9 +84,13 @@ impl Bench {
 
 /// Somebody writes a byte of the partial, and sets its mtime back.
 fn write_unseen(machine: &Machine) {
-    let disk = machine.disk(1);
+    unseen(&machine.disk(1), |disk| disk.write_at(PART, 5, b"x").unwrap());
+}
+
+/// Somebody makes a `change` to the partial, and sets its mtime back.
+fn unseen(disk: &Disk, change: impl FnOnce(&Disk)) {
     let mtime = disk.stat(PART).unwrap().version.mtime;
-    disk.write_at(PART, 5, b"x").unwrap();
+    change(disk);
     disk.set_meta(PART, 0o644, mtime).unwrap();
 }
 
@@ -157,9 +161,7 @@ fn in_doubt_all_is_read() {
             disk.write_at(PART, 7, b"aaaaa").unwrap();
         }),
         ("the mtime set back afterwards", false, |disk| {
-            let before = disk.stat(PART).unwrap().version.mtime;
-            disk.write_at(PART, 7, b"other").unwrap();
-            disk.set_meta(PART, 0o600, before).unwrap();
+            unseen(disk, |disk| disk.write_at(PART, 7, b"other").unwrap())
         }),
         ("touched", true, |disk| {
             let mtime = Timestamp { secs: 0, nanos: 0 };
@@ -196,9 +198,7 @@ fn what_somebody_else_has_opened_before_it_is_given_up_is_read() {
     let others: [(&str, bool, Meanwhile); 3] = [
         ("written to", false, |disk| disk.write_at(PART, 7, b"other").unwrap()),
         ("the mtime set back afterwards", false, |disk| {
-            let before = disk.stat(PART).unwrap().version.mtime;
-            disk.write_at(PART, 7, b"other").unwrap();
-            disk.set_meta(PART, 0o600, before).unwrap();
+            unseen(disk, |disk| disk.write_at(PART, 7, b"other").unwrap())
         }),
         ("written to as it was", true, |disk| {
             disk.write_at(PART, 7, b"aaaaa").unwrap();
@@ -667,6 +667,27 @@ fn what_was_read_back_before_somebody_opened_it_is_read_again() {
     });
 }
 
+/// Finishes a file in the place of an older one, while `faults` strike.
+async fn replace(bench: &Bench, faults: Vec<Fault>) -> Result<bool, ServiceError> {
+    bench.disk.create("new", b"older").unwrap();
+    bench.disk.settle();
+    let partial = bench.whole().await;
+    let finish = Finish {
+        expected: Expected::Version(bench.disk.stat("new").unwrap().version),
+        ..finish()
+    };
+    partial.prepare_finish(&bench.store, &finish).await.unwrap();
+    bench.machine.keep_log();
+    faults.into_iter().for_each(|fault| bench.machine.inject(fault));
+    loop {
+        while !partial.read_back(&bench.store, 1).await? {}
+        match partial.finish(&bench.store, &finish).await {
+            Ok(false) => {}
+            finished => return finished,
+        }
+    }
+}
+
 /// An older final, whose sync takes its time, is replaced by nothing that anybody wrote to meanwhile.
 #[test]
 fn what_is_written_while_the_older_final_is_synced_is_not_published() {
@@ -692,24 +713,53 @@ fn what_is_written_while_the_older_final_is_synced_is_not_published() {
     for (path, at, harm) in harms {
         process(async move {
             let bench = Bench::new().await;
-            bench.disk.create("new", b"older").unwrap();
-            bench.disk.settle();
-            let partial = bench.whole().await;
-            let finish = Finish {
-                expected: Expected::Version(bench.disk.stat("new").unwrap().version),
-                ..finish()
-            };
-            partial.prepare_finish(&bench.store, &finish).await.unwrap();
-            bench.machine.inject(act(At::call_on(path, at, 0), harm));
-            let mut finished = Ok(false);
-            while finished == Ok(false) {
-                while !partial.read_back(&bench.store, 1).await.unwrap() {}
-                finished = partial.finish(&bench.store, &finish).await;
-            }
+            let finished = replace(&bench, vec![act(At::call_on(path, at, 0), harm)]).await;
             assert_eq!(bench.machine.struck().len(), 1);
             assert!(matches!(finished, Err(ServiceError::Busy(_))), "{finished:?}");
             assert!(bench.disk.read("new").unwrap() == b"older", "{path} {at:?}");
         });
+    }
+}
+
+/// An error of the look whether all was right when an older final was replaced: that gets its name back, or it is told where it is.
+#[test]
+fn an_older_final_of_which_no_more_can_be_told_is_not_lost() {
+    let looks = process(async {
+        let bench = Bench::new().await;
+        assert_eq!(replace(&bench, vec![]).await, Ok(true));
+        let log = bench.machine.log();
+        let exchange = log.iter().rposition(|call| call.op == Op::Rename).unwrap();
+        let looks = log[exchange + 1..].iter().take_while(|call| !call.op.is_effect());
+        let looks: Vec<_> = looks.map(|call| call.index).collect();
+        looks
+            .into_iter()
+            .map(|look| (look, log[exchange].index))
+            .collect::<Vec<_>>()
+    });
+    assert_eq!(looks.len(), 3, "the lease, and both names");
+    for (look, exchange) in looks {
+        for is_lost in [false, true] {
+            process(async move {
+                let bench = Bench::new().await;
+                let fails = |at| Fault {
+                    at,
+                    kind: Kind::Error(Errno::IO),
+                };
+                let mut faults = vec![fails(At::Read(look))];
+                faults.extend(is_lost.then(|| fails(At::Effect(exchange + 1))));
+                let count = faults.len();
+                let finished = replace(&bench, faults).await;
+                assert_eq!(bench.machine.struck().len(), count);
+                let is_there = |name: &str| bench.disk.read(name).is_ok_and(|read| read == b"older");
+                match finished {
+                    Err(ServiceError::Io { .. }) => assert!(!is_lost && is_there("new")),
+                    Err(ServiceError::Leftover(swap)) => {
+                        assert!(is_lost && is_there(str::from_utf8(swap.as_bytes()).unwrap()))
+                    }
+                    finished => panic!("{finished:?}"),
+                }
+            });
+        }
     }
 }
 
@@ -737,11 +787,11 @@ fn what_somebody_else_has_written_is_durable_before_it_counts() {
         let bench = Bench::new().await;
         let partial = bench.whole().await;
         partial.prepare_finish(&bench.store, &finish()).await.unwrap();
-        let mtime = bench.disk.stat(PART).unwrap().version.mtime;
-        bench.disk.truncate(PART, 5).unwrap();
         let all: Vec<u8> = (0..CHUNKS).flat_map(chunk).collect();
-        bench.disk.write_at(PART, 5, &all[5..]).unwrap();
-        bench.disk.set_meta(PART, 0o644, mtime).unwrap();
+        unseen(&bench.disk, |disk| {
+            disk.truncate(PART, 5).unwrap();
+            disk.write_at(PART, 5, &all[5..]).unwrap();
+        });
         while !partial.read_back(&bench.store, 1).await.unwrap() {}
         assert_eq!(partial.finish(&bench.store, &finish()).await, Ok(true));
         let new = RelPath::new("new").unwrap();

@@ -350,6 +350,30 @@ fn one_process_remembers_no_more_versions_than_are_kept() {
     });
 }
 
+/// More of them than that, all in use at once, are each remembered; once they are not, no more stay than are kept.
+#[test]
+fn what_is_in_use_at_once_is_given_up_once_it_is_not() {
+    process(async {
+        let bench = Bench::new();
+        let store = bench.process().await;
+        let mut sources = Vec::new();
+        for number in 0..40 {
+            let name = format!("film {number}");
+            bench.disk.create(&name, bench.disk.read("film").unwrap()).unwrap();
+            let file = FileRef {
+                path: RelPath::new(&*name).unwrap(),
+                version: bench.disk.stat(&name).unwrap().version,
+            };
+            sources.push(store.open_source(&file, LATER).await.unwrap());
+            bench.hashes(sources.last().unwrap()).await;
+        }
+        assert_eq!(bench.files(), 40);
+        drop(sources);
+        bench.hashes(&bench.open(&store).await).await;
+        assert_eq!(bench.files(), 32);
+    });
+}
+
 #[test]
 fn only_some_versions_are_remembered() {
     process(async {

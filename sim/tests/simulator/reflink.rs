@@ -4,11 +4,11 @@ use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use realize::{
-    digest::{CHUNK_BYTES, ChunkHash, hash_chunk},
+    digest::{CHUNK_BYTES, ChunkHash, FileHasher, hash_chunk},
     fs::Fs,
     limits::Limits,
-    model::RelPath,
-    service::Blocks,
+    model::{RelPath, Timestamp},
+    service::{Blocks, Expected, Finish, Meta, Verify},
     store::{FailedSync, Partial, Store},
 };
 use realize_sim::{
@@ -159,6 +159,19 @@ fn what_is_kept_of_one_is_no_longer_than_its_file() {
     });
 }
 
+#[test]
+fn what_is_shared_beyond_the_end_of_the_file_is_cut_off() {
+    process(async {
+        let bench = Bench::new([1, 2, 3], b"", Refusals::default()).await;
+        let basis = bench.disk.stat("f").unwrap().version;
+        let (path, size) = (RelPath::new("f").unwrap(), SIZE - 5000);
+        let partial = bench.store.open_partial(&path, size, Some(&basis)).await.unwrap();
+        assert_eq!(bench.partial().to_vec().len(), SIZE as usize);
+        let last = chunk(9).slice(..CHUNK_BYTES as usize - 5000);
+        finish(&bench, &partial, &[chunk(1), chunk(8), last]).await;
+    });
+}
+
 /// A final that is damaged so that it can't be read is repaired as any other.
 #[test]
 fn a_block_that_cannot_be_read_is_not_equal() {
@@ -182,16 +195,28 @@ fn a_block_that_cannot_be_read_is_not_equal() {
     }
 }
 
-/// Writes three chunks of holes.
-async fn write_holes(bench: &Bench, partial: &Partial<SimFs>) {
-    for index in 0..CHUNKS {
-        partial
-            .write_chunk(&bench.store, index, &zeros(), true, ())
-            .await
-            .unwrap();
+/// Writes all of `chunks`, with holes for zeros; the file is exactly that then.
+async fn finish(bench: &Bench, partial: &Partial<SimFs>, chunks: &[Bytes]) {
+    let all = chunks.concat();
+    let size = all.len() as u64;
+    let mut hasher = FileHasher::new(size, 1);
+    for (index, data) in (0..).zip(chunks) {
+        partial.write_chunk(&bench.store, index, data, true, ()).await.unwrap();
+        hasher.add(index, hash_chunk(size, index, data)).unwrap();
     }
-    let there = bench.partial().to_vec();
-    assert!(there.len() <= SIZE as usize && there.iter().all(|byte| *byte == 0));
+    let finish = Finish {
+        digest: hasher.digest().unwrap(),
+        meta: Meta {
+            mode: 0o644,
+            mtime: Timestamp { secs: 5, nanos: 0 },
+        },
+        expected: Expected::Version(bench.disk.stat("f").unwrap().version),
+        verify: Verify::Written,
+    };
+    partial.prepare_finish(&bench.store, &finish).await.unwrap();
+    assert_eq!(partial.read_back(&bench.store, 1).await, Ok(true));
+    assert_eq!(partial.finish(&bench.store, &finish).await, Ok(true));
+    assert!(bench.disk.read("f").unwrap() == all);
 }
 
 /// Whatever a reflink that is cut short says of it: else what is left out as a hole would be what the final had.
@@ -206,7 +231,7 @@ fn what_a_reflink_that_was_cut_short_has_left_does_not_count() {
             });
             let partial = bench.open().await;
             assert_eq!(bench.machine.struck().len(), 1);
-            write_holes(&bench, &partial).await;
+            finish(&bench, &partial, &vec![zeros(); CHUNKS as usize]).await;
         });
     }
 }
@@ -229,11 +254,7 @@ fn what_the_final_gains_meanwhile_is_not_taken_for_a_hole() {
             let (path, size) = (RelPath::new("f").unwrap(), SIZE + CHUNK_BYTES);
             let partial = bench.store.open_partial(&path, size, Some(&basis)).await.unwrap();
             assert_eq!(bench.machine.struck().len(), 1);
-            let hole = zeros();
-            let written = partial.write_chunk(&bench.store, CHUNKS, &hole, true, ()).await;
-            assert_eq!(written, Ok(()));
-            let there = bench.partial().to_vec();
-            assert!(there.len() <= size as usize && there.iter().skip(SIZE as usize).all(|byte| *byte == 0));
+            finish(&bench, &partial, &vec![zeros(); CHUNKS as usize + 1]).await;
         });
     }
 }
