@@ -12,6 +12,7 @@ mod publish;
 mod recall;
 mod rename;
 mod repair;
+mod scratch;
 mod settle;
 mod small;
 mod source;

@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::scratch::Scratch;
 use crate::{
     digest::{CHUNK_BYTES, ChunkHash, FileHasher, NotTaken, chunk_count, chunk_len, hash_chunk},
     fs::{File, read_full},
@@ -165,7 +166,7 @@ pub(super) fn len_of_chunk(size: u64, index: u64) -> Answer<usize> {
 /// The hash of chunk `index` of a file that shall have `size` bytes; `None` when it ends before.
 async fn read_chunk_hash(file: &impl File, size: u64, index: u64) -> Answer<Option<ChunkHash>> {
     let len = len_of_chunk(size, index)?;
-    let mut buf = vec![0; len];
+    let mut buf = Scratch::new(len);
     let read = read_full(file, index * CHUNK_BYTES, &mut buf)
         .await
         .map_err(|e| ServiceError::io("read back", &e))?;

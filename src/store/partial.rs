@@ -9,7 +9,6 @@ use std::{
     },
 };
 
-use bytes::Bytes;
 use rustix::io::Errno;
 
 use super::{
@@ -209,7 +208,7 @@ impl<F: Fs> Partial<F> {
         &self,
         store: &Store<F>,
         index: u64,
-        data: &Bytes,
+        data: &[u8],
         sparse: bool,
         turn: impl Send,
     ) -> Answer<()> {
@@ -221,7 +220,7 @@ impl<F: Fs> Partial<F> {
         &self,
         store: &Store<F>,
         index: u64,
-        data: &Bytes,
+        data: &[u8],
         hash: Option<ChunkHash>,
         sparse: bool,
         turn: impl Send,

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::{
     Partial, Store,
     hashes::len_of_chunk,
+    scratch::Scratch,
     source::{SourceFile, has_hole},
 };
 use crate::{
@@ -131,14 +132,13 @@ impl<F: Fs> Partial<F> {
         if start >= basis.len {
             return Ok(false);
         }
-        let mut data = vec![0; len];
+        let mut data = Scratch::new(len);
         self.read_basis(start, &mut data).await;
         if hash_chunk(self.size(), index, &data) != hash && !planted(Bug::BasisUnhashed) {
             return Ok(false);
         }
         let sparse = has_hole(&basis.file, start, &data).await.unwrap_or(false);
-        self.write_hashed(store, index, &data.into(), Some(hash), sparse, ())
-            .await?;
+        self.write_hashed(store, index, &data, Some(hash), sparse, ()).await?;
         Ok(true)
     }
 }

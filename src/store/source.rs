@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::{
     Store, has_no_leases, hashes::len_of_chunk, ignore_missing, is_any, is_unsupported, names, recall::SourceHashes,
+    scratch::Scratch,
 };
 use crate::{
     digest::{CHUNK_BYTES, ChunkHash, FileHasher, chunk_count, digest, hash_chunk},
@@ -82,19 +83,24 @@ impl<F: Fs> SourceFile<F> {
     /// Reads `len` bytes from `offset` on, all of one state of the file.
     pub(super) async fn read_range(&self, offset: u64, len: usize) -> Answer<Vec<u8>> {
         let mut buf = vec![0; len];
+        self.read_into(offset, &mut buf).await?;
+        Ok(buf)
+    }
+
+    /// Fills `buf` from `offset` on, with one state of the file.
+    async fn read_into(&self, offset: u64, buf: &mut [u8]) -> Answer<()> {
         // Holes too: a file system that took data for a hole would lose it.
-        let read = match read_full(&self.file, offset, &mut buf).await {
+        let read = match read_full(&self.file, offset, buf).await {
             Err(error) => {
                 self.forget().await;
                 return Err(ServiceError::io("read", &error));
             }
             Ok(read) => read,
         };
-        if read < len {
+        if read < buf.len() {
             return Err(ServiceError::Changed);
         }
-        self.prove_still().await?;
-        Ok(buf)
+        self.prove_still().await
     }
 
     /// Whether any of the zeros in `data`, read at `start`, are a hole rather than written.
@@ -109,7 +115,14 @@ impl<F: Fs> SourceFile<F> {
                 self.has_recalled.store(true, Ordering::Relaxed);
                 self.prove_still().await.map(|()| hash)
             }
-            None => Ok(self.read_chunk(index).await?.hash),
+            None => {
+                let size = self.version.size;
+                let mut data = Scratch::new(len_of_chunk(size, index)?);
+                self.read_into(index * CHUNK_BYTES, &mut data).await?;
+                let hash = hash_chunk(size, index, &data);
+                self.was_read(index, hash).await?;
+                Ok(hash)
+            }
         }
     }
 

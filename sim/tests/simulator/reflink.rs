@@ -128,8 +128,7 @@ fn a_hole_is_made_where_the_final_had_bytes() {
             let mut sparse = zeros().to_vec();
             (sparse[50 * PAGE + 5], sparse[60 * PAGE]) = (9, 9);
             (sparse[80 * PAGE], sparse[91 * PAGE]) = (9, 9);
-            let data = sparse.clone().into();
-            partial.write_chunk(&bench.store, 1, &data, true, ()).await.unwrap();
+            partial.write_chunk(&bench.store, 1, &sparse, true, ()).await.unwrap();
             let there = bench.partial();
             assert!(there.to_vec() == [chunk(1), sparse.into(), chunk(3)].concat());
             assert_eq!(there.pages(), pages);
