@@ -143,6 +143,14 @@ pub fn swap(name: &Name, tag: &Tag) -> Name {
     dressed(name, &[SWAP, tag.as_slice()].concat())
 }
 
+/// The `nth` name for what was found where the partial of `name` should have been, and may be somebody's: its tag is that of nothing, so no run
+/// takes it for its own.
+pub fn swapped_out(name: &Name, nth: u8) -> Name {
+    let mut tag = [b'0'; VERSION_BYTES];
+    tag[VERSION_BYTES - 2..].copy_from_slice(format!("{nth:02x}").as_bytes());
+    swap(name, &tag)
+}
+
 /// The name for `name` while it is deleted; `None` when it is too long and goes to [`gone_dir`].
 pub fn gone(name: &Name) -> Option<Name> {
     let fits = name.as_bytes().len() + 1 + GONE.len() <= NAME_BYTES_MAX;

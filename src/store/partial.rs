@@ -70,8 +70,8 @@ pub struct Partial<F: Fs> {
     unsynced_bytes: AtomicU64,
     /// Of those of its chunks that this process wrote or read; `None` once it is not open here any more.
     remembered: Mutex<Option<Remembered>>,
-    /// Set once it has its final name: nothing may be written any more.
-    is_final: AtomicBool,
+    /// Set once it is given its final name: nothing may be written any more.
+    may_be_final: AtomicBool,
 }
 
 impl<F: Fs> Partial<F> {
@@ -97,7 +97,7 @@ impl<F: Fs> Partial<F> {
 
     /// A call of a connection that was lost must not reach what is final by now, or another's.
     fn ensure_partial(&self) -> Answer<()> {
-        let is_over = self.is_final.load(Ordering::Relaxed) || self.remembered().is_none();
+        let is_over = self.may_be_final.load(Ordering::Relaxed) || self.remembered().is_none();
         if is_over && !planted(Bug::LateWrite) {
             Err(ServiceError::BadHandle)
         } else {
@@ -360,17 +360,16 @@ impl<F: Fs> Partial<F> {
         let ours = Ours::Written(self.prove_prepared().await?);
         let published = match older {
             Ok(older) => {
+                // Whatever comes of it: an error does not tell that it has not got its name.
+                self.may_be_final.store(true, Ordering::Relaxed);
                 store
                     .publish_over(&self.dir, &self.part, &self.name, older, &ours)
                     .await
             }
             Err(error) => Err(error),
         };
-        if published.is_ok() {
-            self.is_final.store(true, Ordering::Relaxed);
-        }
-        // What is in the way has to be told whatever else there is to tell.
-        if !matches!(published, Err(ServiceError::Leftover(_))) {
+        // Any other error has to be told, whatever else there is to tell.
+        if matches!(published, Ok(()) | Err(ServiceError::Changed)) {
             self.prove_prepared().await?;
         }
         match published {
@@ -461,7 +460,7 @@ impl<F: Fs> Store<F> {
             hashes,
             unsynced_bytes: AtomicU64::new(0),
             remembered: Mutex::new(Some(remembered)),
-            is_final: AtomicBool::new(false),
+            may_be_final: AtomicBool::new(false),
         })
     }
 

@@ -160,7 +160,12 @@ impl<F: Fs> Store<F> {
             }
             Err(error) if is_unsupported(&error) => {
                 // Who writes a new file between the look and the rename loses it: documented for such file systems.
-                if let Err(error) = self.ensure_final_is(dir, name, &version).await {
+                let may_go = match is_still_leased(leased.as_ref()).await {
+                    Ok(true) => self.ensure_final_is(dir, name, &version).await.map(drop),
+                    Ok(false) => Err(being_written()),
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = may_go {
                     back_to_partial.await?;
                     return Err(error);
                 }
@@ -173,26 +178,37 @@ impl<F: Fs> Store<F> {
             }
         }
         let looked = self.was_right(dir, &swap, name, &version, leased.as_ref(), ours).await;
-        match looked {
-            Ok(true) => {
-                return ignore_missing(dir.unlink(&swap).await).map_err(|e| ServiceError::io("remove the old", &e));
-            }
-            // Somebody removed it: there is nothing to give back.
-            Err(ServiceError::NotFound) => return Err(ServiceError::Changed),
-            Ok(false) | Err(_) => {}
+        if looked == Ok(true) {
+            return ignore_missing(dir.unlink(&swap).await).map_err(|e| ServiceError::io("remove the old", &e));
         }
         // Somebody put another there in between, or is writing to it, or to ours, or may be: it gets its name back.
-        dir.rename(&swap, dir, name, Rename::Exchange)
-            .await
-            .map_err(|_| ServiceError::Leftover(swap.clone()))?;
+        if dir.rename(&swap, dir, name, Rename::Exchange).await.is_err() {
+            return Err(self.swapped_out(dir, &swap, name).await);
+        }
+        if is_ours(dir, &swap, &ours.by_inode()).await != Ok(true) {
+            // Somebody was quicker once more. Which of theirs is the newer only they know: both stay.
+            return Err(self.swapped_out(dir, &swap, name).await);
+        }
         // Before ours is written to again: a crash could leave the first exchange alone.
         self.sync_one(dir).await?;
-        if !is_ours(dir, &swap, &ours.by_inode()).await? {
-            // Somebody was quicker once more. Which of theirs is the newer only they know: both stay.
-            return Err(ServiceError::Leftover(swap.clone()));
-        }
         back_to_partial.await?;
         looked.and(Err(ServiceError::Changed))
+    }
+
+    /// What is under the name `swap` may be somebody's: it gets a name by which no run takes it for its own, and which is told.
+    async fn swapped_out(&self, dir: &F::Dir, swap: &Name, name: &Name) -> ServiceError {
+        const NAMES: u8 = 16;
+        for nth in 0..NAMES {
+            let told = names::swapped_out(name, nth);
+            match self.move_unless_there(dir, swap, dir, &told, Care::Ours).await {
+                Ok(()) => return ServiceError::Leftover(told),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                // Its owner has removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return ServiceError::Changed,
+                Err(_) => break,
+            }
+        }
+        ServiceError::Leftover(swap.clone())
     }
 
     /// Whether what is out of the way under the name `swap` is the final `version`, which nobody is writing to, and nobody has written to `ours` until
@@ -206,17 +222,12 @@ impl<F: Fs> Store<F> {
         leased: Option<&F::File>,
         ours: &Ours,
     ) -> Answer<bool> {
-        if let Some(old) = leased
-            && !old
-                .lease_held()
-                .await
-                .map_err(|e| ServiceError::io("ask for the lease of", &e))?
-        {
-            return Ok(false);
-        }
-        let out = dir.stat(swap).await.map_err(|e| ServiceError::io("stat", &e))?;
-        if !out.version.same_but_ctime(version) {
-            return Ok(false);
+        match dir.stat(swap).await {
+            Ok(out) if out.version.same_but_ctime(version) && is_still_leased(leased).await? => {}
+            Ok(_) => return Ok(false),
+            // Whoever has removed it wants it no more.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(ServiceError::io("stat", &error)),
         }
         let Ours::Written(written) = ours else { return Ok(true) };
         match dir.stat(name).await {
@@ -236,6 +247,17 @@ impl<F: Fs> Store<F> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ServiceError::Changed),
             Err(error) => Err(ServiceError::io("stat", &error)),
         }
+    }
+}
+
+/// Whether nobody has opened the file for writing since it was `leased`, if it was.
+async fn is_still_leased(leased: Option<&impl File>) -> Answer<bool> {
+    match leased {
+        Some(file) => file
+            .lease_held()
+            .await
+            .map_err(|e| ServiceError::io("ask for the lease of", &e)),
+        None => Ok(true),
     }
 }
 

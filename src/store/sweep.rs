@@ -96,32 +96,54 @@ impl<F: Fs> Store<F> {
             if is_locked(dir, left).await || is_locked(dir, name).await {
                 return Ok(true);
             }
-            ignore_missing(dir.unlink(left).await).map_err(|e| ServiceError::io("remove the old", &e))?;
+            let leased = match dir.open(left).await {
+                Ok(file) => file.lease().await.map(|()| file),
+                Err(error) => Err(error),
+            };
+            match leased {
+                // Who is writing to it would lose that.
+                Err(error) if is_any(&error, &[Errno::AGAIN]) => return Ok(false),
+                // Until it is gone.
+                _leased => {
+                    ignore_missing(dir.unlink(left).await).map_err(|e| ServiceError::io("remove the old", &e))?
+                }
+            }
             return Ok(true);
         }
         if final_tag.as_ref() == Some(&swap.replaced) {
             // The old one still has its name, so this is the partial: to be continued, unless a run is at it just now.
-            if aside.as_ref().is_ok_and(|aside| aside.kind == Kind::Symlink) {
-                // There is nothing in a link to continue. (A run that is at it finds that out.)
-                ignore_missing(dir.unlink(left).await).map_err(|e| ServiceError::io("remove", &e))?;
-                return Ok(true);
-            }
+            let Ok(aside) = aside else { return Ok(false) };
             if is_locked(dir, left).await {
                 return Ok(true);
             }
-            let part = names::partial(name);
+            let is_link = aside.kind == Kind::Symlink;
             // A run that took this one for a live one's may have begun another.
-            self.remove_partial(dir, name, None).await?;
+            let part = match is_link {
+                true => {
+                    let part = names::link_partial(name);
+                    if dir.stat(&part).await.is_ok_and(|found| found.kind == Kind::Symlink) {
+                        ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))?;
+                    }
+                    part
+                }
+                false => {
+                    self.remove_partial(dir, name, None).await?;
+                    names::partial(name)
+                }
+            };
             if self.put_back(dir, left, dir, &part).await.is_err() {
                 return Ok(false);
             }
-            let moved = dir.stat(&part).await;
-            if let (Ok(aside), Ok(moved)) = (aside, moved)
+            if let Ok(moved) = dir.stat(&part).await
                 && !aside.version.is_same_inode(&moved.version)
             {
                 // A run with a link, which can't be locked, has swapped somebody's file out just now.
                 self.put_back(dir, &part, dir, left).await.ok();
                 return Ok(false);
+            }
+            if is_link {
+                // There is nothing in a link to continue. (A run that is at it finds that out.)
+                ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))?;
             }
             return Ok(true);
         }

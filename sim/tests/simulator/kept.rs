@@ -14,11 +14,11 @@ use realize::{
 use realize_sim::{fs::*, world::process};
 use rustix::io::Errno;
 
-const PART: &str = ".new.realize-part";
-const CHUNKS: u64 = 3;
+pub(super) const PART: &str = ".new.realize-part";
+pub(super) const CHUNKS: u64 = 3;
 const SIZE: u64 = CHUNKS * CHUNK_BYTES;
 
-fn chunk(index: u64) -> Bytes {
+pub(super) fn chunk(index: u64) -> Bytes {
     vec![b'a' + index as u8; CHUNK_BYTES as usize].into()
 }
 
@@ -29,14 +29,14 @@ fn hashes() -> Vec<ChunkHash> {
 }
 
 /// A disk, and a process that moves a file to it.
-struct Bench {
-    machine: Machine,
-    disk: Disk,
-    store: Store<SimFs>,
+pub(super) struct Bench {
+    pub machine: Machine,
+    pub disk: Disk,
+    pub store: Store<SimFs>,
 }
 
 impl Bench {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let machine = Machine::new(1);
         let disk = machine.disk(1);
         let store = Self::process(&disk, Limits::default()).await;
@@ -44,7 +44,7 @@ impl Bench {
     }
 
     /// Another process on the same disk.
-    async fn process(disk: &Disk, limits: Limits) -> Store<SimFs> {
+    pub async fn process(disk: &Disk, limits: Limits) -> Store<SimFs> {
         let root = disk.fs().open_root(Path::new("/")).await.unwrap();
         Store::new(root, limits, false, disk.fs().boot(), FailedSync::default())
     }
@@ -63,7 +63,7 @@ impl Bench {
     }
 
     /// A partial of which all chunks were written.
-    async fn whole(&self) -> Partial<SimFs> {
+    pub async fn whole(&self) -> Partial<SimFs> {
         let partial = self.begun().await;
         write(&self.store, &partial, 2).await.unwrap();
         partial
@@ -83,7 +83,7 @@ impl Bench {
 }
 
 /// Somebody writes a byte of the partial, and sets its mtime back.
-fn write_unseen(machine: &Machine) {
+pub(super) fn write_unseen(machine: &Machine) {
     unseen(&machine.disk(1), |disk| disk.write_at(PART, 5, b"x").unwrap());
 }
 
@@ -94,7 +94,7 @@ fn unseen(disk: &Disk, change: impl FnOnce(&Disk)) {
     disk.set_meta(PART, 0o644, mtime).unwrap();
 }
 
-fn act(at: At, act: impl Fn(&Machine) + Send + Sync + 'static) -> Fault {
+pub(super) fn act(at: At, act: impl Fn(&Machine) + Send + Sync + 'static) -> Fault {
     let kind = Kind::Act(Act(Arc::new(act)));
     Fault { at, kind }
 }
@@ -104,7 +104,7 @@ async fn open(store: &Store<SimFs>, size: u64) -> Partial<SimFs> {
     store.open_partial(&path, size, None).await.unwrap()
 }
 
-async fn write(store: &Store<SimFs>, partial: &Partial<SimFs>, index: u64) -> Result<(), ServiceError> {
+pub(super) async fn write(store: &Store<SimFs>, partial: &Partial<SimFs>, index: u64) -> Result<(), ServiceError> {
     partial.write_chunk(store, index, &chunk(index), false, ()).await
 }
 
@@ -534,7 +534,7 @@ fn what_a_digest_is_told_of_is_what_is_on_the_disk() {
 }
 
 /// What makes a partial of all chunks final.
-fn finish() -> Finish {
+pub(super) fn finish() -> Finish {
     let mut hasher = FileHasher::new(SIZE, 1);
     for (index, hash) in (0..).zip(hashes()) {
         hasher.add(index, hash).unwrap();
@@ -665,102 +665,6 @@ fn what_was_read_back_before_somebody_opened_it_is_read_again() {
         assert!(matches!(finished, Err(ServiceError::Busy(_))), "{finished:?}");
         assert!(bench.disk.read("new").is_err());
     });
-}
-
-/// Finishes a file in the place of an older one, while `faults` strike.
-async fn replace(bench: &Bench, faults: Vec<Fault>) -> Result<bool, ServiceError> {
-    bench.disk.create("new", b"older").unwrap();
-    bench.disk.settle();
-    let partial = bench.whole().await;
-    let finish = Finish {
-        expected: Expected::Version(bench.disk.stat("new").unwrap().version),
-        ..finish()
-    };
-    partial.prepare_finish(&bench.store, &finish).await.unwrap();
-    bench.machine.keep_log();
-    faults.into_iter().for_each(|fault| bench.machine.inject(fault));
-    loop {
-        while !partial.read_back(&bench.store, 1).await? {}
-        match partial.finish(&bench.store, &finish).await {
-            Ok(false) => {}
-            finished => return finished,
-        }
-    }
-}
-
-/// An older final, whose sync takes its time, is replaced by nothing that anybody wrote to meanwhile.
-#[test]
-fn what_is_written_while_the_older_final_is_synced_is_not_published() {
-    type Harm = fn(&Machine);
-    let harms: [(&str, Op, Harm); 4] = [
-        ("new", Op::FileSync, |machine| {
-            machine.disk(1).write_at(PART, 5, b"x").unwrap()
-        }),
-        ("new", Op::FileSync, write_unseen),
-        // Once the last look is over, as it gets the name by which it is put in the place of the older one, and as it is put there.
-        (PART, Op::Rename, |machine| {
-            machine.disk(1).write_at(PART, 5, b"x").unwrap()
-        }),
-        ("new", Op::Rename, |machine| {
-            let disk = machine.disk(1);
-            let nodes = disk.nodes();
-            let swap = nodes
-                .keys()
-                .find(|path| path.as_bytes().starts_with(b".new.realize-swap"));
-            disk.write_at(swap.unwrap().as_bytes(), 5, b"x").unwrap();
-        }),
-    ];
-    for (path, at, harm) in harms {
-        process(async move {
-            let bench = Bench::new().await;
-            let finished = replace(&bench, vec![act(At::call_on(path, at, 0), harm)]).await;
-            assert_eq!(bench.machine.struck().len(), 1);
-            assert!(matches!(finished, Err(ServiceError::Busy(_))), "{finished:?}");
-            assert!(bench.disk.read("new").unwrap() == b"older", "{path} {at:?}");
-        });
-    }
-}
-
-/// An error of the look whether all was right when an older final was replaced: that gets its name back, or it is told where it is.
-#[test]
-fn an_older_final_of_which_no_more_can_be_told_is_not_lost() {
-    let looks = process(async {
-        let bench = Bench::new().await;
-        assert_eq!(replace(&bench, vec![]).await, Ok(true));
-        let log = bench.machine.log();
-        let exchange = log.iter().rposition(|call| call.op == Op::Rename).unwrap();
-        let looks = log[exchange + 1..].iter().take_while(|call| !call.op.is_effect());
-        let looks: Vec<_> = looks.map(|call| call.index).collect();
-        looks
-            .into_iter()
-            .map(|look| (look, log[exchange].index))
-            .collect::<Vec<_>>()
-    });
-    assert_eq!(looks.len(), 3, "the lease, and both names");
-    for (look, exchange) in looks {
-        for is_lost in [false, true] {
-            process(async move {
-                let bench = Bench::new().await;
-                let fails = |at| Fault {
-                    at,
-                    kind: Kind::Error(Errno::IO),
-                };
-                let mut faults = vec![fails(At::Read(look))];
-                faults.extend(is_lost.then(|| fails(At::Effect(exchange + 1))));
-                let count = faults.len();
-                let finished = replace(&bench, faults).await;
-                assert_eq!(bench.machine.struck().len(), count);
-                let is_there = |name: &str| bench.disk.read(name).is_ok_and(|read| read == b"older");
-                match finished {
-                    Err(ServiceError::Io { .. }) => assert!(!is_lost && is_there("new")),
-                    Err(ServiceError::Leftover(swap)) => {
-                        assert!(is_lost && is_there(str::from_utf8(swap.as_bytes()).unwrap()))
-                    }
-                    finished => panic!("{finished:?}"),
-                }
-            });
-        }
-    }
 }
 
 /// Who opens it while it is taken is seen by the lease that has held until then: one that is taken anew would hide that.

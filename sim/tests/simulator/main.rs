@@ -14,5 +14,6 @@ mod power_cut;
 mod random;
 mod recall;
 mod reflink;
+mod swaps;
 mod two_hosts;
 mod worst;

@@ -1,0 +1,291 @@
+//! A large file in the place of an older final: whatever fails, and whoever does something in between, both versions are where it is told.
+
+use std::sync::Arc;
+
+use realize::{
+    limits::Limits,
+    model::RelPath,
+    service::{Expected, Finish, ServiceError, Swept},
+    store::{Partial, names},
+};
+use realize_sim::{fs::*, world::process};
+use rustix::io::Errno;
+
+use super::kept::{Bench, CHUNKS, PART, act, chunk, finish, write_unseen};
+
+/// The name by which the older final of `bench` is out of the way.
+fn swap(disk: &Disk) -> String {
+    let paths = disk.nodes().into_keys();
+    let names = paths.map(|path| String::from_utf8(path.as_bytes().to_vec()).unwrap());
+    let mut swaps = names.filter(|name| name.starts_with(".new.realize-swap"));
+    swaps.next().unwrap()
+}
+
+/// All of the new file.
+fn new() -> Vec<u8> {
+    (0..CHUNKS).flat_map(chunk).collect()
+}
+
+fn is_there(bench: &Bench, name: &str, content: &[u8]) -> bool {
+    bench.disk.read(name).is_ok_and(|read| read == content)
+}
+
+fn fails(at: At) -> Fault {
+    Fault {
+        at,
+        kind: Kind::Error(Errno::IO),
+    }
+}
+
+/// What the next process finds.
+async fn sweep(bench: &Bench) -> Result<Swept, ServiceError> {
+    let store = Bench::process(&bench.disk, Limits::default()).await;
+    store.sweep(&RelPath::root()).await
+}
+
+/// A file that is to be finished in the place of an older one, and what it is asked to become.
+async fn prepared(bench: &Bench) -> (Partial<SimFs>, Finish) {
+    bench.disk.create("new", b"older").unwrap();
+    bench.disk.settle();
+    let partial = bench.whole().await;
+    let finish = Finish {
+        expected: Expected::Version(bench.disk.stat("new").unwrap().version),
+        ..finish()
+    };
+    partial.prepare_finish(&bench.store, &finish).await.unwrap();
+    bench.machine.keep_log();
+    (partial, finish)
+}
+
+/// Finishes it while `faults` strike.
+async fn replace(bench: &Bench, faults: Vec<Fault>) -> Result<bool, ServiceError> {
+    let (partial, finish) = prepared(bench).await;
+    faults.into_iter().for_each(|fault| bench.machine.inject(fault));
+    loop {
+        while !partial.read_back(&bench.store, 1).await? {}
+        match partial.finish(&bench.store, &finish).await {
+            Ok(false) => {}
+            finished => return finished,
+        }
+    }
+}
+
+/// The exchange, and the looks after it.
+fn calls() -> (u64, Vec<u64>) {
+    process(async {
+        let bench = Bench::new().await;
+        assert_eq!(replace(&bench, vec![]).await, Ok(true));
+        let log = bench.machine.log();
+        let exchange = log.iter().rposition(|call| call.op == Op::Rename).unwrap();
+        let looks = log[exchange + 1..].iter().take_while(|call| !call.op.is_effect());
+        let looks: Vec<_> = looks.map(|call| call.index).collect();
+        assert_eq!(looks.len(), 3, "both names, and the lease");
+        (log[exchange].index, looks)
+    })
+}
+
+/// An older final, whose sync takes its time, is replaced by nothing that anybody wrote to meanwhile.
+#[test]
+fn what_is_written_while_the_older_final_is_synced_is_not_published() {
+    type Harm = fn(&Machine);
+    let harms: [(&str, Op, Harm); 4] = [
+        ("new", Op::FileSync, |machine| {
+            machine.disk(1).write_at(PART, 5, b"x").unwrap()
+        }),
+        ("new", Op::FileSync, write_unseen),
+        // Once the last look is over, as it gets the name by which it is put in the place of the older one, and as it is put there.
+        (PART, Op::Rename, |machine| {
+            machine.disk(1).write_at(PART, 5, b"x").unwrap()
+        }),
+        ("new", Op::Rename, |machine| {
+            let disk = machine.disk(1);
+            disk.write_at(swap(&disk), 5, b"x").unwrap();
+        }),
+    ];
+    for (path, at, harm) in harms {
+        process(async move {
+            let bench = Bench::new().await;
+            let finished = replace(&bench, vec![act(At::call_on(path, at, 0), harm)]).await;
+            assert_eq!(bench.machine.struck().len(), 1);
+            assert!(matches!(finished, Err(ServiceError::Busy(_))), "{finished:?}");
+            assert!(bench.disk.read("new").unwrap() == b"older", "{path} {at:?}");
+        });
+    }
+}
+
+/// An error of the look whether all was right: the older final gets its name back, or keeps one that is told, whoever looks next.
+#[test]
+fn an_older_final_of_which_no_more_can_be_told_is_not_lost() {
+    let (exchange, looks) = calls();
+    for look in looks {
+        for is_lost in [false, true] {
+            process(async move {
+                let bench = Bench::new().await;
+                let mut faults = vec![fails(At::Read(look))];
+                faults.extend(is_lost.then(|| fails(At::Effect(exchange + 1))));
+                let count = faults.len();
+                let finished = replace(&bench, faults).await;
+                assert_eq!(bench.machine.struck().len(), count);
+                let left = match finished {
+                    Err(ServiceError::Io { .. }) => vec![],
+                    Err(ServiceError::Leftover(told)) => vec![told],
+                    finished => panic!("{finished:?}"),
+                };
+                assert_eq!(!left.is_empty(), is_lost);
+                assert_eq!(sweep(&bench).await.unwrap().leftovers, left);
+                let place = left
+                    .first()
+                    .map_or("new", |told| str::from_utf8(told.as_bytes()).unwrap());
+                assert!(is_there(&bench, place, b"older"));
+                assert!(is_there(&bench, if is_lost { "new" } else { PART }, &new()));
+            });
+        }
+    }
+}
+
+/// Somebody writes to what is put there, so the older final gets its name back; meanwhile somebody has put a newer one there.
+#[test]
+fn what_somebody_puts_between_two_exchanges_stays_under_the_name_that_is_told() {
+    let (exchange, looks) = calls();
+    // The last of the looks is not made: the first one after the second exchange has its number.
+    for others in [vec![], vec![fails(At::Read(looks[2] + 1))]] {
+        process(async move {
+            let bench = Bench::new().await;
+            let newer = |machine: &Machine| {
+                let disk = machine.disk(1);
+                disk.remove("new").unwrap();
+                disk.create("new", b"newer").unwrap();
+            };
+            let write = |machine: &Machine| {
+                let disk = machine.disk(1);
+                disk.write_at(swap(&disk), 5, b"x").unwrap();
+            };
+            let mut faults = vec![act(At::Effect(exchange), write), act(At::Effect(exchange + 1), newer)];
+            faults.extend(others);
+            let count = faults.len();
+            let finished = replace(&bench, faults).await;
+            assert_eq!(bench.machine.struck().len(), count);
+            let Err(ServiceError::Leftover(told)) = finished else {
+                panic!("{finished:?}")
+            };
+            assert_eq!(sweep(&bench).await.unwrap().leftovers, std::slice::from_ref(&told));
+            assert!(is_there(&bench, str::from_utf8(told.as_bytes()).unwrap(), b"newer"));
+            assert!(is_there(&bench, "new", b"older"));
+        });
+    }
+}
+
+/// Where names can't be exchanged too.
+#[test]
+fn an_older_final_that_somebody_is_writing_to_is_not_replaced() {
+    for exchange in [None, Some(Errno::INVAL)] {
+        process(async move {
+            let bench = Bench::new().await;
+            bench.disk.refuse(Refusals {
+                exchange,
+                ..Refusals::default()
+            });
+            let writer = Arc::new(std::sync::Mutex::new(None));
+            let opened = writer.clone();
+            let open = move |machine: &Machine| {
+                *opened.lock().unwrap() = Some(machine.disk(1).open_writer("new").unwrap());
+            };
+            let finished = replace(&bench, vec![act(At::call_on("new", Op::FileSync, 0), open)]).await;
+            assert!(finished.is_err(), "{finished:?}");
+            let writer = writer.lock().unwrap().take().unwrap();
+            writer.write(0, b"their").unwrap();
+            assert!(is_there(&bench, "new", b"their"));
+            assert!(is_there(&bench, PART, &new()));
+        });
+    }
+}
+
+/// Somebody removes what is out of the way: as it would have been.
+#[test]
+fn an_older_final_may_be_removed_once_it_is_replaced() {
+    let (exchange, looks) = calls();
+    let moments = looks.into_iter().map(At::Read).chain([At::Effect(exchange + 1)]);
+    for moment in moments {
+        for is_written in [false, true] {
+            let moment = moment.clone();
+            process(async move {
+                let bench = Bench::new().await;
+                let remove = |machine: &Machine| {
+                    let disk = machine.disk(1);
+                    disk.remove(swap(&disk)).unwrap();
+                };
+                let write = |machine: &Machine| {
+                    let disk = machine.disk(1);
+                    disk.write_at(swap(&disk), 5, b"x").unwrap();
+                };
+                let mut faults = vec![act(moment.clone(), remove)];
+                faults.extend(is_written.then(|| act(At::Effect(exchange), write)));
+                let finished = replace(&bench, faults).await;
+                match is_written {
+                    false => {
+                        assert_eq!(finished, Ok(true), "{moment:?}");
+                        assert!(is_there(&bench, "new", &new()));
+                    }
+                    true => assert!(
+                        matches!(finished, Err(ServiceError::Busy(_))),
+                        "{moment:?}: {finished:?}"
+                    ),
+                }
+            });
+        }
+    }
+}
+
+/// An older final that could not be removed goes with the next run, unless somebody is writing to it. What has its name is not written to any more.
+#[test]
+fn an_older_final_that_is_left_goes_when_nobody_is_writing_to_it() {
+    let (exchange, _) = calls();
+    process(async move {
+        let bench = Bench::new().await;
+        let (partial, finish) = prepared(&bench).await;
+        assert_eq!(partial.read_back(&bench.store, 1).await, Ok(true));
+        bench.machine.inject(fails(At::Effect(exchange + 1)));
+        let finished = partial.finish(&bench.store, &finish).await;
+        assert!(matches!(finished, Err(ServiceError::Io { .. })), "{finished:?}");
+        let late = partial.write_chunk(&bench.store, 0, &chunk(7), false, ()).await;
+        assert_eq!(late, Err(ServiceError::BadHandle));
+        drop(partial);
+        let left = swap(&bench.disk);
+        let writer = bench.disk.open_writer(&left).unwrap();
+        let told = sweep(&bench).await.unwrap().leftovers;
+        assert_eq!(told.len(), 1);
+        assert!(is_there(&bench, &left, b"older"));
+        drop(writer);
+        assert!(sweep(&bench).await.unwrap().leftovers.is_empty());
+        assert!(bench.disk.read(&left).is_err());
+        assert!(is_there(&bench, "new", &new()));
+    });
+}
+
+/// A link can't be locked: a run that is at it may have swapped somebody's file out just now.
+#[test]
+fn what_has_come_in_the_place_of_a_link_is_not_removed() {
+    process(async {
+        let bench = Bench::new().await;
+        let disk = &bench.disk;
+        disk.symlink("l", b"old").unwrap();
+        let tag = names::link_tag(&disk.stat("l").unwrap().version, b"old");
+        let swap = names::swap(&realize::model::Name::new("l").unwrap(), &tag);
+        let swap = String::from_utf8(swap.as_bytes().to_vec()).unwrap();
+        disk.symlink(&swap, b"new").unwrap();
+        disk.settle();
+        let path = swap.clone();
+        let newer = move |machine: &Machine| {
+            let disk = machine.disk(1);
+            disk.remove(&path).unwrap();
+            disk.create(&path, b"newer").unwrap();
+        };
+        // Before it is removed, however that begins.
+        for op in [Op::Unlink, Op::Rename] {
+            bench.machine.inject(act(At::call_on(&swap, op, 0), newer.clone()));
+        }
+        let swept = sweep(&bench).await.unwrap();
+        assert_eq!(swept.leftovers.len(), 1);
+        assert!(is_there(&bench, &swap, b"newer"));
+    });
+}
