@@ -368,9 +368,10 @@ impl<F: Fs> Partial<F> {
             }
             Err(error) => Err(error),
         };
+        let proven = self.prove_prepared().await;
         // Any other error has to be told, whatever else there is to tell.
         if matches!(published, Ok(()) | Err(ServiceError::Changed)) {
-            self.prove_prepared().await?;
+            proven?;
         }
         match published {
             // It was what it should be when it had its name: who changes it from now on changes their own file.

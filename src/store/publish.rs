@@ -7,7 +7,7 @@ use bytes::Bytes;
 use rustix::io::Errno;
 
 use super::{
-    Store, ignore_missing, is_any, is_unsupported, names,
+    Store, has_no_leases, ignore_missing, is_any, is_unsupported, names,
     partial::somebody_else,
     source::{Care, being_written},
 };
@@ -74,8 +74,10 @@ impl<F: Fs> Store<F> {
         let leased = match dir.open(name).await {
             Ok(old) => {
                 let leased = match old.lease().await {
+                    Ok(()) => true,
                     Err(error) if is_any(&error, &[Errno::AGAIN]) => return Err(being_written()),
-                    leased => leased.is_ok(),
+                    Err(error) if has_no_leases(&error) => false,
+                    Err(error) => return Err(ServiceError::io("take a lease on", &error)),
                 };
                 // After a crash the old one is known by its version, so that must be on the disk.
                 old.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
@@ -144,6 +146,10 @@ impl<F: Fs> Store<F> {
                 _ => ServiceError::io("rename", &error),
             })?;
         let back_to_partial = async {
+            // An exchange that was said to have failed may have been made.
+            if is_ours(dir, &swap, &ours.by_inode()).await != Ok(true) {
+                return Err(self.swapped_out(dir, &swap, name).await);
+            }
             self.move_unless_there(dir, &swap, dir, part, Care::Ours)
                 .await
                 .map_err(|_| ServiceError::Leftover(swap.clone()))
@@ -181,17 +187,17 @@ impl<F: Fs> Store<F> {
         if looked == Ok(true) {
             return ignore_missing(dir.unlink(&swap).await).map_err(|e| ServiceError::io("remove the old", &e));
         }
-        // Somebody put another there in between, or is writing to it, or to ours, or may be: it gets its name back.
-        if dir.rename(&swap, dir, name, Rename::Exchange).await.is_err() {
+        // Somebody put another there in between, or is writing to it, or to ours, or may be: it gets its name back, unless somebody has put another there
+        // since. (If that is done only now it is swapped out: which of theirs is the newer only they know, and both stay.)
+        if is_ours(dir, name, &ours.by_inode()).await == Ok(false)
+            || dir.rename(&swap, dir, name, Rename::Exchange).await.is_err()
+        {
             return Err(self.swapped_out(dir, &swap, name).await);
         }
-        if is_ours(dir, &swap, &ours.by_inode()).await != Ok(true) {
-            // Somebody was quicker once more. Which of theirs is the newer only they know: both stay.
-            return Err(self.swapped_out(dir, &swap, name).await);
-        }
-        // Before ours is written to again: a crash could leave the first exchange alone.
-        self.sync_one(dir).await?;
+        // A crash could leave the first exchange alone. (Where that fails nothing writes to ours any more.)
+        let synced = self.sync_one(dir).await;
         back_to_partial.await?;
+        synced?;
         looked.and(Err(ServiceError::Changed))
     }
 
@@ -200,11 +206,15 @@ impl<F: Fs> Store<F> {
         const NAMES: u8 = 16;
         for nth in 0..NAMES {
             let told = names::swapped_out(name, nth);
-            match self.move_unless_there(dir, swap, dir, &told, Care::Ours).await {
-                Ok(()) => return ServiceError::Leftover(told),
+            match self.move_unless_there(dir, swap, dir, &told, Care::Somebodys).await {
+                Ok(()) => {
+                    // What is told is true after a crash too. (Where that fails nothing more is confirmed.)
+                    self.sync_one(dir).await.ok();
+                    return ServiceError::Leftover(told);
+                }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                // Its owner has removed it.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return ServiceError::Changed,
+                // Removed, or another run that looks through the directory has it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return somebody_else(),
                 Err(_) => break,
             }
         }
@@ -223,19 +233,21 @@ impl<F: Fs> Store<F> {
         ours: &Ours,
     ) -> Answer<bool> {
         match dir.stat(swap).await {
-            Ok(out) if out.version.same_but_ctime(version) && is_still_leased(leased).await? => {}
+            Ok(out) if out.version.same_but_ctime(version) => {}
             Ok(_) => return Ok(false),
-            // Whoever has removed it wants it no more.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(ServiceError::io("stat", &error)),
         }
-        let Ours::Written(written) = ours else { return Ok(true) };
-        match dir.stat(name).await {
-            // Another that is there by now is whoever's put it there.
-            Ok(now) => Ok(!now.version.is_same_inode(written) || now.version.same_but_ctime(written)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-            Err(error) => Err(ServiceError::io("stat", &error)),
+        if let Ours::Written(written) = ours {
+            match dir.stat(name).await {
+                Ok(now) if !now.version.is_same_inode(written) || now.version.same_but_ctime(written) => {}
+                Ok(_) => return Ok(false),
+                // Another that is there by now, or nothing, is whoever's put it there.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(ServiceError::io("stat", &error)),
+            }
         }
+        is_still_leased(leased).await
     }
 
     async fn ensure_final_is(&self, dir: &F::Dir, name: &Name, version: &Version) -> Answer<Metadata> {

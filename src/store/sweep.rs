@@ -5,7 +5,7 @@ use std::io;
 use rustix::io::Errno;
 
 use super::{
-    Store, ignore_missing, is_any, names,
+    Store, has_no_leases, ignore_missing, is_any, names,
     names::NameKind,
     partial::{Locked, lock_named},
     publish::tag,
@@ -96,18 +96,21 @@ impl<F: Fs> Store<F> {
             if is_locked(dir, left).await || is_locked(dir, name).await {
                 return Ok(true);
             }
-            let leased = match dir.open(left).await {
-                Ok(file) => file.lease().await.map(|()| file),
-                Err(error) => Err(error),
+            // Who is writing to it would lose that: nobody begins to until it is gone.
+            let _leased = match dir.open(left).await {
+                Ok(file) => match file.lease().await {
+                    Err(error) if !has_no_leases(&error) => return Ok(false),
+                    _ => Some(file),
+                },
+                // A link.
+                Err(error) if is_any(&error, &[Errno::LOOP]) => None,
+                Err(error) => return Ok(error.kind() == io::ErrorKind::NotFound),
             };
-            match leased {
-                // Who is writing to it would lose that.
-                Err(error) if is_any(&error, &[Errno::AGAIN]) => return Ok(false),
-                // Until it is gone.
-                _leased => {
-                    ignore_missing(dir.unlink(left).await).map_err(|e| ServiceError::io("remove the old", &e))?
-                }
+            // Nor has anybody until now, nor put another there.
+            if tag_of(dir, left, &dir.stat(left).await).await.as_ref() != Some(&swap.replaced) {
+                return Ok(false);
             }
+            ignore_missing(dir.unlink(left).await).map_err(|e| ServiceError::io("remove the old", &e))?;
             return Ok(true);
         }
         if final_tag.as_ref() == Some(&swap.replaced) {
@@ -134,9 +137,8 @@ impl<F: Fs> Store<F> {
             if self.put_back(dir, left, dir, &part).await.is_err() {
                 return Ok(false);
             }
-            if let Ok(moved) = dir.stat(&part).await
-                && !aside.version.is_same_inode(&moved.version)
-            {
+            let is_it = |moved: Metadata| aside.version.is_same_inode(&moved.version);
+            if !dir.stat(&part).await.is_ok_and(is_it) {
                 // A run with a link, which can't be locked, has swapped somebody's file out just now.
                 self.put_back(dir, &part, dir, left).await.ok();
                 return Ok(false);

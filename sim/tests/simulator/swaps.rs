@@ -191,7 +191,10 @@ fn an_older_final_that_somebody_is_writing_to_is_not_replaced() {
                 *opened.lock().unwrap() = Some(machine.disk(1).open_writer("new").unwrap());
             };
             let finished = replace(&bench, vec![act(At::call_on("new", Op::FileSync, 0), open)]).await;
-            assert!(finished.is_err(), "{finished:?}");
+            assert!(
+                matches!(finished, Err(ServiceError::Busy(_) | ServiceError::Changed)),
+                "{finished:?}"
+            );
             let writer = writer.lock().unwrap().take().unwrap();
             writer.write(0, b"their").unwrap();
             assert!(is_there(&bench, "new", b"their"));
@@ -200,12 +203,11 @@ fn an_older_final_that_somebody_is_writing_to_is_not_replaced() {
     }
 }
 
-/// Somebody removes what is out of the way: as it would have been.
+/// Somebody removes what is out of the way, or another run that looks through the directory has moved it: what it was can't be told any more.
 #[test]
-fn an_older_final_may_be_removed_once_it_is_replaced() {
+fn what_is_gone_from_out_of_the_way_is_not_called_replaced() {
     let (exchange, looks) = calls();
-    let moments = looks.into_iter().map(At::Read).chain([At::Effect(exchange + 1)]);
-    for moment in moments {
+    for moment in [At::Read(looks[0]), At::Effect(exchange + 1)] {
         for is_written in [false, true] {
             let moment = moment.clone();
             process(async move {
@@ -218,22 +220,74 @@ fn an_older_final_may_be_removed_once_it_is_replaced() {
                     let disk = machine.disk(1);
                     disk.write_at(swap(&disk), 5, b"x").unwrap();
                 };
-                let mut faults = vec![act(moment.clone(), remove)];
+                let is_unlinked = moment == At::Effect(exchange + 1) && !is_written;
+                let mut faults = vec![act(moment, remove)];
                 faults.extend(is_written.then(|| act(At::Effect(exchange), write)));
+                let count = faults.len();
                 let finished = replace(&bench, faults).await;
-                match is_written {
-                    false => {
-                        assert_eq!(finished, Ok(true), "{moment:?}");
-                        assert!(is_there(&bench, "new", &new()));
-                    }
-                    true => assert!(
-                        matches!(finished, Err(ServiceError::Busy(_))),
-                        "{moment:?}: {finished:?}"
-                    ),
+                assert_eq!(bench.machine.struck().len(), count);
+                match is_unlinked {
+                    // It would have been removed then.
+                    true => assert_eq!(finished, Ok(true)),
+                    false => assert!(matches!(finished, Err(ServiceError::Busy(_))), "{finished:?}"),
                 }
+                assert_eq!(is_there(&bench, "new", &new()), !is_written);
             });
         }
     }
+}
+
+/// Somebody replaces what has just been put there, while it is seen that it was written to: theirs stays.
+#[test]
+fn what_somebody_puts_over_what_was_put_there_stays() {
+    let (exchange, looks) = calls();
+    process(async move {
+        let bench = Bench::new().await;
+        let write = |machine: &Machine| {
+            let disk = machine.disk(1);
+            disk.write_at(swap(&disk), 5, b"x").unwrap();
+        };
+        let newer = |machine: &Machine| {
+            let disk = machine.disk(1);
+            disk.remove("new").unwrap();
+            disk.create("new", b"newer").unwrap();
+        };
+        // The lease is not asked for any more: this is the look before the second exchange.
+        let faults = vec![act(At::Effect(exchange), write), act(At::Read(looks[2]), newer)];
+        let finished = replace(&bench, faults).await;
+        assert_eq!(bench.machine.struck().len(), 2);
+        let Err(ServiceError::Leftover(told)) = finished else {
+            panic!("{finished:?}")
+        };
+        assert!(is_there(&bench, "new", b"newer"));
+        assert!(is_there(&bench, str::from_utf8(told.as_bytes()).unwrap(), b"older"));
+        assert_eq!(sweep(&bench).await.unwrap().leftovers, [told]);
+    });
+}
+
+/// The exchange was made, though it is said that it failed.
+#[test]
+fn an_older_final_is_not_taken_for_the_partial() {
+    let (exchange, _) = calls();
+    process(async move {
+        let bench = Bench::new().await;
+        let exchanged = |machine: &Machine| {
+            let disk = machine.disk(1);
+            let swap = swap(&disk);
+            disk.rename("new", "third").unwrap();
+            disk.rename(&swap, "new").unwrap();
+            disk.rename("third", &swap).unwrap();
+        };
+        let faults = vec![act(At::Effect(exchange), exchanged), fails(At::Effect(exchange))];
+        let finished = replace(&bench, faults).await;
+        assert_eq!(bench.machine.struck().len(), 2);
+        let Err(ServiceError::Leftover(told)) = finished else {
+            panic!("{finished:?}")
+        };
+        assert_eq!(sweep(&bench).await.unwrap().leftovers, std::slice::from_ref(&told));
+        assert!(is_there(&bench, str::from_utf8(told.as_bytes()).unwrap(), b"older"));
+        assert!(is_there(&bench, "new", &new()));
+    });
 }
 
 /// An older final that could not be removed goes with the next run, unless somebody is writing to it. What has its name is not written to any more.
@@ -254,11 +308,29 @@ fn an_older_final_that_is_left_goes_when_nobody_is_writing_to_it() {
         let writer = bench.disk.open_writer(&left).unwrap();
         let told = sweep(&bench).await.unwrap().leftovers;
         assert_eq!(told.len(), 1);
+        assert_eq!(told[0].as_bytes(), left.as_bytes());
         assert!(is_there(&bench, &left, b"older"));
         drop(writer);
         assert!(sweep(&bench).await.unwrap().leftovers.is_empty());
         assert!(bench.disk.read(&left).is_err());
         assert!(is_there(&bench, "new", &new()));
+    });
+}
+
+/// Whoever writes to what an earlier run has left keeps what they write, though they are done when the lease is taken.
+#[test]
+fn an_older_final_that_somebody_has_just_written_to_is_left() {
+    let (exchange, _) = calls();
+    process(async move {
+        let bench = Bench::new().await;
+        let failed = replace(&bench, vec![fails(At::Effect(exchange + 1))]).await;
+        assert!(matches!(failed, Err(ServiceError::Io { .. })), "{failed:?}");
+        let left = swap(&bench.disk);
+        let path = left.clone();
+        let write = move |machine: &Machine| machine.disk(1).write_at(&path, 0, b"their").unwrap();
+        bench.machine.inject(act(At::call_on(&left, Op::Lease, 0), write));
+        assert_eq!(sweep(&bench).await.unwrap().leftovers.len(), 1);
+        assert!(is_there(&bench, &left, b"their"));
     });
 }
 
