@@ -147,8 +147,11 @@ impl<F: Fs> Store<F> {
             })?;
         let back_to_partial = async {
             // An exchange that was said to have failed may have been made.
-            if is_ours(dir, &swap, &ours.by_inode()).await != Ok(true) {
-                return Err(self.swapped_out(dir, &swap, name).await);
+            match is_ours(dir, &swap, &ours.by_inode()).await {
+                Ok(true) => {}
+                Ok(false) => return Err(self.swapped_out(dir, &swap, name).await),
+                // The next run looks whether it is the older one or ours.
+                Err(_) => return Err(ServiceError::Leftover(swap.clone())),
             }
             self.move_unless_there(dir, &swap, dir, part, Care::Ours)
                 .await
@@ -189,15 +192,19 @@ impl<F: Fs> Store<F> {
         }
         // Somebody put another there in between, or is writing to it, or to ours, or may be: it gets its name back, unless somebody has put another there
         // since. (If that is done only now it is swapped out: which of theirs is the newer only they know, and both stay.)
-        if is_ours(dir, name, &ours.by_inode()).await == Ok(false)
-            || dir.rename(&swap, dir, name, Rename::Exchange).await.is_err()
-        {
+        if is_ours(dir, name, &ours.by_inode()).await == Ok(false) {
             return Err(self.swapped_out(dir, &swap, name).await);
         }
-        // A crash could leave the first exchange alone. (Where that fails nothing writes to ours any more.)
-        let synced = self.sync_one(dir).await;
-        back_to_partial.await?;
-        synced?;
+        let exchanged = dir.rename(&swap, dir, name, Rename::Exchange).await;
+        let is_back = is_ours(dir, &swap, &ours.by_inode()).await;
+        if exchanged.is_err() && is_back != Ok(true) {
+            return Err(self.swapped_out(dir, &swap, name).await);
+        }
+        // A crash could leave the first exchange alone: until the second is durable, ours is neither written to nor removed.
+        match (self.sync_one(dir).await, is_back) {
+            (Err(error), Ok(true)) => return Err(error),
+            _ => back_to_partial.await?,
+        }
         looked.and(Err(ServiceError::Changed))
     }
 
@@ -208,8 +215,10 @@ impl<F: Fs> Store<F> {
             let told = names::swapped_out(name, nth);
             match self.move_unless_there(dir, swap, dir, &told, Care::Somebodys).await {
                 Ok(()) => {
-                    // What is told is true after a crash too. (Where that fails nothing more is confirmed.)
-                    self.sync_one(dir).await.ok();
+                    // What is told is true after a crash too. (Where that fails nothing more is confirmed, nor synced.)
+                    if self.ensure_safe().is_ok() {
+                        self.sync_one(dir).await.ok();
+                    }
                     return ServiceError::Leftover(told);
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -263,7 +272,7 @@ impl<F: Fs> Store<F> {
 }
 
 /// Whether nobody has opened the file for writing since it was `leased`, if it was.
-async fn is_still_leased(leased: Option<&impl File>) -> Answer<bool> {
+pub(super) async fn is_still_leased(leased: Option<&impl File>) -> Answer<bool> {
     match leased {
         Some(file) => file
             .lease_held()

@@ -8,7 +8,7 @@ use super::{
     Store, has_no_leases, ignore_missing, is_any, names,
     names::NameKind,
     partial::{Locked, lock_named},
-    publish::tag,
+    publish::{is_still_leased, tag},
     source::is_older,
 };
 use crate::{
@@ -96,18 +96,21 @@ impl<F: Fs> Store<F> {
             if is_locked(dir, left).await || is_locked(dir, name).await {
                 return Ok(true);
             }
-            // Who is writing to it would lose that: nobody begins to until it is gone.
-            let _leased = match dir.open(left).await {
+            // Who is writing to it would lose that.
+            let leased = match dir.open(left).await {
                 Ok(file) => match file.lease().await {
-                    Err(error) if !has_no_leases(&error) => return Ok(false),
-                    _ => Some(file),
+                    Ok(()) => Some(file),
+                    Err(error) if has_no_leases(&error) => None,
+                    Err(_) => return Ok(false),
                 },
                 // A link.
                 Err(error) if is_any(&error, &[Errno::LOOP]) => None,
                 Err(error) => return Ok(error.kind() == io::ErrorKind::NotFound),
             };
-            // Nor has anybody until now, nor put another there.
-            if tag_of(dir, left, &dir.stat(left).await).await.as_ref() != Some(&swap.replaced) {
+            // Nor has anybody begun to until now, nor put another there.
+            if tag_of(dir, left, &dir.stat(left).await).await.as_ref() != Some(&swap.replaced)
+                || !is_still_leased(leased.as_ref()).await?
+            {
                 return Ok(false);
             }
             ignore_missing(dir.unlink(left).await).map_err(|e| ServiceError::io("remove the old", &e))?;
@@ -137,11 +140,15 @@ impl<F: Fs> Store<F> {
             if self.put_back(dir, left, dir, &part).await.is_err() {
                 return Ok(false);
             }
-            let is_it = |moved: Metadata| aside.version.is_same_inode(&moved.version);
-            if !dir.stat(&part).await.is_ok_and(is_it) {
-                // A run with a link, which can't be locked, has swapped somebody's file out just now.
-                self.put_back(dir, &part, dir, left).await.ok();
-                return Ok(false);
+            match dir.stat(&part).await {
+                Ok(moved) if aside.version.is_same_inode(&moved.version) => {}
+                Ok(_) => {
+                    // A run with a link, which can't be locked, has swapped somebody's file out just now.
+                    self.put_back(dir, &part, dir, left).await.ok();
+                    return Ok(false);
+                }
+                // Another run has gone on with it.
+                Err(error) => return Ok(error.kind() == io::ErrorKind::NotFound),
             }
             if is_link {
                 // There is nothing in a link to continue. (A run that is at it finds that out.)

@@ -146,9 +146,8 @@ fn an_older_final_of_which_no_more_can_be_told_is_not_lost() {
 /// Somebody writes to what is put there, so the older final gets its name back; meanwhile somebody has put a newer one there.
 #[test]
 fn what_somebody_puts_between_two_exchanges_stays_under_the_name_that_is_told() {
-    let (exchange, looks) = calls();
-    // The last of the looks is not made: the first one after the second exchange has its number.
-    for others in [vec![], vec![fails(At::Read(looks[2] + 1))]] {
+    let (exchange, _) = calls();
+    for is_synced in [true, false] {
         process(async move {
             let bench = Bench::new().await;
             let newer = |machine: &Machine| {
@@ -161,14 +160,17 @@ fn what_somebody_puts_between_two_exchanges_stays_under_the_name_that_is_told() 
                 disk.write_at(swap(&disk), 5, b"x").unwrap();
             };
             let mut faults = vec![act(At::Effect(exchange), write), act(At::Effect(exchange + 1), newer)];
-            faults.extend(others);
+            faults.extend((!is_synced).then(|| fails(At::Effect(exchange + 2))));
             let count = faults.len();
             let finished = replace(&bench, faults).await;
             assert_eq!(bench.machine.struck().len(), count);
             let Err(ServiceError::Leftover(told)) = finished else {
                 panic!("{finished:?}")
             };
-            assert_eq!(sweep(&bench).await.unwrap().leftovers, std::slice::from_ref(&told));
+            match sweep(&bench).await {
+                Ok(swept) => assert_eq!(swept.leftovers, std::slice::from_ref(&told)),
+                swept => assert!(!is_synced && matches!(swept, Err(ServiceError::Unsafe(_)))),
+            }
             assert!(is_there(&bench, str::from_utf8(told.as_bytes()).unwrap(), b"newer"));
             assert!(is_there(&bench, "new", b"older"));
         });
@@ -265,6 +267,32 @@ fn what_somebody_puts_over_what_was_put_there_stays() {
     });
 }
 
+/// The second exchange is made, though it is said that it failed: ours is the partial again.
+#[test]
+fn what_is_back_is_the_partial() {
+    let (exchange, looks) = calls();
+    process(async move {
+        let bench = Bench::new().await;
+        let exchanged = |machine: &Machine| {
+            let disk = machine.disk(1);
+            let swap = swap(&disk);
+            disk.rename("new", "third").unwrap();
+            disk.rename(&swap, "new").unwrap();
+            disk.rename("third", &swap).unwrap();
+        };
+        let faults = vec![
+            fails(At::Read(looks[0])),
+            act(At::Effect(exchange + 1), exchanged),
+            fails(At::Effect(exchange + 1)),
+        ];
+        let finished = replace(&bench, faults).await;
+        assert_eq!(bench.machine.struck().len(), 3);
+        assert!(matches!(finished, Err(ServiceError::Io { .. })), "{finished:?}");
+        assert!(is_there(&bench, "new", b"older"));
+        assert!(is_there(&bench, PART, &new()));
+    });
+}
+
 /// The exchange was made, though it is said that it failed.
 #[test]
 fn an_older_final_is_not_taken_for_the_partial() {
@@ -329,6 +357,23 @@ fn an_older_final_that_somebody_has_just_written_to_is_left() {
         let path = left.clone();
         let write = move |machine: &Machine| machine.disk(1).write_at(&path, 0, b"their").unwrap();
         bench.machine.inject(act(At::call_on(&left, Op::Lease, 0), write));
+        assert_eq!(sweep(&bench).await.unwrap().leftovers.len(), 1);
+        assert!(is_there(&bench, &left, b"their"));
+    });
+    // Under the lease, and with the mtime set back.
+    process(async move {
+        let bench = Bench::new().await;
+        let failed = replace(&bench, vec![fails(At::Effect(exchange + 1))]).await;
+        assert!(matches!(failed, Err(ServiceError::Io { .. })), "{failed:?}");
+        let left = swap(&bench.disk);
+        let path = left.clone();
+        let write = move |machine: &Machine| {
+            let disk = machine.disk(1);
+            let mtime = disk.stat(&path).unwrap().version.mtime;
+            disk.write_at(&path, 0, b"their").unwrap();
+            disk.set_meta(&path, 0o644, mtime).unwrap();
+        };
+        bench.machine.inject(act(At::call_on(&left, Op::LeaseHeld, 0), write));
         assert_eq!(sweep(&bench).await.unwrap().leftovers.len(), 1);
         assert!(is_there(&bench, &left, b"their"));
     });
