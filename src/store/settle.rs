@@ -189,6 +189,8 @@ impl<F: Fs> Store<F> {
             }
             file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
         }
-        Ok(Ours::Inode(*version))
+        // Who writes to it while names are made durable changes its mtime.
+        let settled = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
+        Ok(Ours::Written(settled.version))
     }
 }

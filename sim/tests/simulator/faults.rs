@@ -840,3 +840,26 @@ fn what_rots_on_the_disk_is_seen_by_who_reads_it_back() {
         assert_eq!(checker.violations(), vec![], "{file}");
     }
 }
+
+/// A final that is equal already, and gets the source's times: who writes to it while its name is made durable is seen.
+#[test]
+fn an_equal_final_that_is_written_to_before_it_counts_is_seen() {
+    for body in [text("equal"), Body::File(vec![7; 3 << 20].as_slice().into())] {
+        let world = || World::of(1, false, vec![("same", body.clone(), Some(body.clone()))]);
+        let undisturbed = world();
+        undisturbed.machine.keep_log();
+        assert!(undisturbed.move_all().stays.is_empty());
+        let log = undisturbed.machine.log();
+        // The last look at it, and the sync before.
+        let is = |call: &&Call, op, at: &str| call.op == op && call.path == Some(path(at));
+        let looked = log.iter().rposition(|call| is(&call, Op::Stat, "target/same"));
+        let mut before = log[..looked.unwrap()].iter();
+        let synced = before.rfind(|call| is(call, Op::DirSync, "target"));
+        let write = |machine: &Machine| machine.disk(TARGET).write_at("target/same", 1, b"their").unwrap();
+        let world = world();
+        world.machine.inject(act(At::Effect(synced.unwrap().index), write));
+        let ended = world.move_all();
+        assert_eq!(world.machine.struck().len(), 1);
+        assert!(world.source.stat("source/same").is_ok(), "{ended:?}");
+    }
+}
