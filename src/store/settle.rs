@@ -187,10 +187,11 @@ impl<F: Fs> Store<F> {
                 Err(error) if is_any(&error, &[Errno::PERM]) => {}
                 set => set.map_err(|e| ServiceError::io("set mode and times", &e))?,
             }
+            // Before it is synced: who writes to it from now on changes its mtime.
+            let settled = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
             file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
+            return Ok(Ours::Written(settled.version));
         }
-        // Who writes to it while names are made durable changes its mtime.
-        let settled = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
-        Ok(Ours::Written(settled.version))
+        Ok(Ours::Written(now.version))
     }
 }

@@ -841,7 +841,7 @@ fn what_rots_on_the_disk_is_seen_by_who_reads_it_back() {
     }
 }
 
-/// A final that is equal already, and gets the source's times: who writes to it while its name is made durable is seen.
+/// A final that is equal already, and gets the source's times: who writes to it while it or its name is made durable is seen.
 #[test]
 fn an_equal_final_that_is_written_to_before_it_counts_is_seen() {
     for body in [text("equal"), Body::File(vec![7; 3 << 20].as_slice().into())] {
@@ -850,16 +850,18 @@ fn an_equal_final_that_is_written_to_before_it_counts_is_seen() {
         undisturbed.machine.keep_log();
         assert!(undisturbed.move_all().stays.is_empty());
         let log = undisturbed.machine.log();
-        // The last look at it, and the sync before.
+        // The last look at it, and the syncs before.
         let is = |call: &&Call, op, at: &str| call.op == op && call.path == Some(path(at));
         let looked = log.iter().rposition(|call| is(&call, Op::Stat, "target/same"));
-        let mut before = log[..looked.unwrap()].iter();
-        let synced = before.rfind(|call| is(call, Op::DirSync, "target"));
+        let before = &log[..looked.unwrap()];
         let write = |machine: &Machine| machine.disk(TARGET).write_at("target/same", 1, b"their").unwrap();
-        let world = world();
-        world.machine.inject(act(At::Effect(synced.unwrap().index), write));
-        let ended = world.move_all();
-        assert_eq!(world.machine.struck().len(), 1);
-        assert!(world.source.stat("source/same").is_ok(), "{ended:?}");
+        for (op, at) in [(Op::FileSync, "target/same"), (Op::DirSync, "target")] {
+            let synced = before.iter().rfind(|call| is(call, op, at)).unwrap().index;
+            let world = world();
+            world.machine.inject(act(At::Effect(synced), write));
+            let ended = world.move_all();
+            assert_eq!(world.machine.struck().len(), 1);
+            assert!(world.source.stat("source/same").is_ok(), "{op:?}: {ended:?}");
+        }
     }
 }
