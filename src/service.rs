@@ -163,7 +163,9 @@ pub enum ServiceError {
     #[error("directory not empty")]
     NotEmpty,
     /// Something of realize's own from an interrupted run is in the way and may be somebody's file.
-    #[error("{0} is in the way, left by an interrupted run: look at it, keep or remove it")]
+    #[error(
+        "{0} is in the way, left by an interrupted run, perhaps the only copy: look at it, then rename or remove it"
+    )]
     Leftover(Name),
     /// A sync failed earlier, so nothing on this root is confirmed any more by this process.
     #[error("an earlier sync failed ({}); check the disk, then run again", Line(.0))]

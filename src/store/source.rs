@@ -66,13 +66,9 @@ impl<F: Fs> SourceFile<F> {
 
     /// Reads chunk `index`. `Changed` when the file ends before the chunk does.
     pub async fn read_chunk(&self, index: u64) -> Answer<Chunk> {
-        let size = self.version.size;
-        let len = len_of_chunk(size, index)?;
-        let start = index * CHUNK_BYTES;
-        let data = self.read_range(start, len).await?;
-        let hash = hash_chunk(size, index, &data);
-        self.was_read(index, hash).await?;
-        let sparse = self.has_hole(start, &data).await?;
+        let mut data = vec![0; len_of_chunk(self.version.size, index)?];
+        let hash = self.read_and_hash(index, &mut data).await?;
+        let sparse = self.has_hole(index * CHUNK_BYTES, &data).await?;
         Ok(Chunk {
             data: data.into(),
             sparse,
@@ -116,14 +112,18 @@ impl<F: Fs> SourceFile<F> {
                 self.prove_still().await.map(|()| hash)
             }
             None => {
-                let size = self.version.size;
-                let mut data = Scratch::new(len_of_chunk(size, index)?);
-                self.read_into(index * CHUNK_BYTES, &mut data).await?;
-                let hash = hash_chunk(size, index, &data);
-                self.was_read(index, hash).await?;
-                Ok(hash)
+                let mut data = Scratch::new(len_of_chunk(self.version.size, index)?);
+                self.read_and_hash(index, &mut data).await
             }
         }
+    }
+
+    /// Fills `data` with chunk `index`, whose length it has. Its hash.
+    async fn read_and_hash(&self, index: u64, data: &mut [u8]) -> Answer<ChunkHash> {
+        self.read_into(index * CHUNK_BYTES, data).await?;
+        let hash = hash_chunk(self.version.size, index, data);
+        self.was_read(index, hash).await?;
+        Ok(hash)
     }
 
     /// Chunk `index` was read, of a state of the file that was proven. `Changed` when something else was remembered of it, and other chunks were believed.

@@ -87,76 +87,59 @@ impl<F: Fs> Store<F> {
                 name
             }
         };
-        let name = &name;
         let aside = dir.stat(left).await;
         let left_tag = tag_of(dir, left, &aside).await;
-        let final_tag = tag_of(dir, name, &dir.stat(name).await).await;
-        if left_tag.as_ref() == Some(&swap.replaced) && final_tag.is_some() {
-            // The old one, which had been replaced, unless a run is at it just now.
-            if is_locked(dir, left).await || is_locked(dir, name).await {
-                return Ok(true);
+        let final_tag = tag_of(dir, &name, &dir.stat(&name).await).await;
+        match aside {
+            Ok(_) if left_tag.as_ref() == Some(&swap.replaced) && final_tag.is_some() => {
+                remove_replaced(dir, left, &name, &swap.replaced).await
             }
-            // Who is writing to it would lose that.
-            let leased = match dir.open(left).await {
-                Ok(file) => match file.lease().await {
-                    Ok(()) => Some(file),
-                    Err(error) if has_no_leases(&error) => None,
-                    Err(_) => return Ok(false),
-                },
-                // A link.
-                Err(error) if is_any(&error, &[Errno::LOOP]) => None,
-                Err(error) => return Ok(error.kind() == io::ErrorKind::NotFound),
-            };
-            // Nor has anybody begun to until now, nor put another there.
-            if tag_of(dir, left, &dir.stat(left).await).await.as_ref() != Some(&swap.replaced)
-                || !is_still_leased(leased.as_ref()).await?
-            {
-                return Ok(false);
+            // The old one still has its name, so this is the partial.
+            Ok(aside) if final_tag.as_ref() == Some(&swap.replaced) => {
+                self.back_to_partial(dir, left, &aside, &name).await
             }
-            ignore_missing(dir.unlink(left).await).map_err(|e| ServiceError::io("remove the old", &e))?;
+            _ => Ok(false),
+        }
+    }
+
+    /// What is `left`, and was `aside`, becomes the partial of `name` again, to be continued, unless a run is at it just now. False when it may be somebody's.
+    async fn back_to_partial(&self, dir: &F::Dir, left: &Name, aside: &Metadata, name: &Name) -> Answer<bool> {
+        if is_locked(dir, left).await {
             return Ok(true);
         }
-        if final_tag.as_ref() == Some(&swap.replaced) {
-            // The old one still has its name, so this is the partial: to be continued, unless a run is at it just now.
-            let Ok(aside) = aside else { return Ok(false) };
-            if is_locked(dir, left).await {
-                return Ok(true);
+        let is_link = aside.kind == Kind::Symlink;
+        // A run that took this one for a live one's may have begun another.
+        let part = match is_link {
+            true => {
+                let part = names::link_partial(name);
+                if dir.stat(&part).await.is_ok_and(|found| found.kind == Kind::Symlink) {
+                    ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))?;
+                }
+                part
             }
-            let is_link = aside.kind == Kind::Symlink;
-            // A run that took this one for a live one's may have begun another.
-            let part = match is_link {
-                true => {
-                    let part = names::link_partial(name);
-                    if dir.stat(&part).await.is_ok_and(|found| found.kind == Kind::Symlink) {
-                        ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))?;
-                    }
-                    part
-                }
-                false => {
-                    self.remove_partial(dir, name, None).await?;
-                    names::partial(name)
-                }
-            };
-            if self.put_back(dir, left, dir, &part).await.is_err() {
+            false => {
+                self.remove_partial(dir, name, None).await?;
+                names::partial(name)
+            }
+        };
+        if self.put_back(dir, left, dir, &part).await.is_err() {
+            return Ok(false);
+        }
+        match dir.stat(&part).await {
+            Ok(moved) if aside.version.is_same_inode(&moved.version) => {}
+            Ok(_) => {
+                // A run with a link, which can't be locked, has swapped somebody's file out just now.
+                self.put_back(dir, &part, dir, left).await.ok();
                 return Ok(false);
             }
-            match dir.stat(&part).await {
-                Ok(moved) if aside.version.is_same_inode(&moved.version) => {}
-                Ok(_) => {
-                    // A run with a link, which can't be locked, has swapped somebody's file out just now.
-                    self.put_back(dir, &part, dir, left).await.ok();
-                    return Ok(false);
-                }
-                // Another run has gone on with it.
-                Err(error) => return Ok(error.kind() == io::ErrorKind::NotFound),
-            }
-            if is_link {
-                // There is nothing in a link to continue. (A run that is at it finds that out.)
-                ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))?;
-            }
-            return Ok(true);
+            // Another run has gone on with it.
+            Err(error) => return Ok(error.kind() == io::ErrorKind::NotFound),
         }
-        Ok(false)
+        if is_link {
+            // There is nothing in a link to continue. (A run that is at it finds that out.)
+            ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))?;
+        }
+        Ok(true)
     }
 
     /// Removes partials in the directory at `path` that nobody has open and nobody wrote to for long.
@@ -195,6 +178,33 @@ impl<F: Fs> Store<F> {
         }
         Ok(removed)
     }
+}
+
+/// Removes what is `left` of a replacement, told by `replaced`, once `name` has another, unless a run is at it just now. False when somebody may be
+/// writing to it, and when it is another by now.
+async fn remove_replaced<D: Dir>(dir: &D, left: &Name, name: &Name, replaced: &names::Tag) -> Answer<bool> {
+    if is_locked(dir, left).await || is_locked(dir, name).await {
+        return Ok(true);
+    }
+    // Who is writing to it would lose that.
+    let leased = match dir.open(left).await {
+        Ok(file) => match file.lease().await {
+            Ok(()) => Some(file),
+            Err(error) if has_no_leases(&error) => None,
+            Err(_) => return Ok(false),
+        },
+        // A link.
+        Err(error) if is_any(&error, &[Errno::LOOP]) => None,
+        Err(error) => return Ok(error.kind() == io::ErrorKind::NotFound),
+    };
+    // Nor has anybody begun to until now, nor put another there.
+    if tag_of(dir, left, &dir.stat(left).await).await.as_ref() != Some(replaced)
+        || !is_still_leased(leased.as_ref()).await?
+    {
+        return Ok(false);
+    }
+    ignore_missing(dir.unlink(left).await).map_err(|e| ServiceError::io("remove the old", &e))?;
+    Ok(true)
 }
 
 /// What tells what was `found` under `name`, if anything was.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use realize::{
     limits::Limits,
-    model::RelPath,
+    model::{Name, RelPath},
     service::{Expected, Finish, ServiceError, Swept},
     store::{Partial, names},
 };
@@ -19,6 +19,31 @@ fn swap(disk: &Disk) -> String {
     let names = paths.map(|path| String::from_utf8(path.as_bytes().to_vec()).unwrap());
     let mut swaps = names.filter(|name| name.starts_with(".new.realize-swap"));
     swaps.next().unwrap()
+}
+
+fn text(name: &Name) -> &str {
+    str::from_utf8(name.as_bytes()).unwrap()
+}
+
+// What somebody, or the kernel, does meanwhile.
+
+fn write_to_swapped(machine: &Machine) {
+    let disk = machine.disk(1);
+    disk.write_at(swap(&disk), 5, b"x").unwrap();
+}
+
+fn put_newer(machine: &Machine) {
+    let disk = machine.disk(1);
+    disk.remove("new").unwrap();
+    disk.create("new", b"newer").unwrap();
+}
+
+fn exchange_names(machine: &Machine) {
+    let disk = machine.disk(1);
+    let swap = swap(&disk);
+    disk.rename("new", "third").unwrap();
+    disk.rename(&swap, "new").unwrap();
+    disk.rename("third", &swap).unwrap();
 }
 
 /// All of the new file.
@@ -97,10 +122,7 @@ fn what_is_written_while_the_older_final_is_synced_is_not_published() {
         (PART, Op::Rename, |machine| {
             machine.disk(1).write_at(PART, 5, b"x").unwrap()
         }),
-        ("new", Op::Rename, |machine| {
-            let disk = machine.disk(1);
-            disk.write_at(swap(&disk), 5, b"x").unwrap();
-        }),
+        ("new", Op::Rename, write_to_swapped),
     ];
     for (path, at, harm) in harms {
         process(async move {
@@ -133,9 +155,7 @@ fn an_older_final_of_which_no_more_can_be_told_is_not_lost() {
                 };
                 assert_eq!(!left.is_empty(), is_lost);
                 assert_eq!(sweep(&bench).await.unwrap().leftovers, left);
-                let place = left
-                    .first()
-                    .map_or("new", |told| str::from_utf8(told.as_bytes()).unwrap());
+                let place = left.first().map_or("new", |told| text(told));
                 assert!(is_there(&bench, place, b"older"));
                 assert!(is_there(&bench, if is_lost { "new" } else { PART }, &new()));
             });
@@ -150,16 +170,10 @@ fn what_somebody_puts_between_two_exchanges_stays_under_the_name_that_is_told() 
     for is_synced in [true, false] {
         process(async move {
             let bench = Bench::new().await;
-            let newer = |machine: &Machine| {
-                let disk = machine.disk(1);
-                disk.remove("new").unwrap();
-                disk.create("new", b"newer").unwrap();
-            };
-            let write = |machine: &Machine| {
-                let disk = machine.disk(1);
-                disk.write_at(swap(&disk), 5, b"x").unwrap();
-            };
-            let mut faults = vec![act(At::Effect(exchange), write), act(At::Effect(exchange + 1), newer)];
+            let mut faults = vec![
+                act(At::Effect(exchange), write_to_swapped),
+                act(At::Effect(exchange + 1), put_newer),
+            ];
             faults.extend((!is_synced).then(|| fails(At::Effect(exchange + 2))));
             let count = faults.len();
             let finished = replace(&bench, faults).await;
@@ -171,7 +185,7 @@ fn what_somebody_puts_between_two_exchanges_stays_under_the_name_that_is_told() 
                 Ok(swept) => assert_eq!(swept.leftovers, std::slice::from_ref(&told)),
                 swept => assert!(!is_synced && matches!(swept, Err(ServiceError::Unsafe(_)))),
             }
-            assert!(is_there(&bench, str::from_utf8(told.as_bytes()).unwrap(), b"newer"));
+            assert!(is_there(&bench, text(&told), b"newer"));
             assert!(is_there(&bench, "new", b"older"));
         });
     }
@@ -218,13 +232,9 @@ fn what_is_gone_from_out_of_the_way_is_not_called_replaced() {
                     let disk = machine.disk(1);
                     disk.remove(swap(&disk)).unwrap();
                 };
-                let write = |machine: &Machine| {
-                    let disk = machine.disk(1);
-                    disk.write_at(swap(&disk), 5, b"x").unwrap();
-                };
                 let is_unlinked = moment == At::Effect(exchange + 1) && !is_written;
                 let mut faults = vec![act(moment, remove)];
-                faults.extend(is_written.then(|| act(At::Effect(exchange), write)));
+                faults.extend(is_written.then(|| act(At::Effect(exchange), write_to_swapped)));
                 let count = faults.len();
                 let finished = replace(&bench, faults).await;
                 assert_eq!(bench.machine.struck().len(), count);
@@ -245,24 +255,18 @@ fn what_somebody_puts_over_what_was_put_there_stays() {
     let (exchange, looks) = calls();
     process(async move {
         let bench = Bench::new().await;
-        let write = |machine: &Machine| {
-            let disk = machine.disk(1);
-            disk.write_at(swap(&disk), 5, b"x").unwrap();
-        };
-        let newer = |machine: &Machine| {
-            let disk = machine.disk(1);
-            disk.remove("new").unwrap();
-            disk.create("new", b"newer").unwrap();
-        };
         // The lease is not asked for any more: this is the look before the second exchange.
-        let faults = vec![act(At::Effect(exchange), write), act(At::Read(looks[2]), newer)];
+        let faults = vec![
+            act(At::Effect(exchange), write_to_swapped),
+            act(At::Read(looks[2]), put_newer),
+        ];
         let finished = replace(&bench, faults).await;
         assert_eq!(bench.machine.struck().len(), 2);
         let Err(ServiceError::Leftover(told)) = finished else {
             panic!("{finished:?}")
         };
         assert!(is_there(&bench, "new", b"newer"));
-        assert!(is_there(&bench, str::from_utf8(told.as_bytes()).unwrap(), b"older"));
+        assert!(is_there(&bench, text(&told), b"older"));
         assert_eq!(sweep(&bench).await.unwrap().leftovers, [told]);
     });
 }
@@ -273,16 +277,9 @@ fn what_is_back_is_the_partial() {
     let (exchange, looks) = calls();
     process(async move {
         let bench = Bench::new().await;
-        let exchanged = |machine: &Machine| {
-            let disk = machine.disk(1);
-            let swap = swap(&disk);
-            disk.rename("new", "third").unwrap();
-            disk.rename(&swap, "new").unwrap();
-            disk.rename("third", &swap).unwrap();
-        };
         let faults = vec![
             fails(At::Read(looks[0])),
-            act(At::Effect(exchange + 1), exchanged),
+            act(At::Effect(exchange + 1), exchange_names),
             fails(At::Effect(exchange + 1)),
         ];
         let finished = replace(&bench, faults).await;
@@ -299,21 +296,14 @@ fn an_older_final_is_not_taken_for_the_partial() {
     let (exchange, _) = calls();
     process(async move {
         let bench = Bench::new().await;
-        let exchanged = |machine: &Machine| {
-            let disk = machine.disk(1);
-            let swap = swap(&disk);
-            disk.rename("new", "third").unwrap();
-            disk.rename(&swap, "new").unwrap();
-            disk.rename("third", &swap).unwrap();
-        };
-        let faults = vec![act(At::Effect(exchange), exchanged), fails(At::Effect(exchange))];
+        let faults = vec![act(At::Effect(exchange), exchange_names), fails(At::Effect(exchange))];
         let finished = replace(&bench, faults).await;
         assert_eq!(bench.machine.struck().len(), 2);
         let Err(ServiceError::Leftover(told)) = finished else {
             panic!("{finished:?}")
         };
         assert_eq!(sweep(&bench).await.unwrap().leftovers, std::slice::from_ref(&told));
-        assert!(is_there(&bench, str::from_utf8(told.as_bytes()).unwrap(), b"older"));
+        assert!(is_there(&bench, text(&told), b"older"));
         assert!(is_there(&bench, "new", &new()));
     });
 }
@@ -345,38 +335,31 @@ fn an_older_final_that_is_left_goes_when_nobody_is_writing_to_it() {
     });
 }
 
-/// Whoever writes to what an earlier run has left keeps what they write, though they are done when the lease is taken.
+/// Whoever writes to what an earlier run has left keeps what they write: when the lease is taken, they are done; or it is under the lease, and the
+/// mtime is set back.
 #[test]
 fn an_older_final_that_somebody_has_just_written_to_is_left() {
     let (exchange, _) = calls();
-    process(async move {
-        let bench = Bench::new().await;
-        let failed = replace(&bench, vec![fails(At::Effect(exchange + 1))]).await;
-        assert!(matches!(failed, Err(ServiceError::Io { .. })), "{failed:?}");
-        let left = swap(&bench.disk);
-        let path = left.clone();
-        let write = move |machine: &Machine| machine.disk(1).write_at(&path, 0, b"their").unwrap();
-        bench.machine.inject(act(At::call_on(&left, Op::Lease, 0), write));
-        assert_eq!(sweep(&bench).await.unwrap().leftovers.len(), 1);
-        assert!(is_there(&bench, &left, b"their"));
-    });
-    // Under the lease, and with the mtime set back.
-    process(async move {
-        let bench = Bench::new().await;
-        let failed = replace(&bench, vec![fails(At::Effect(exchange + 1))]).await;
-        assert!(matches!(failed, Err(ServiceError::Io { .. })), "{failed:?}");
-        let left = swap(&bench.disk);
-        let path = left.clone();
-        let write = move |machine: &Machine| {
-            let disk = machine.disk(1);
-            let mtime = disk.stat(&path).unwrap().version.mtime;
-            disk.write_at(&path, 0, b"their").unwrap();
-            disk.set_meta(&path, 0o644, mtime).unwrap();
-        };
-        bench.machine.inject(act(At::call_on(&left, Op::LeaseHeld, 0), write));
-        assert_eq!(sweep(&bench).await.unwrap().leftovers.len(), 1);
-        assert!(is_there(&bench, &left, b"their"));
-    });
+    for (moment, is_seen) in [(Op::Lease, true), (Op::LeaseHeld, false)] {
+        process(async move {
+            let bench = Bench::new().await;
+            let failed = replace(&bench, vec![fails(At::Effect(exchange + 1))]).await;
+            assert!(matches!(failed, Err(ServiceError::Io { .. })), "{failed:?}");
+            let left = swap(&bench.disk);
+            let path = left.clone();
+            let write = move |machine: &Machine| {
+                let disk = machine.disk(1);
+                let mtime = disk.stat(&path).unwrap().version.mtime;
+                disk.write_at(&path, 0, b"their").unwrap();
+                if !is_seen {
+                    disk.set_meta(&path, 0o644, mtime).unwrap();
+                }
+            };
+            bench.machine.inject(act(At::call_on(&left, moment, 0), write));
+            assert_eq!(sweep(&bench).await.unwrap().leftovers.len(), 1);
+            assert!(is_there(&bench, &left, b"their"));
+        });
+    }
 }
 
 /// A link can't be locked: a run that is at it may have swapped somebody's file out just now.
@@ -387,8 +370,8 @@ fn what_has_come_in_the_place_of_a_link_is_not_removed() {
         let disk = &bench.disk;
         disk.symlink("l", b"old").unwrap();
         let tag = names::link_tag(&disk.stat("l").unwrap().version, b"old");
-        let swap = names::swap(&realize::model::Name::new("l").unwrap(), &tag);
-        let swap = String::from_utf8(swap.as_bytes().to_vec()).unwrap();
+        let swap = names::swap(&Name::new("l").unwrap(), &tag);
+        let swap = text(&swap).to_owned();
         disk.symlink(&swap, b"new").unwrap();
         disk.settle();
         let path = swap.clone();
