@@ -111,8 +111,15 @@ fn repair(new: &[u8], case: &Case, push: bool) -> usize {
     hosts.know("nas", &hosts.public("daemon"), &format!("127.0.0.1:{}", line.port));
     let local = local.to_str().unwrap();
     let ends = if push { [local, "nas::a"] } else { ["nas::a", local] };
-    hosts.realize().args(ends).run().expect_code(0);
+    let outcome = hosts.realize().args(ends).run().expect_code(0);
     hosts.end(rustix::process::Signal::TERM);
+    // What was spared is told.
+    assert_eq!(
+        outcome.stdout().contains("B of it sent"),
+        case.bytes_max < new.len(),
+        "{}: {outcome}",
+        case.what
+    );
     assert!(
         fs::read(target.join("file")).unwrap() == new,
         "{}: what arrived",

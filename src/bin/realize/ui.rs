@@ -224,6 +224,10 @@ fn summary(report: &MoveReport, copy: bool) -> String {
     }
     let verb = if copy { "copied" } else { "moved" };
     let mut text = format!("{verb} {}, {}", count(files, "file"), BinaryBytes(report.bytes));
+    // The rest was there. (More than all of it is sent where a file is begun again.)
+    if report.copied > 0 && report.bytes_sent < report.bytes {
+        text += &format!(", {} of it sent", BinaryBytes(report.bytes_sent));
+    }
     let ways = [
         (report.copied, "copied"),
         (report.verified, "verified in place"),
