@@ -162,13 +162,13 @@ pub enum ServiceError {
     /// The directory still holds something.
     #[error("directory not empty")]
     NotEmpty,
-    /// Something of realize's own from an interrupted run is in the way and may be somebody's file.
+    /// Something with a name of realize's own is in the way, and may be somebody's file.
     #[error(
-        "{0} is in the way, left by an interrupted run, perhaps the only copy: look at it, then rename or remove it"
+        "{0} is in the way, most likely left by an interrupted run, and maybe the only copy: look at it, then rename or remove it"
     )]
     Leftover(Name),
     /// A sync failed earlier, so nothing on this root is confirmed any more by this process.
-    #[error("an earlier sync failed ({}); check the disk, then run again", Line(.0))]
+    #[error("an earlier sync failed: {}", Line(.0))]
     Unsafe(String),
     /// The handle is not of this session, or of the wrong kind.
     #[error("no such open file")]
@@ -224,6 +224,11 @@ impl ServiceError {
             Self::Io { errno, .. } => Some(*errno),
             _ => None,
         }
+    }
+
+    /// Whether the program may not do this with that file, by its owner and mode (`EACCES`).
+    pub fn is_no_access(&self) -> bool {
+        self.errno() == Some(rustix::io::Errno::ACCESS.raw_os_error())
     }
 }
 

@@ -202,6 +202,9 @@ impl<F: Fs> Store<F> {
 
     /// Claims the root for `run`.
     pub async fn claim(&self, role: Role, run: RunId) -> Answer<Claimed<F>> {
+        if role == Role::Target {
+            self.ensure_safe()?;
+        }
         // A handle of its own: the lock ends with it.
         let lock_dir = self.inner.root.open_dir(&RelPath::root()).await;
         let lock_dir = lock_dir.map_err(|e| ServiceError::io("open the directory", &e))?;
@@ -493,7 +496,10 @@ impl<F: Fs> Store<F> {
             return ServiceError::io(doing, error);
         }
         // Only the first failure is kept; later ones say nothing more.
-        let _first = self.inner.failed_sync.0.get_or_init(|| error.to_string());
+        let _first = self.inner.failed_sync.0.get_or_init(|| {
+            tracing::error!("a sync failed ({error}): nothing more is confirmed there until realized is started anew");
+            format!("{error}; check the disk, and restart realized if that is on another host")
+        });
         ServiceError::io(doing, error)
     }
 

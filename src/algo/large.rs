@@ -231,7 +231,11 @@ impl<S: ServiceStub, T: ServiceStub> Shared<'_, S, T> {
 
     /// The digest when the target's final has the source's content; it is durable then.
     async fn confirm(&self, item: &Item, source: Handle, open_for: OpenFor) -> Result<Option<Digest>, Why> {
-        let target = self.open_target(item, open_for).await?.held.handle;
+        let target = match self.open_target(item, open_for).await {
+            // What can't be read is to be replaced as what is another.
+            Err(Why::Target(error)) if error.is_no_access() => return Ok(None),
+            opened => opened?.held.handle,
+        };
         (self.observer)(Event::Checking(&item.to));
         let confirmed = self.confirm_open(item, source, target).await;
         if !matches!(confirmed, Ok(Some(_))) {

@@ -672,5 +672,8 @@ fn written_to() -> ServiceError {
 }
 
 pub(super) fn somebody_else() -> ServiceError {
-    ServiceError::Busy("another run is at this file".into())
+    ServiceError::Busy(
+        "another run is at this file, or somebody has removed or replaced its partial; it stays for the next run"
+            .into(),
+    )
 }

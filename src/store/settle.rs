@@ -127,11 +127,14 @@ impl<F: Fs> Store<F> {
 
     /// A final as [`open_to_confirm`](Self::open_to_confirm) opens it, read back and found to have the digest `wanted`.
     async fn open_equal(&self, dir: &F::Dir, name: &Name, version: &Version, wanted: Digest) -> Answer<F::File> {
-        let file = self.open_to_confirm(dir, name, version).await?;
+        // What can't be read is to be replaced as what is another.
+        let file = match self.open_to_confirm(dir, name, version).await {
+            Err(error) if error.is_no_access() => return Err(ServiceError::DigestMismatch),
+            opened => opened?,
+        };
         let hashes = Hashes::new(version.size, 1);
         match hashes.read_whole(&file).await {
             Ok(digest) if digest == wanted => Ok(file),
-            // What can't be read is to be replaced as what is another.
             Ok(_) | Err(ServiceError::Io { .. }) => Err(ServiceError::DigestMismatch),
             Err(error) => Err(error),
         }

@@ -75,6 +75,21 @@ fn a_read_only_directory_that_was_left_behind_moves_when_its_file_can() {
 }
 
 #[test]
+fn an_older_file_of_that_size_which_may_not_be_read_is_replaced() {
+    for (scratches, source, target) in of_both_kinds() {
+        for (name, size) in [("small", 9), ("large", 200_000)] {
+            fs::write(source.join(name), vec![1; size]).unwrap();
+            fs::write(target.join(name), vec![2; size]).unwrap();
+            fs::set_permissions(target.join(name), fs::Permissions::from_mode(0)).unwrap();
+        }
+        scratches.iter().for_each(|scratch| give_to_nobody(scratch));
+        realize().args([&source, &target]).unprivileged().run().expect_code(0);
+        assert!(fs::read(target.join("small")).unwrap() == [1; 9]);
+        assert!(fs::read(target.join("large")).unwrap() == [1; 200_000]);
+    }
+}
+
+#[test]
 fn a_directory_named_with_a_file_of_its_own_is_not_said_to_be_moved_by_another_run() {
     for (_scratches, source, target) in of_both_kinds() {
         fs::write(source.join("file"), "text").unwrap();

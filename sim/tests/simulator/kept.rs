@@ -8,7 +8,7 @@ use realize::{
     fs::{Dir, File, Fs, Lock},
     limits::Limits,
     model::{Name, RelPath, Timestamp},
-    service::{Expected, Finish, Meta, ServiceError, Verify},
+    service::{Expected, Finish, Meta, Role, RunId, ServiceError, Verify},
     store::{FailedSync, Partial, Store},
 };
 use realize_sim::{fs::*, world::process};
@@ -289,6 +289,9 @@ fn after_a_failed_sync_nothing_is_kept() {
         store.keep(&partial).await;
         drop(partial);
         assert_eq!(bench.disk.open_handles(), 2, "the two roots");
+        // Nor does another run begin there: it is told at once.
+        let claimed = store.claim(Role::Target, RunId([1; 16])).await;
+        assert!(matches!(claimed.err(), Some(ServiceError::Unsafe(_))));
     });
 }
 

@@ -279,11 +279,14 @@ pub fn way_out(why: &Why) -> Option<&'static str> {
         ServiceError::Changed if at_source => Some("it was written to meanwhile; run again once it is at rest"),
         ServiceError::Changed => Some("something else is at the target by now; look at it, then run again"),
         ServiceError::DigestMismatch => {
-            Some("the bytes were damaged on their way; run again, and test memory and disk")
+            Some("the bytes were damaged on their way or on the disk; run again, and test memory and disk")
         }
         ServiceError::NotEmpty => Some("something came into it meanwhile; run again"),
         ServiceError::NotFound if at_source => Some("it went away meanwhile"),
         ServiceError::NotFound => Some("its directory went away; is a disk not mounted?"),
+        ServiceError::Io { doing, .. } if !at_source && doing.starts_with("sync") => {
+            Some("what was written may not be on the disk: check it, and restart realized if that is on another host")
+        }
         ServiceError::Denied(_) => Some(
             "add it to the rights of this host in the configuration of realized there, and have it read that anew (SIGHUP)",
         ),
@@ -296,7 +299,7 @@ pub fn way_out(why: &Why) -> Option<&'static str> {
                     "make the directory writable for the user that runs realize, by chmod or chown",
                 ),
                 Errno::NOSPC | Errno::DQUOT => {
-                    Some("free some space at the target; what has arrived of it waits there for the next run")
+                    Some("free some space at the target; what has arrived of a large file waits there for the next run")
                 }
                 Errno::ROFS => Some("remount it for writing"),
                 Errno::IO => Some("the disk failed; look at the kernel's log"),

@@ -44,7 +44,10 @@ fn filter(level: LogLevel) -> Targets {
         LogLevel::Warn => Level::WARN,
         LogLevel::Info => Level::INFO,
     };
-    Targets::new().with_target("realized", level)
+    Targets::new()
+        .with_target("realized", level)
+        // A disk that fails.
+        .with_target("realize::store", level)
 }
 
 /// One line for each event, with nothing around it but the program's name: time and level are the journal's.
