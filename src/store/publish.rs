@@ -9,10 +9,10 @@ use rustix::io::Errno;
 use super::{
     Store, has_no_leases, ignore_missing, is_any, is_unsupported, names,
     partial::somebody_else,
-    source::{Care, being_written},
+    source::{Care, being_written, locked_elsewhere},
 };
 use crate::{
-    fs::{Dir, File, Fs, Metadata, Rename},
+    fs::{Dir, File, Fs, Lock, Metadata, Rename},
     model::{Kind, Name, RelPath, Version},
     planted::{Bug, planted},
     service::{Answer, Expected, Meta, ServiceError},
@@ -44,8 +44,10 @@ impl Ours {
 pub(super) struct Older<F: Fs> {
     version: Version,
     found: Metadata,
+    /// Where it can be opened, locked: who looks through the directory meanwhile leaves it alone.
+    file: Option<F::File>,
     /// Under a lease, where that can be had: who is writing to it would lose it without a word.
-    leased: Option<F::File>,
+    is_leased: bool,
 }
 
 impl<F: Fs> Store<F> {
@@ -71,23 +73,31 @@ impl<F: Fs> Store<F> {
         // Were its name lost by a crash, what should have replaced it would be beside nothing, and nobody could tell whose that is.
         self.make_name_durable(dir, &found.version).await?;
         self.let_go(&found.version);
-        let leased = match dir.open(name).await {
-            Ok(old) => {
-                let leased = match old.lease().await {
-                    Ok(()) => true,
-                    Err(error) if is_any(&error, &[Errno::AGAIN]) => return Err(being_written()),
-                    Err(error) if has_no_leases(&error) => false,
-                    Err(error) => return Err(ServiceError::io("take a lease on", &error)),
-                };
-                // After a crash the old one is known by its version, so that must be on the disk.
-                old.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
-                leased.then_some(old)
-            }
+        let file = match dir.open(name).await {
+            Ok(file) => Some(file),
             Err(error) if is_any(&error, &[Errno::AGAIN]) => return Err(being_written()),
             // A link, or one that may not be read.
-            Err(_) => None,
+            Err(error) if is_any(&error, &[Errno::LOOP, Errno::ACCESS, Errno::PERM]) => None,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(ServiceError::Changed),
+            Err(error) => return Err(ServiceError::io("open", &error)),
         };
-        Ok(Some(Older { version, found, leased }))
+        let mut is_leased = false;
+        if let Some(file) = &file {
+            if let Err(error) = file.try_lock(Lock::Exclusive).await
+                && is_any(&error, &[Errno::AGAIN])
+            {
+                return Err(locked_elsewhere());
+            }
+            is_leased = lease(file).await?;
+            // After a crash the old one is known by its version, so that must be on the disk.
+            file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
+        }
+        Ok(Some(Older {
+            version,
+            found,
+            file,
+            is_leased,
+        }))
     }
 
     /// As [`publish`](Self::publish), in the place of `older`, or of nothing: a few calls that wait for no disk.
@@ -137,7 +147,8 @@ impl<F: Fs> Store<F> {
 
     /// Puts `part` in the place of `older`, by way of a name that tells a crash what was going on.
     async fn replace(&self, dir: &F::Dir, part: &Name, name: &Name, older: Older<F>, ours: &Ours) -> Answer<()> {
-        let Older { version, found, leased } = older;
+        let Older { version, found, .. } = older;
+        let leased = older.file.as_ref().filter(|_| older.is_leased);
         let swap = names::swap(name, &tag(dir, name, &found).await?);
         self.move_unless_there(dir, part, dir, &swap, Care::Ours)
             .await
@@ -155,7 +166,10 @@ impl<F: Fs> Store<F> {
             }
             self.move_unless_there(dir, &swap, dir, part, Care::Ours)
                 .await
-                .map_err(|_| ServiceError::Leftover(swap.clone()))
+                .map_err(|error| match error.kind() {
+                    io::ErrorKind::NotFound => somebody_else(),
+                    _ => ServiceError::Leftover(swap.clone()),
+                })
         };
         if !is_ours(dir, &swap, ours).await? {
             back_to_partial.await?;
@@ -169,7 +183,7 @@ impl<F: Fs> Store<F> {
             }
             Err(error) if is_unsupported(&error) => {
                 // Who writes a new file between the look and the rename loses it: documented for such file systems.
-                let may_go = match is_still_leased(leased.as_ref()).await {
+                let may_go = match is_still_leased(leased).await {
                     Ok(true) => self.ensure_final_is(dir, name, &version).await.map(drop),
                     Ok(false) => Err(being_written()),
                     Err(error) => Err(error),
@@ -186,7 +200,7 @@ impl<F: Fs> Store<F> {
                 return Err(ServiceError::io("rename", &error));
             }
         }
-        let looked = self.was_right(dir, &swap, name, &version, leased.as_ref(), ours).await;
+        let looked = self.was_right(dir, &swap, name, &version, leased, ours).await;
         if looked == Ok(true) {
             return ignore_missing(dir.unlink(&swap).await).map_err(|e| ServiceError::io("remove the old", &e));
         }
@@ -202,7 +216,7 @@ impl<F: Fs> Store<F> {
         }
         // A crash could leave the first exchange alone: until the second is durable, ours is neither written to nor removed.
         match (self.sync_one(dir).await, is_back) {
-            (Err(error), Ok(true)) => return Err(error),
+            (Err(error), Ok(true) | Err(_)) => return Err(error),
             _ => back_to_partial.await?,
         }
         looked.and(Err(ServiceError::Changed))
@@ -268,6 +282,16 @@ impl<F: Fs> Store<F> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ServiceError::Changed),
             Err(error) => Err(ServiceError::io("stat", &error)),
         }
+    }
+}
+
+/// Takes a lease on `file`, where there are any; `Busy` when somebody has it open for writing.
+pub(super) async fn lease(file: &impl File) -> Answer<bool> {
+    match file.lease().await {
+        Ok(()) => Ok(true),
+        Err(error) if is_any(&error, &[Errno::AGAIN]) => Err(being_written()),
+        Err(error) if has_no_leases(&error) => Ok(false),
+        Err(error) => Err(ServiceError::io("take a lease on", &error)),
     }
 }
 

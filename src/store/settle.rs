@@ -6,8 +6,8 @@ use super::{
     Store,
     hashes::{Compared, Hashes},
     is_any,
-    publish::Ours,
-    source::locked_elsewhere,
+    publish::{Ours, is_still_leased, lease},
+    source::{being_written, locked_elsewhere},
 };
 use crate::{
     digest::ChunkHash,
@@ -185,13 +185,31 @@ impl<F: Fs> Store<F> {
         }
         self.remove_partial(&dir, &name, Some(version)).await?;
         if (now.mode, now.version.mtime) != (meta.mode & 0o777, meta.mtime) {
-            match file.set_meta(meta.mode & 0o777, meta.mtime).await {
-                // It belongs to somebody else; its content is what counts.
-                Err(error) if is_any(&error, &[Errno::PERM]) => {}
-                set => set.map_err(|e| ServiceError::io("set mode and times", &e))?,
+            // Who writes to it before it has its mtime would not be seen by that.
+            let is_leased = lease(file).await?;
+            let before = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
+            if !before.version.same_but_ctime(version) {
+                return Err(ServiceError::Changed);
             }
+            let is_set = match file.set_meta(meta.mode & 0o777, meta.mtime).await {
+                // It belongs to somebody else; its content is what counts.
+                Err(error) if is_any(&error, &[Errno::PERM]) => false,
+                set => set
+                    .map(|()| true)
+                    .map_err(|e| ServiceError::io("set mode and times", &e))?,
+            };
             // Before it is synced: who writes to it from now on changes its mtime.
             let settled = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
+            let is_it = match is_set {
+                true => settled.version.size == version.size,
+                false => settled.version.same_but_ctime(version),
+            };
+            if !is_it {
+                return Err(ServiceError::Changed);
+            }
+            if !is_still_leased(is_leased.then_some(file)).await? {
+                return Err(being_written());
+            }
             file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
             return Ok(Ours::Written(settled.version));
         }

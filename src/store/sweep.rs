@@ -5,10 +5,10 @@ use std::io;
 use rustix::io::Errno;
 
 use super::{
-    Store, has_no_leases, ignore_missing, is_any, names,
+    Store, ignore_missing, is_any, names,
     names::NameKind,
     partial::{Locked, lock_named},
-    publish::{is_still_leased, tag},
+    publish::{is_still_leased, lease, tag},
     source::is_older,
 };
 use crate::{
@@ -98,7 +98,9 @@ impl<F: Fs> Store<F> {
             Ok(aside) if final_tag.as_ref() == Some(&swap.replaced) => {
                 self.back_to_partial(dir, left, &aside, &name).await
             }
-            _ => Ok(false),
+            // Unless a run is at it just now.
+            Ok(_) => Ok(is_locked(dir, left).await),
+            Err(error) => Ok(error.kind() == io::ErrorKind::NotFound),
         }
     }
 
@@ -133,11 +135,16 @@ impl<F: Fs> Store<F> {
                 return Ok(false);
             }
             // Another run has gone on with it.
-            Err(error) => return Ok(error.kind() == io::ErrorKind::NotFound),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            // What is told is where it was.
+            Err(_) => {
+                self.put_back(dir, &part, dir, left).await.ok();
+                return Ok(false);
+            }
         }
         if is_link {
             // There is nothing in a link to continue. (A run that is at it finds that out.)
-            ignore_missing(dir.unlink(&part).await).map_err(|e| ServiceError::io("remove", &e))?;
+            dir.unlink(&part).await.ok();
         }
         Ok(true)
     }
@@ -183,23 +190,28 @@ impl<F: Fs> Store<F> {
 /// Removes what is `left` of a replacement, told by `replaced`, once `name` has another, unless a run is at it just now. False when somebody may be
 /// writing to it, and when it is another by now.
 async fn remove_replaced<D: Dir>(dir: &D, left: &Name, name: &Name, replaced: &names::Tag) -> Answer<bool> {
-    if is_locked(dir, left).await || is_locked(dir, name).await {
+    let file = match dir.open(left).await {
+        Ok(file) => Some(file),
+        // A link.
+        Err(error) if is_any(&error, &[Errno::LOOP]) => None,
+        // A run may hold it, or have put it right; of what may not be read that can't be told.
+        Err(error) => return Ok(!is_any(&error, &[Errno::ACCESS])),
+    };
+    let is_held = match &file {
+        Some(file) => is_locked_elsewhere(file).await,
+        None => false,
+    };
+    if is_held || is_locked(dir, name).await {
         return Ok(true);
     }
     // Who is writing to it would lose that.
-    let leased = match dir.open(left).await {
-        Ok(file) => match file.lease().await {
-            Ok(()) => Some(file),
-            Err(error) if has_no_leases(&error) => None,
-            Err(_) => return Ok(false),
-        },
-        // A link.
-        Err(error) if is_any(&error, &[Errno::LOOP]) => None,
-        Err(error) => return Ok(error.kind() == io::ErrorKind::NotFound),
+    let is_leased = match &file {
+        Some(file) => lease(file).await?,
+        None => false,
     };
     // Nor has anybody begun to until now, nor put another there.
     if tag_of(dir, left, &dir.stat(left).await).await.as_ref() != Some(replaced)
-        || !is_still_leased(leased.as_ref()).await?
+        || !is_still_leased(file.as_ref().filter(|_| is_leased)).await?
     {
         return Ok(false);
     }
@@ -248,13 +260,15 @@ pub(super) async fn remove_probe<D: Dir>(dir: &D, name: &Name) {
     }
 }
 
-/// Whether another run may hold what is at `name` open for writing. Asked by a lock that others may ask by as well.
+async fn is_locked_elsewhere(file: &impl File) -> bool {
+    let locked = file.try_lock(Lock::Shared).await;
+    locked.is_err_and(|error| is_any(&error, &[Errno::AGAIN]))
+}
+
+/// Whether another run may hold what is at `name`. Asked by a lock that others may ask by as well.
 async fn is_locked<D: Dir>(dir: &D, name: &Name) -> bool {
     match dir.open(name).await {
-        Ok(file) => match file.try_lock(Lock::Shared).await {
-            Err(error) => is_any(&error, &[Errno::AGAIN]),
-            Ok(()) => false,
-        },
+        Ok(file) => is_locked_elsewhere(&file).await,
         // A link, or nothing: no run can hold it. What can't be looked at may be held.
         Err(error) => error.kind() != io::ErrorKind::NotFound && !is_any(&error, &[Errno::LOOP]),
     }

@@ -25,6 +25,18 @@ fn text(name: &Name) -> &str {
     str::from_utf8(name.as_bytes()).unwrap()
 }
 
+/// What another process finds while this one halts.
+fn sweep_beside(machine: &Machine) -> Result<Swept, ServiceError> {
+    let disk = machine.disk(1);
+    let swept = std::thread::spawn(move || {
+        process(async move {
+            let store = Bench::process(&disk, Limits::default()).await;
+            store.sweep(&RelPath::root()).await
+        })
+    });
+    swept.join().unwrap()
+}
+
 // What somebody, or the kernel, does meanwhile.
 
 fn write_to_swapped(machine: &Machine) {
@@ -388,4 +400,148 @@ fn what_has_come_in_the_place_of_a_link_is_not_removed() {
         assert_eq!(swept.leftovers.len(), 1);
         assert!(is_there(&bench, &swap, b"newer"));
     });
+}
+
+/// The older final can't be opened just now (a disk error, no descriptor left): nobody could tell whether somebody is writing to it.
+#[test]
+fn an_older_final_that_can_not_be_opened_just_now_is_not_replaced() {
+    for errno in [Errno::IO, Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
+        process(async move {
+            let bench = Bench::new().await;
+            let (partial, finish) = prepared(&bench).await;
+            // Somebody has it open for writing all the while.
+            let writer = bench.disk.open_writer("new").unwrap();
+            bench.machine.inject(Fault {
+                at: At::call_on("new", Op::Open, 0),
+                kind: Kind::Error(errno),
+            });
+            while !partial.read_back(&bench.store, 1).await.unwrap() {}
+            let finished = partial.finish(&bench.store, &finish).await;
+            assert_eq!(bench.machine.struck().len(), 1);
+            writer.write(0, b"their").unwrap();
+            assert!(is_there(&bench, "new", b"their"), "{errno:?}: {finished:?}");
+            assert!(finished.is_err());
+        });
+    }
+}
+
+/// The second exchange was made, but neither can that be looked at, nor be made durable: ours is not moved on.
+#[test]
+fn what_is_back_but_not_durably_stays_where_it_is_though_a_look_fails() {
+    let (exchange, looks) = calls();
+    process(async move {
+        let bench = Bench::new().await;
+        let faults = vec![
+            act(At::Effect(exchange), write_to_swapped),
+            // The look whether it is back, after the one at the final name.
+            fails(At::Read(looks[2] + 1)),
+            fails(At::Effect(exchange + 2)),
+        ];
+        let finished = replace(&bench, faults).await;
+        assert_eq!(bench.machine.struck().len(), 3);
+        assert!(bench.disk.read(PART).is_err(), "ours was moved on: {finished:?}");
+        assert!(matches!(finished, Err(ServiceError::Io { .. })), "{finished:?}");
+    });
+}
+
+/// What is told is there.
+#[test]
+fn what_somebody_has_removed_is_not_told_as_left() {
+    let (exchange, _) = calls();
+    process(async move {
+        let bench = Bench::new().await;
+        let remove = |machine: &Machine| {
+            let disk = machine.disk(1);
+            disk.remove(swap(&disk)).unwrap();
+        };
+        let faults = vec![
+            act(At::Effect(exchange), write_to_swapped),
+            act(At::Effect(exchange + 3), remove),
+        ];
+        let finished = replace(&bench, faults).await;
+        assert_eq!(bench.machine.struck().len(), 2);
+        if let Err(ServiceError::Leftover(told)) = finished {
+            assert!(bench.disk.read(text(&told)).is_ok(), "{told} is not there");
+        }
+    });
+}
+
+/// A run is about to give the older final its name back, when somebody puts a newer one there, and another run looks through the directory: that must
+/// not take for replaced what the first swaps out in the middle of it.
+#[test]
+fn what_a_live_run_swaps_out_is_not_removed_by_who_looks_through_the_directory() {
+    let (exchange, _) = calls();
+    process(async move {
+        let bench = Bench::new().await;
+        let look = |machine: &Machine| {
+            put_newer(machine);
+            // What the first run does next.
+            machine.inject(act(At::call(Op::LeaseHeld, 0), exchange_names));
+            sweep_beside(machine).unwrap();
+        };
+        let faults = vec![
+            act(At::Effect(exchange), write_to_swapped),
+            act(At::Effect(exchange + 1), look),
+        ];
+        let finished = replace(&bench, faults).await;
+        let is_newer = |node: &Node| node.content.to_vec() == b"newer";
+        assert!(bench.disk.nodes().values().any(is_newer), "{finished:?}");
+        assert_eq!(bench.machine.struck().len(), 2, "the lease is not even asked for");
+    });
+}
+
+/// A live run is about to take back a replacement, as somebody has written to the older final: what it has out of the way is not left over.
+#[test]
+fn what_a_live_run_has_out_of_the_way_is_not_told_as_left() {
+    let (exchange, _) = calls();
+    process(async move {
+        let bench = Bench::new().await;
+        let told = Arc::new(std::sync::Mutex::new(None));
+        let is_told = told.clone();
+        let look = move |machine: &Machine| *is_told.lock().unwrap() = Some(sweep_beside(machine));
+        let faults = vec![
+            act(At::Effect(exchange), |machine| {
+                machine.disk(1).write_at("new", 5, b"x").unwrap()
+            }),
+            // Ours is about to become the partial again, or the older one is being made durable.
+            act(At::Effect(exchange + 2), look),
+        ];
+        let finished = replace(&bench, faults).await;
+        assert_eq!(bench.machine.struck().len(), 2);
+        let swept = told.lock().unwrap().take().unwrap().unwrap();
+        assert_eq!(swept.leftovers, [], "{finished:?}");
+    });
+}
+
+/// What a sweep tells is there.
+#[test]
+fn what_a_sweep_could_not_look_at_once_more_is_told_where_it_is() {
+    for is_link in [false, true] {
+        process(async move {
+            let bench = Bench::new().await;
+            let disk = &bench.disk;
+            let put = |at: &str, content: &[u8]| match is_link {
+                true => disk.symlink(at, content).unwrap(),
+                false => disk.create(at, content).unwrap(),
+            };
+            put("new", b"older");
+            let version = disk.stat("new").unwrap().version;
+            let tag = match is_link {
+                true => names::link_tag(&version, b"older"),
+                false => names::version_tag(&version),
+            };
+            put(text(&names::swap(&Name::new("new").unwrap(), &tag)), b"brand new");
+            disk.settle();
+            let part = if is_link { ".new.realize-link" } else { PART };
+            // The look after the rename; of a link there is one before.
+            bench
+                .machine
+                .inject(fails(At::call_on(part, Op::Stat, u64::from(is_link))));
+            let swept = sweep(&bench).await.unwrap();
+            assert_eq!(bench.machine.struck().len(), 1);
+            for told in swept.leftovers {
+                assert!(disk.stat(told.as_bytes()).is_ok(), "{told} is told, and not there");
+            }
+        });
+    }
 }
