@@ -28,6 +28,7 @@ fn text(name: &Name) -> &str {
 /// What another process finds while this one halts.
 fn sweep_beside(machine: &Machine) -> Result<Swept, ServiceError> {
     let disk = machine.disk(1);
+    #[expect(clippy::disallowed_methods, reason = "this thread halts; nothing runs beside it")]
     let swept = std::thread::spawn(move || {
         process(async move {
             let store = Bench::process(&disk, Limits::default()).await;
