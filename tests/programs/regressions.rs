@@ -80,7 +80,7 @@ fn an_older_file_of_that_size_which_may_not_be_read_is_replaced() {
         for (name, size) in [("small", 9), ("large", 200_000)] {
             fs::write(source.join(name), vec![1; size]).unwrap();
             fs::write(target.join(name), vec![2; size]).unwrap();
-            fs::set_permissions(target.join(name), fs::Permissions::from_mode(0)).unwrap();
+            fs::set_permissions(target.join(name), fs::Permissions::from_mode(0o000)).unwrap();
         }
         scratches.iter().for_each(|scratch| give_to_nobody(scratch));
         realize().args([&source, &target]).unprivileged().run().expect_code(0);
