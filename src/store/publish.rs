@@ -44,7 +44,7 @@ impl Ours {
 pub(super) struct Older<F: Fs> {
     version: Version,
     found: Metadata,
-    /// Where it can be opened, locked: who looks through the directory meanwhile leaves it alone.
+    /// Where it can be opened, under a shared lock: who looks through the directory meanwhile leaves it alone, and who reads it is in nobody's way.
     file: Option<F::File>,
     /// Under a lease, where that can be had: who is writing to it would lose it without a word.
     is_leased: bool,
@@ -83,11 +83,7 @@ impl<F: Fs> Store<F> {
         };
         let mut is_leased = false;
         if let Some(file) = &file {
-            if let Err(error) = file.try_lock(Lock::Exclusive).await
-                && is_any(&error, &[Errno::AGAIN])
-            {
-                return Err(locked_elsewhere());
-            }
+            lock(file, Lock::Shared).await?;
             is_leased = lease(file).await?;
             // After a crash the old one is known by its version, so that must be on the disk.
             file.sync().await.map_err(|e| self.sync_failed("sync", &e))?;
@@ -147,8 +143,13 @@ impl<F: Fs> Store<F> {
 
     /// Puts `part` in the place of `older`, by way of a name that tells a crash what was going on.
     async fn replace(&self, dir: &F::Dir, part: &Name, name: &Name, older: Older<F>, ours: &Ours) -> Answer<()> {
-        let Older { version, found, .. } = older;
-        let leased = older.file.as_ref().filter(|_| older.is_leased);
+        let Older {
+            version,
+            found,
+            file,
+            is_leased,
+        } = older;
+        let leased = file.as_ref().filter(|_| is_leased);
         let swap = names::swap(name, &tag(dir, name, &found).await?);
         self.move_unless_there(dir, part, dir, &swap, Care::Ours)
             .await
@@ -191,6 +192,10 @@ impl<F: Fs> Store<F> {
                 if let Err(error) = may_go {
                     back_to_partial.await?;
                     return Err(error);
+                }
+                if !is_leased {
+                    // A network file system may first give what is open another name, or refuse.
+                    drop(file);
                 }
                 let replaced = dir.rename(&swap, dir, name, Rename::Replace).await;
                 return replaced.map_err(|e| ServiceError::io("rename", &e));
@@ -282,6 +287,15 @@ impl<F: Fs> Store<F> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ServiceError::Changed),
             Err(error) => Err(ServiceError::io("stat", &error)),
         }
+    }
+}
+
+/// Locks a final, where there are locks; `Busy` when another run is in the way.
+pub(super) async fn lock(file: &impl File, lock: Lock) -> Answer<()> {
+    match file.try_lock(lock).await {
+        Err(error) if is_any(&error, &[Errno::AGAIN]) => Err(locked_elsewhere()),
+        // Where there are no locks, two runs in opposite directions can't see each other.
+        _ => Ok(()),
     }
 }
 

@@ -6,7 +6,7 @@ use super::{
     Store,
     hashes::{Compared, Hashes},
     is_any,
-    publish::{Ours, is_still_leased, lease},
+    publish::{Ours, is_still_leased, lease, lock},
     source::{being_written, locked_elsewhere},
 };
 use crate::{
@@ -150,11 +150,7 @@ impl<F: Fs> Store<F> {
                 true => locked_elsewhere(),
                 false => ServiceError::io("open", &error),
             })?;
-        if let Err(error) = file.try_lock(Lock::Exclusive).await
-            && is_any(&error, &[Errno::AGAIN])
-        {
-            return Err(locked_elsewhere());
-        }
+        lock(&file, Lock::Exclusive).await?;
         // Older than the lock: what came in between shows when its name is looked at for the last time.
         if file.opened().version != *version {
             return Err(ServiceError::Changed);
@@ -186,6 +182,7 @@ impl<F: Fs> Store<F> {
         self.remove_partial(&dir, &name, Some(version)).await?;
         if (now.mode, now.version.mtime) != (meta.mode & 0o777, meta.mtime) {
             // Who writes to it before it has its mtime would not be seen by that.
+            self.let_go(version);
             let is_leased = lease(file).await?;
             let before = file.metadata().await.map_err(|e| ServiceError::io("stat", &e))?;
             if !before.version.same_but_ctime(version) {

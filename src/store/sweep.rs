@@ -98,8 +98,11 @@ impl<F: Fs> Store<F> {
             Ok(aside) if final_tag.as_ref() == Some(&swap.replaced) => {
                 self.back_to_partial(dir, left, &aside, &name).await
             }
-            // Unless a run is at it just now.
-            Ok(_) => Ok(is_locked(dir, left).await),
+            // Unless a run is seen to be at it just now.
+            Ok(_) => match dir.open(left).await {
+                Ok(file) => Ok(is_locked_elsewhere(&file, Lock::Exclusive).await),
+                Err(error) => Ok(error.kind() == io::ErrorKind::NotFound),
+            },
             Err(error) => Ok(error.kind() == io::ErrorKind::NotFound),
         }
     }
@@ -198,7 +201,8 @@ async fn remove_replaced<D: Dir>(dir: &D, left: &Name, name: &Name, replaced: &n
         Err(error) => return Ok(!is_any(&error, &[Errno::ACCESS])),
     };
     let is_held = match &file {
-        Some(file) => is_locked_elsewhere(file).await,
+        // Who replaces it holds it by a shared lock.
+        Some(file) => is_locked_elsewhere(file, Lock::Exclusive).await,
         None => false,
     };
     if is_held || is_locked(dir, name).await {
@@ -210,7 +214,11 @@ async fn remove_replaced<D: Dir>(dir: &D, left: &Name, name: &Name, replaced: &n
         None => false,
     };
     // Nor has anybody begun to until now, nor put another there.
-    if tag_of(dir, left, &dir.stat(left).await).await.as_ref() != Some(replaced)
+    let now = dir.stat(left).await;
+    if now.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        return Ok(true);
+    }
+    if tag_of(dir, left, &now).await.as_ref() != Some(replaced)
         || !is_still_leased(file.as_ref().filter(|_| is_leased)).await?
     {
         return Ok(false);
@@ -260,15 +268,16 @@ pub(super) async fn remove_probe<D: Dir>(dir: &D, name: &Name) {
     }
 }
 
-async fn is_locked_elsewhere(file: &impl File) -> bool {
-    let locked = file.try_lock(Lock::Shared).await;
+/// Whether another has `file` locked, so that `lock` can't be had.
+async fn is_locked_elsewhere(file: &impl File, lock: Lock) -> bool {
+    let locked = file.try_lock(lock).await;
     locked.is_err_and(|error| is_any(&error, &[Errno::AGAIN]))
 }
 
 /// Whether another run may hold what is at `name`. Asked by a lock that others may ask by as well.
 async fn is_locked<D: Dir>(dir: &D, name: &Name) -> bool {
     match dir.open(name).await {
-        Ok(file) => is_locked_elsewhere(&file).await,
+        Ok(file) => is_locked_elsewhere(&file, Lock::Shared).await,
         // A link, or nothing: no run can hold it. What can't be looked at may be held.
         Err(error) => error.kind() != io::ErrorKind::NotFound && !is_any(&error, &[Errno::LOOP]),
     }

@@ -74,6 +74,19 @@ fn a_read_only_directory_that_was_left_behind_moves_when_its_file_can() {
     }
 }
 
+/// As in a backup of hard links of which one was renamed: the old file at the target is one of the sources too, and is read just then.
+#[test]
+fn an_older_file_that_is_read_as_a_source_is_replaced() {
+    let scratch = Scratch::on_disk();
+    let (source, target) = (scratch.dir("source"), scratch.dir("target"));
+    fs::write(source.join("y"), "older").unwrap();
+    fs::hard_link(source.join("y"), target.join("x")).unwrap();
+    fs::write(source.join("x"), "newer and longer").unwrap();
+    realize().arg("--copy").args([&source, &target]).run().expect_code(0);
+    assert_eq!(fs::read(target.join("x")).unwrap(), b"newer and longer");
+    assert_eq!(fs::read(target.join("y")).unwrap(), b"older");
+}
+
 #[test]
 fn an_older_file_of_that_size_which_may_not_be_read_is_replaced() {
     for (scratches, source, target) in of_both_kinds() {

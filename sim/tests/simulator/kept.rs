@@ -705,3 +705,22 @@ fn what_somebody_else_has_written_is_durable_before_it_counts() {
         assert!(bench.disk.always_holds(&new, &Content::from(&all[..])));
     });
 }
+
+#[test]
+fn a_kept_partial_that_is_the_equal_final_by_now_is_let_go() {
+    process(async {
+        let bench = Bench::new().await;
+        let partial = bench.whole().await;
+        bench.store.keep(&partial).await;
+        drop(partial);
+        // Another program, or person, has published it.
+        bench.disk.rename(PART, "new").unwrap();
+        bench.disk.settle();
+        let version = bench.disk.stat("new").unwrap().version;
+        let path = RelPath::new("new").unwrap();
+        let confirm = bench.store.open_final(&path, &version).await.unwrap();
+        assert_eq!(confirm.compare(0, &hashes()).await.unwrap(), [true; 3]);
+        while !confirm.read_back(1).await.unwrap() {}
+        assert_eq!(confirm.finish(&bench.store, &finish()).await, Ok(()));
+    });
+}

@@ -546,3 +546,25 @@ fn what_a_sweep_could_not_look_at_once_more_is_told_where_it_is() {
         });
     }
 }
+
+/// What is neither the older final nor ours, and which may not be read, or can't be: somebody's.
+#[test]
+fn what_can_not_be_opened_is_told() {
+    for errno in [Errno::IO, Errno::ACCESS] {
+        process(async move {
+            let bench = Bench::new().await;
+            let disk = &bench.disk;
+            disk.create("other", b"other").unwrap();
+            disk.create("new", b"ours").unwrap();
+            let tag = names::version_tag(&disk.stat("other").unwrap().version);
+            let left = names::swap(&Name::new("new").unwrap(), &tag);
+            disk.create(text(&left), b"somebody's newer").unwrap();
+            disk.settle();
+            bench.machine.inject(Fault {
+                at: At::call_on(text(&left), Op::Open, 0),
+                kind: Kind::Error(errno),
+            });
+            assert_eq!(sweep(&bench).await.unwrap().leftovers, [left], "{errno:?}");
+        });
+    }
+}

@@ -284,8 +284,16 @@ pub fn way_out(why: &Why) -> Option<&'static str> {
         ServiceError::NotEmpty => Some("something came into it meanwhile; run again"),
         ServiceError::NotFound if at_source => Some("it went away meanwhile"),
         ServiceError::NotFound => Some("its directory went away; is a disk not mounted?"),
-        ServiceError::Io { doing, .. } if !at_source && doing.starts_with("sync") => {
-            Some("what was written may not be on the disk: check it, and restart realized if that is on another host")
+        ServiceError::Io { doing, errno } if !at_source && doing.starts_with("sync") => {
+            match Errno::from_raw_os_error(*errno) {
+                Errno::NOSPC | Errno::DQUOT => {
+                    Some("free some space at the target, and restart realized if that is on another host")
+                }
+                _ => Some(
+                    "what was written may not be on the disk: look at the kernel's log, check the disk, and restart realized if that is on \
+                     another host",
+                ),
+            }
         }
         ServiceError::Denied(_) => Some(
             "add it to the rights of this host in the configuration of realized there, and have it read that anew (SIGHUP)",
