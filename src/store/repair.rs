@@ -55,16 +55,18 @@ impl<F: Fs> Partial<F> {
         let start = first.saturating_mul(CHUNK_BYTES).min(len);
         let end = start.saturating_add(count.saturating_mul(CHUNK_BYTES)).min(len);
         let (mut at, mut sums) = (start, Vec::new());
-        let mut buf = Vec::new();
-        let (read_bytes, step_bytes) = match stride {
-            1 => (CHUNK_BYTES, CHUNK_BYTES),
-            stride => (block_bytes.into(), u64::from(block_bytes) * u64::from(stride)),
-        };
+        let read_bytes = if stride == 1 { CHUNK_BYTES } else { block_bytes.into() };
+        // Blocks lie side by side there, for eight are summed up at once.
+        let mut buf = vec![0; CHUNK_BYTES as usize];
         while at < end {
-            buf.resize((end - at).min(read_bytes) as usize, 0);
-            self.read_basis(at, &mut buf).await;
-            sums.extend(Signature::sums(block_bytes, &buf));
-            at += step_bytes;
+            let mut filled = 0;
+            while at < end && filled < buf.len() {
+                let read = &mut buf[filled..][..(end - at).min(read_bytes) as usize];
+                self.read_basis(at, read).await;
+                filled += read.len();
+                at += read_bytes * u64::from(stride);
+            }
+            sums.extend(Signature::sums(block_bytes, &buf[..filled]));
         }
         Ok(Sums {
             start,
