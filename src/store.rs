@@ -200,7 +200,7 @@ impl<F: Fs> Store<F> {
         })
     }
 
-    /// Claims the root for `run`.
+    /// Claims the root for `run`; `Unsafe` for a target where a sync has failed.
     pub async fn claim(&self, role: Role, run: RunId) -> Answer<Claimed<F>> {
         if role == Role::Target {
             self.ensure_safe()?;

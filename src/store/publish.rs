@@ -290,7 +290,7 @@ impl<F: Fs> Store<F> {
     }
 }
 
-/// Locks a final, where there are locks; `Busy` when another run is in the way.
+/// Locks `file`, where there are locks; `Busy` when another run is in the way.
 pub(super) async fn lock(file: &impl File, lock: Lock) -> Answer<()> {
     match file.try_lock(lock).await {
         Err(error) if is_any(&error, &[Errno::AGAIN]) => Err(locked_elsewhere()),

@@ -8,7 +8,7 @@ use super::{
     Store, ignore_missing, is_any, names,
     names::NameKind,
     partial::{Locked, lock_named},
-    publish::{is_still_leased, lease, tag},
+    publish::{is_still_leased, lease, lock, tag},
     source::is_older,
 };
 use crate::{
@@ -100,7 +100,7 @@ impl<F: Fs> Store<F> {
             }
             // Unless a run is seen to be at it just now.
             Ok(_) => match dir.open(left).await {
-                Ok(file) => Ok(is_locked_elsewhere(&file, Lock::Exclusive).await),
+                Ok(file) => Ok(lock(&file, Lock::Exclusive).await.is_err()),
                 Err(error) => Ok(error.kind() == io::ErrorKind::NotFound),
             },
             Err(error) => Ok(error.kind() == io::ErrorKind::NotFound),
@@ -202,7 +202,7 @@ async fn remove_replaced<D: Dir>(dir: &D, left: &Name, name: &Name, replaced: &n
     };
     let is_held = match &file {
         // Who replaces it holds it by a shared lock.
-        Some(file) => is_locked_elsewhere(file, Lock::Exclusive).await,
+        Some(file) => lock(file, Lock::Exclusive).await.is_err(),
         None => false,
     };
     if is_held || is_locked(dir, name).await {
@@ -268,16 +268,10 @@ pub(super) async fn remove_probe<D: Dir>(dir: &D, name: &Name) {
     }
 }
 
-/// Whether another has `file` locked, so that `lock` can't be had.
-async fn is_locked_elsewhere(file: &impl File, lock: Lock) -> bool {
-    let locked = file.try_lock(lock).await;
-    locked.is_err_and(|error| is_any(&error, &[Errno::AGAIN]))
-}
-
 /// Whether another run may hold what is at `name`. Asked by a lock that others may ask by as well.
 async fn is_locked<D: Dir>(dir: &D, name: &Name) -> bool {
     match dir.open(name).await {
-        Ok(file) => is_locked_elsewhere(&file, Lock::Shared).await,
+        Ok(file) => lock(&file, Lock::Shared).await.is_err(),
         // A link, or nothing: no run can hold it. What can't be looked at may be held.
         Err(error) => error.kind() != io::ErrorKind::NotFound && !is_any(&error, &[Errno::LOOP]),
     }

@@ -866,38 +866,36 @@ fn an_equal_final_that_is_written_to_before_it_counts_is_seen() {
     }
 }
 
-/// A final that is equal already, and gets the source's times: who writes to it right before it gets them is seen.
+/// A final that is equal already, and gets the source's times: who writes to it right before it gets them is seen, where the length tells nothing too.
 #[test]
 fn an_equal_final_that_is_written_to_as_it_gets_the_sources_times_is_seen() {
+    let writes: [fn(&Machine); 2] = [
+        |machine| {
+            let newer = b"their newer and other content";
+            machine.disk(TARGET).write("target/same", newer).unwrap()
+        },
+        |machine| machine.disk(TARGET).write_at("target/same", 1, b"heir").unwrap(),
+    ];
     for body in [text("equal"), Body::File(vec![7; 3 << 20].as_slice().into())] {
-        for is_refused in [true, false] {
-            let world = World::of(1, false, vec![("same", body.clone(), Some(body.clone()))]);
-            // Longer than before: neither its mtime nor its content is what was compared.
-            let write = |machine: &Machine| {
-                machine
-                    .disk(TARGET)
-                    .write("target/same", b"their newer and other content")
-                    .unwrap()
-            };
-            let at = At::Call {
-                op: Op::FileSetMeta,
-                path: Some(path("target/same")),
-                nth: 0,
-            };
-            world.machine.inject(act(at.clone(), write));
-            if is_refused {
-                // It belongs to somebody else.
-                world.machine.inject(Fault {
-                    at,
-                    kind: Kind::Error(Errno::PERM),
-                });
+        for write in writes {
+            for (op, is_refused) in [(Op::Lease, false), (Op::FileSetMeta, true), (Op::FileSetMeta, false)] {
+                let world = World::of(1, false, vec![("same", body.clone(), Some(body.clone()))]);
+                let at = At::call_on("target/same", op, 0);
+                world.machine.inject(act(at.clone(), write));
+                if is_refused {
+                    // It belongs to somebody else.
+                    world.machine.inject(Fault {
+                        at,
+                        kind: Kind::Error(Errno::PERM),
+                    });
+                }
+                let ended = world.move_all();
+                assert_eq!(world.machine.struck().len(), 1 + usize::from(is_refused));
+                assert!(
+                    world.source.stat("source/same").is_ok(),
+                    "{op:?} {is_refused}: the source went: {ended:?}"
+                );
             }
-            let ended = world.move_all();
-            assert_eq!(world.machine.struck().len(), 1 + usize::from(is_refused));
-            assert!(
-                world.source.stat("source/same").is_ok(),
-                "{is_refused}: the source went: {ended:?}"
-            );
         }
     }
 }

@@ -14,6 +14,7 @@ mod power_cut;
 mod random;
 mod recall;
 mod reflink;
+mod sums;
 mod swaps;
 mod two_hosts;
 mod worst;
